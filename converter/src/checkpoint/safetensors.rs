@@ -1,0 +1,234 @@
+//! Safetensors files, mapped into memory: what is not read costs nothing.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::header::{Header, HeaderError, TensorInfo};
+use super::{CheckpointError, TensorSource};
+
+/// A safetensors file whose header has been checked.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    header: Header,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl SafetensorsFile {
+    /// Opens a file and checks its header.
+    ///
+    /// # Errors
+    /// It cannot be read, is of another format, or breaks a rule of this one.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        if path.is_dir() {
+            return Err(CheckpointError::Folder {
+                path: path.to_owned(),
+            });
+        }
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            let problem = HeaderError::HeaderTooSmall(0);
+            return Err(CheckpointError::Header {
+                path: path.to_owned(),
+                problem,
+            });
+        }
+        #[expect(
+            unsafe_code,
+            reason = "a map is how gigabytes are read without copying them"
+        )]
+        // SAFETY: the map is read-only, and only ever read as bytes, for which every value is valid. Another program
+        // that truncates the file meanwhile ends this one with SIGBUS, as it does every program that maps files.
+        let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(io)?);
+        Self::new(path.to_owned(), bytes)
+    }
+
+    /// Reads a file that is part of the program; `label` stands for its path in messages.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn from_static(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+        Self::new(PathBuf::from(label), Bytes::Static(bytes))
+    }
+
+    fn new(path: PathBuf, bytes: Bytes) -> Result<Self, CheckpointError> {
+        let content = bytes.get();
+        if let Some((kind, hint)) = other_format(content) {
+            return Err(CheckpointError::Format { path, kind, hint });
+        }
+        let header = match Header::parse(content) {
+            Ok(header) => header,
+            Err(problem) => return Err(CheckpointError::Header { path, problem }),
+        };
+        let is_scale =
+            |name: &&String| name.ends_with("scaled_fp8") || name.ends_with(".scale_weight");
+        if let Some(evidence) = header.tensors.keys().find(is_scale) {
+            return Err(CheckpointError::ScaledFp8 {
+                path,
+                evidence: evidence.clone(),
+            });
+        }
+        Ok(Self {
+            path,
+            header,
+            bytes,
+        })
+    }
+}
+
+impl Bytes {
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl TensorSource for SafetensorsFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.header.tensors
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        let no_tensor = || CheckpointError::NoTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+        };
+        let start = *self.header.offsets.get(name).ok_or_else(no_tensor)?;
+        let length = self.header.tensors[name].byte_len();
+        Ok(Cow::Borrowed(&self.bytes.get()[start..start + length]))
+    }
+
+    fn file_bytes(&self) -> &[u8] {
+        self.bytes.get()
+    }
+}
+
+/// What people give instead of safetensors files, by how it begins, and what they should do.
+fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    const PICKLE: &str =
+        "pickled checkpoints are not supported yet; get the model's .safetensors file";
+    const DOWNLOAD: &str = "the download went wrong (a login page?); fetch the file again";
+    let starts: [(&[u8], &str, &str); 8] = [
+        (
+            b"PK\x03\x04",
+            "a zip archive, as .ckpt and .pt files are",
+            PICKLE,
+        ),
+        (
+            b"\x80\x02",
+            "a pickle, as old .ckpt and .pt files are",
+            PICKLE,
+        ),
+        (b"\x80\x04", "a pickle", PICKLE),
+        (b"<!DOCTYPE", "a web page", DOWNLOAD),
+        (b"<!doctype", "a web page", DOWNLOAD),
+        (b"<html", "a web page", DOWNLOAD),
+        (
+            b"version https://git-lfs",
+            "a Git LFS pointer",
+            "fetch the file itself with `git lfs pull`",
+        ),
+        (
+            b"GGUF",
+            "a GGUF file",
+            "quantized files cannot be converted; get the model's .safetensors file",
+        ),
+    ];
+    starts
+        .into_iter()
+        .find(|(start, ..)| bytes.starts_with(start))
+        .map(|(_, kind, hint)| (kind, hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_read_from_a_file() {
+        let data: Vec<u8> = (0..12).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![3, 4], &data)
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        safetensors::serialize_to_file([("t", view)], None, &path).unwrap();
+        let file = SafetensorsFile::open(&path).unwrap();
+        assert_eq!(file.tensors()["t"].shape, [3, 4]);
+        assert_eq!(*file.bytes("t").unwrap(), *data);
+        assert!(matches!(
+            file.bytes("u"),
+            Err(CheckpointError::NoTensor { .. })
+        ));
+        assert_eq!(file.size_bytes(), std::fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn other_formats_are_named() {
+        for (start, expected) in [
+            (&b"PK\x03\x04rest"[..], "zip"),
+            (b"\x80\x02}q\x00", "pickle"),
+            (b"<!DOCTYPE html>", "web page"),
+            (b"version https://git-lfs.github.com/spec/v1", "LFS"),
+            (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        ] {
+            let bytes: &'static [u8] = start;
+            let error = SafetensorsFile::from_static("x.safetensors", bytes)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(expected) && error.contains("hint:"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_there_empty_or_folders_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            SafetensorsFile::open(dir.path()),
+            Err(CheckpointError::Folder { .. })
+        ));
+        assert!(matches!(
+            SafetensorsFile::open(&dir.path().join("no")),
+            Err(CheckpointError::Io { .. })
+        ));
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").unwrap();
+        let error = SafetensorsFile::open(&empty).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                CheckpointError::Header {
+                    problem: HeaderError::HeaderTooSmall(0),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

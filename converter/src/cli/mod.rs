@@ -1,0 +1,28 @@
+//! One file per subcommand: its options, and what it does with them.
+
+mod build;
+mod inspect;
+mod synth;
+mod verify;
+
+use sd_converter::ui::Ui;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Build(build::BuildArgs),
+    Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
+    Synth(synth::SynthArgs),
+}
+
+impl Command {
+    pub(crate) fn run(&self, ui: &Ui) -> anyhow::Result<()> {
+        match self {
+            Self::Build(args) => build::run(args, ui),
+            Self::Inspect(args) => inspect::run(args, ui),
+            Self::Verify(args) => verify::run(args, ui),
+            Self::Synth(args) => synth::run(args, ui),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Stable Diffusion checkpoints to ONNX model directories, streaming, without Python.
+//!
+//! [`checkpoint`] reads files tensor by tensor, [`weights`] gives their tensors canonical names, [`build`] turns them into
+//! the directory that `sdrun` and diffusers run, [`onnx`] writes graphs, [`synth`] makes weights for those who own none,
+//! [`inspect`] and [`verify`] look at files and directories, [`ui`] is how the programs talk to people.
+//!
+//! What is deliberately not here: running models. This crate never touches ONNX Runtime.
+
+pub mod build;
+pub mod checkpoint;
+pub mod error;
+pub mod inspect;
+pub mod onnx;
+pub mod output;
+pub mod progress;
+pub mod synth;
+pub mod ui;
+pub mod verify;
+pub mod weights;
+
+pub use error::ConvertError;

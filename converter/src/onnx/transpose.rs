@@ -1,0 +1,60 @@
+//! Transposes matrices of stored elements, whatever their type.
+
+/// Side of the blocks that are moved at once: both the rows read and the rows written stay in the first-level cache.
+const BLOCK: usize = 32;
+
+/// `bytes` of `rows` x `cols` elements of `size` bytes -> the bytes of the `cols` x `rows` transpose.
+///
+/// # Panics
+/// If the length of `bytes` is not `rows * cols * size`.
+pub(super) fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    assert_eq!(
+        bytes.len(),
+        rows * cols * size,
+        "the caller checked the tensor's length"
+    );
+    match size {
+        2 => transpose_elements::<2>(bytes, rows, cols),
+        4 => transpose_elements::<4>(bytes, rows, cols),
+        _ => unreachable!("weights are stored in 2 or 4 bytes"),
+    }
+}
+
+fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+    let mut result = vec![0; bytes.len()];
+    let (input, _) = bytes.as_chunks::<SIZE>();
+    let (output, _) = result.as_chunks_mut::<SIZE>();
+    for row in (0..rows).step_by(BLOCK) {
+        for col in (0..cols).step_by(BLOCK) {
+            for c in col..(col + BLOCK).min(cols) {
+                for r in row..(row + BLOCK).min(rows) {
+                    output[c * rows + r] = input[r * cols + c];
+                }
+            }
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_are_no_multiple_of_the_block() {
+        let (rows, cols) = (37, 65);
+        for size in [2, 4] {
+            let bytes: Vec<u8> = (0..rows * cols * size)
+                .map(|i| (i * 7 % 251) as u8)
+                .collect();
+            let result = transpose(&bytes, rows, cols, size);
+            for r in 0..rows {
+                for c in 0..cols {
+                    let (from, to) = ((r * cols + c) * size, (c * rows + r) * size);
+                    assert_eq!(bytes[from..from + size], result[to..to + size]);
+                }
+            }
+            assert_eq!(transpose(&result, cols, rows, size), bytes);
+        }
+    }
+}

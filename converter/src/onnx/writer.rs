@@ -1,0 +1,363 @@
+//! Writes a graph as `model.onnx` with weights in `model.onnx_data`, one tensor in memory at a time.
+//!
+//! Storage and compute type are separate: a weight stays in the 16 bits it was published in and a `Cast` node, which
+//! runtimes fold when they load the graph, makes it single precision. Small tensors are single precision and inline.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use prost::Message;
+use sd_models::graph::{Attr, ConstantData, DType, Dim, Graph, OPSET, Param, Value};
+use sd_models::manifest::DATA_FILE;
+use sha2::{Digest, Sha256};
+
+use super::proto::{
+    AttributeProto, DimensionProto, DimensionValue, EXTERNAL, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
+    TypeProto, ValueInfoProto, attribute_type, data_type,
+};
+use super::transpose::transpose;
+
+/// Tensors of at least this many bytes go to external data, on boundaries of as many bytes (a page).
+const PAGE: usize = 4096;
+
+/// ONNX IR version that came with opset 17.
+const IR_VERSION: i64 = 8;
+
+/// Type in which a weight's bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stored {
+    /// IEEE half precision.
+    F16,
+    /// Truncated single precision.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+}
+
+impl Stored {
+    /// The name used in manifests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::F32 => "F32",
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    fn onnx(self) -> i32 {
+        match self {
+            Self::F16 => data_type::FLOAT16,
+            Self::Bf16 => data_type::BFLOAT16,
+            Self::F32 => data_type::FLOAT,
+        }
+    }
+
+    fn to_f32(self, bytes: &[u8]) -> Vec<u8> {
+        let halves = |decode: fn([u8; 2]) -> f32| {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .flat_map(|&b| decode(b).to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        match self {
+            Self::F16 => halves(|b| half::f16::from_le_bytes(b).to_f32()),
+            Self::Bf16 => halves(|b| half::bf16::from_le_bytes(b).to_f32()),
+            Self::F32 => bytes.to_vec(),
+        }
+    }
+}
+
+/// Where the bytes of parameters come from.
+pub trait WeightReader {
+    /// What can go wrong.
+    type Error;
+
+    /// Little-endian bytes of a parameter in its checkpoint shape, C order, and their type.
+    ///
+    /// # Errors
+    /// The tensor cannot be read, or the user interrupted.
+    fn read(&self, param: &Param) -> Result<(Stored, Cow<'_, [u8]>), Self::Error>;
+}
+
+/// A graph that could not be written.
+#[derive(Debug)]
+pub enum WriteError<E> {
+    /// The output folder cannot be written.
+    Io(io::Error),
+    /// A weight cannot be had.
+    Weight(E),
+}
+
+impl<E> From<io::Error> for WriteError<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// SHA-256 and length of `model.onnx`.
+    pub model: (String, u64),
+    /// SHA-256 and length of `model.onnx_data`.
+    pub data: (String, u64),
+    /// Types that weights are stored in.
+    pub storage: BTreeSet<Stored>,
+}
+
+/// Writes `graph` and its weights into `folder`.
+///
+/// # Errors
+/// The folder cannot be written, or `weights` fails.
+pub fn write_model<R: WeightReader>(
+    graph: &Graph,
+    weights: &R,
+    folder: &Path,
+) -> Result<Written, WriteError<R::Error>> {
+    let mut data = DataFile::create(folder)?;
+    let mut storage = BTreeSet::new();
+    let mut names: Vec<String> = graph.values.iter().map(|info| info.name.clone()).collect();
+    let mut proto = GraphProto {
+        name: graph.name.clone(),
+        ..GraphProto::default()
+    };
+    for constant in &graph.constants {
+        proto
+            .initializer
+            .push(constant_tensor(graph, constant.value, &constant.data));
+    }
+    for param in &graph.params {
+        let (stored, bytes) = weights.read(param).map_err(WriteError::Weight)?;
+        let mut dims = param.shape.clone();
+        let mut bytes = bytes;
+        if param.transposed {
+            bytes = Cow::Owned(transpose(&bytes, dims[0], dims[1], stored.size()));
+            dims.reverse();
+        }
+        let mut tensor = TensorProto {
+            dims: dims.iter().map(|&n| n as i64).collect(),
+            name: param.name.clone(),
+            ..TensorProto::default()
+        };
+        if bytes.len() < PAGE {
+            tensor.data_type = data_type::FLOAT;
+            tensor.raw_data = Some(stored.to_f32(&bytes));
+        } else {
+            tensor.data_type = stored.onnx();
+            tensor.data_location = EXTERNAL;
+            tensor.external_data = data.append(&bytes)?;
+            storage.insert(stored);
+            if stored != Stored::F32 {
+                let cast = format!("{}:f32", param.name);
+                proto.node.push(cast_to_f32(&param.name, &cast));
+                names[param.value.index()] = cast;
+            }
+        }
+        proto.initializer.push(tensor);
+    }
+    proto
+        .node
+        .extend(graph.nodes.iter().map(|node| node_proto(node, &names)));
+    proto.input = graph.inputs.iter().map(|&v| value_info(graph, v)).collect();
+    proto.output = graph
+        .outputs
+        .iter()
+        .map(|&v| value_info(graph, v))
+        .collect();
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "sdconvert".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: Some(proto),
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: OPSET,
+        }],
+    };
+    let bytes = model.encode_to_vec();
+    let mut file = File::create(folder.join("model.onnx"))?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    let hash = hex(Sha256::digest(&bytes).as_slice());
+    Ok(Written {
+        model: (hash, bytes.len() as u64),
+        data: data.finish()?,
+        storage,
+    })
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// External data in the making: appended in pages, hashed on the way.
+struct DataFile {
+    file: File,
+    hash: Sha256,
+    length: usize,
+}
+
+impl DataFile {
+    fn create(folder: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create(folder.join(DATA_FILE))?,
+            hash: Sha256::new(),
+            length: 0,
+        })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<Vec<StringStringEntryProto>> {
+        let offset = self.length.next_multiple_of(PAGE);
+        self.put(&[0; PAGE][..offset - self.length])?;
+        self.put(bytes)?;
+        let entry = |key: &str, value: String| StringStringEntryProto {
+            key: key.to_owned(),
+            value,
+        };
+        Ok(vec![
+            entry("location", DATA_FILE.to_owned()),
+            entry("offset", offset.to_string()),
+            entry("length", bytes.len().to_string()),
+        ])
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.length += bytes.len();
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<(String, u64)> {
+        self.file.sync_all()?;
+        Ok((hex(self.hash.finalize().as_slice()), self.length as u64))
+    }
+}
+
+fn constant_tensor(graph: &Graph, value: Value, data: &ConstantData) -> TensorProto {
+    let info = graph.info(value);
+    let dims = info
+        .shape
+        .iter()
+        .map(|d| d.fixed().expect("constants have fixed shapes") as i64)
+        .collect();
+    let (data_type, bytes) = match data {
+        ConstantData::F32(v) => (
+            data_type::FLOAT,
+            v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+        ConstantData::I64(v) => (
+            data_type::INT64,
+            v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+    };
+    TensorProto {
+        dims,
+        data_type,
+        name: info.name.clone(),
+        raw_data: Some(bytes),
+        ..TensorProto::default()
+    }
+}
+
+fn cast_to_f32(from: &str, to: &str) -> NodeProto {
+    NodeProto {
+        input: vec![from.to_owned()],
+        output: vec![to.to_owned()],
+        name: format!("/{from}/Cast"),
+        op_type: "Cast".to_owned(),
+        attribute: vec![AttributeProto {
+            name: "to".to_owned(),
+            i: Some(i64::from(data_type::FLOAT)),
+            r#type: attribute_type::INT,
+            ..AttributeProto::default()
+        }],
+        ..NodeProto::default()
+    }
+}
+
+fn node_proto(node: &sd_models::graph::Node, names: &[String]) -> NodeProto {
+    let name_of = |v: &Option<Value>| v.map(|v| names[v.index()].clone()).unwrap_or_default();
+    NodeProto {
+        input: node.inputs.iter().map(name_of).collect(),
+        output: node
+            .outputs
+            .iter()
+            .map(|v| names[v.index()].clone())
+            .collect(),
+        name: node.name.clone(),
+        op_type: node.op.to_owned(),
+        attribute: node
+            .attributes
+            .iter()
+            .map(|(name, attr)| attribute_proto(name, attr))
+            .collect(),
+        ..NodeProto::default()
+    }
+}
+
+fn attribute_proto(name: &str, attr: &Attr) -> AttributeProto {
+    let mut proto = AttributeProto {
+        name: name.to_owned(),
+        ..AttributeProto::default()
+    };
+    match attr {
+        Attr::Float(x) => (proto.f, proto.r#type) = (Some(*x), attribute_type::FLOAT),
+        Attr::Int(x) => (proto.i, proto.r#type) = (Some(*x), attribute_type::INT),
+        Attr::Ints(x) => (proto.ints, proto.r#type) = (x.clone(), attribute_type::INTS),
+        Attr::Text(x) => {
+            (proto.s, proto.r#type) = (Some(x.as_bytes().to_vec()), attribute_type::STRING);
+        }
+    }
+    proto
+}
+
+fn value_info(graph: &Graph, value: Value) -> ValueInfoProto {
+    let info = graph.info(value);
+    let elem_type = match info.dtype {
+        DType::F32 => data_type::FLOAT,
+        DType::I64 => data_type::INT64,
+    };
+    let dim = info
+        .shape
+        .iter()
+        .map(|dim| DimensionProto {
+            value: match dim {
+                Dim::Fixed(n) => Some(DimensionValue::Fixed(*n as i64)),
+                Dim::Symbol(s) => Some(DimensionValue::Symbol((*s).to_owned())),
+                Dim::Unknown => None,
+            },
+        })
+        .collect();
+    let tensor_type = TensorTypeProto {
+        elem_type,
+        shape: Some(TensorShapeProto { dim }),
+    };
+    ValueInfoProto {
+        name: info.name.clone(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(tensor_type),
+        }),
+    }
+}

@@ -1,0 +1,218 @@
+//! How the programs talk to people: results on stdout, everything else on stderr, exit codes.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::progress::Progress;
+
+/// Options that every subcommand has.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct UiArgs {
+    /// Only errors and results
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// More about what happens; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+/// A user's terminal.
+#[derive(Clone, Debug)]
+pub struct Ui {
+    quiet: bool,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// The user pressed Ctrl-C, or the system asked the program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// The user asked for something that cannot be, known before anything is opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+impl Ui {
+    /// Sets up logging, and catches Ctrl-C so that operations can end cleanly; a second Ctrl-C ends the program at once.
+    #[must_use]
+    pub fn start(args: UiArgs) -> Self {
+        let level = match (args.quiet, args.verbose) {
+            (true, _) => "error",
+            (false, 0) => "warn",
+            (false, 1) => "info",
+            (false, _) => "debug",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_env("SDRT_LOG");
+        let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        let plain = std::env::var_os("NO_COLOR").is_some() || !io::stderr().is_terminal();
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(!plain)
+            .without_time();
+        // A second start in one process (tests) keeps the first one's log and handler.
+        let _ = log.try_init();
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&interrupted);
+        let _ = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        });
+        Self {
+            quiet: args.quiet,
+            interrupted,
+        }
+    }
+
+    /// Something good to know, on stderr.
+    pub fn note(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            say(&text.to_string());
+        }
+    }
+
+    /// Something that may be wrong, on stderr.
+    pub fn warn(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            say(&format!("warning: {text}"));
+        }
+    }
+
+    /// What was asked for, on stdout.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn result(&self, text: impl fmt::Display) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", text.to_string().trim_end())?;
+        out.flush()
+    }
+
+    /// Whether the user wants to stop; true from the first Ctrl-C on.
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    /// The flag behind [`Self::interrupted`], for libraries that look at it themselves.
+    #[must_use]
+    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
+    /// A bar that counts bytes, with rate and remaining time; invisible if stderr is no terminal.
+    #[must_use]
+    pub fn bytes(&self, message: &'static str, total: u64) -> Bar {
+        self.bar(
+            message,
+            total,
+            "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+        )
+    }
+
+    /// A bar that counts steps.
+    #[must_use]
+    pub fn steps(&self, message: &'static str, total: u64) -> Bar {
+        self.bar(
+            message,
+            total,
+            "{msg} {wide_bar} {pos}/{len}, {seconds_per_step}, {eta} left",
+        )
+    }
+
+    fn bar(&self, message: &'static str, total: u64, template: &str) -> Bar {
+        // indicatif draws on terminals only.
+        let target = if self.quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(message);
+        let style = ProgressStyle::with_template(template).expect("the templates above are valid");
+        let seconds_per_step = |state: &indicatif::ProgressState, out: &mut dyn fmt::Write| {
+            let rate = state.per_sec();
+            let _ = if rate > 0.0 {
+                write!(out, "{:.2} s/step", 1.0 / rate)
+            } else {
+                write!(out, "- s/step")
+            };
+        };
+        bar.set_style(style.with_key("seconds_per_step", seconds_per_step));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Bar {
+            bar,
+            interrupted: Arc::clone(&self.interrupted),
+        }
+    }
+
+    /// Reports how a command ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    #[must_use]
+    pub fn finish(&self, outcome: anyhow::Result<()>) -> ExitCode {
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) if self.interrupted() => {
+                say("interrupted");
+                ExitCode::from(130)
+            }
+            Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+            Err(e) => {
+                say(&format!("error: {e:#}"));
+                if e.is::<UsageError>() {
+                    ExitCode::from(2)
+                } else {
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+/// `sdconvert .. | head` is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Writes a line to stderr; if nobody reads it, that is fine.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// A progress bar that also says when to stop.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Bar {
+    /// `n` steps or bytes are done.
+    pub fn set(&self, n: u64) {
+        self.bar.set_position(n);
+    }
+}
+
+impl Progress for Bar {
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,208 @@
+//! Checks model directories: hashes, graph structure, external data, names at the boundary.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use sd_models::diffusers::COMPONENTS;
+use sd_models::manifest::{self, DATA_FILE, Manifest};
+
+use crate::ConvertError;
+use crate::build::hash_file;
+use crate::onnx::proto::{EXTERNAL, GraphProto, ModelProto};
+use crate::progress::Progress;
+
+/// Largest `model.onnx` that is read: weights belong into external data.
+const MAX_GRAPH_BYTES: u64 = 256 << 20;
+
+/// What was checked.
+#[derive(Debug)]
+pub struct VerifyReport {
+    /// The manifest; folders made by other programs have none.
+    pub manifest: Option<Manifest>,
+    /// Graphs whose structure was checked, and their number of nodes.
+    pub graphs: Vec<(String, usize)>,
+    /// Bytes whose hash was compared.
+    pub hashed: u64,
+}
+
+/// Reads a directory's manifest, if it has one.
+///
+/// # Errors
+/// It cannot be read or is of another schema.
+pub fn read_manifest(dir: &Path) -> Result<Option<Manifest>, ConvertError> {
+    let path = dir.join(manifest::FILE_NAME);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(ConvertError::read(&path))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|e| damaged(&path, format!("not a manifest: {e}")))?;
+    if manifest.schema != manifest::SCHEMA {
+        let problem = format!(
+            "its schema is {}, this program reads {}",
+            manifest.schema,
+            manifest::SCHEMA
+        );
+        return Err(damaged(&path, problem));
+    }
+    Ok(Some(manifest))
+}
+
+/// Bytes that [`verify_dir`] reads.
+#[must_use]
+pub fn work_bytes(manifest: Option<&Manifest>) -> u64 {
+    let components = manifest.into_iter().flat_map(|m| m.components.values());
+    components
+        .flat_map(|c| c.files.values())
+        .map(|f| f.size)
+        .sum()
+}
+
+/// Checks a model directory.
+///
+/// # Errors
+/// Whatever is wrong with it first.
+pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, ConvertError> {
+    let manifest = read_manifest(dir)?;
+    let mut report = VerifyReport {
+        manifest,
+        graphs: Vec::new(),
+        hashed: 0,
+    };
+    for (folder, component) in report.manifest.iter().flat_map(|m| &m.components) {
+        for (name, expected) in &component.files {
+            let path = dir.join(folder).join(name);
+            let size = fs::metadata(&path)
+                .map_err(ConvertError::read(&path))?
+                .len();
+            if size != expected.size {
+                return Err(damaged(
+                    &path,
+                    format!(
+                        "it has {size} bytes, but the manifest says {}",
+                        expected.size
+                    ),
+                ));
+            }
+            let (sha256, _) = hash_file(&path, progress)?;
+            if sha256 != expected.sha256 {
+                let problem = format!(
+                    "its SHA-256 is {sha256}, but the manifest says {}",
+                    expected.sha256
+                );
+                return Err(damaged(&path, problem));
+            }
+            report.hashed += size;
+        }
+    }
+    for folder in COMPONENTS {
+        let path = dir.join(folder).join("model.onnx");
+        report
+            .graphs
+            .push((folder.to_owned(), verify_graph(&path)?));
+    }
+    Ok(report)
+}
+
+/// Checks one graph and where it expects its weights; returns the number of nodes.
+fn verify_graph(path: &Path) -> Result<usize, ConvertError> {
+    let size = fs::metadata(path).map_err(ConvertError::read(path))?.len();
+    if size > MAX_GRAPH_BYTES {
+        return Err(damaged(
+            path,
+            format!("it has {size} bytes, at most {MAX_GRAPH_BYTES} are read"),
+        ));
+    }
+    let bytes = fs::read(path).map_err(ConvertError::read(path))?;
+    let model = ModelProto::decode(&*bytes)
+        .map_err(|e| damaged(path, format!("not an ONNX model: {e}")))?;
+    let graph = model
+        .graph
+        .ok_or_else(|| damaged(path, "it has no graph".to_owned()))?;
+    verify_external_data(path, &graph)?;
+    let mut known: HashSet<&str> = HashSet::from([""]);
+    known.extend(graph.input.iter().map(|v| v.name.as_str()));
+    known.extend(graph.initializer.iter().map(|t| t.name.as_str()));
+    for node in &graph.node {
+        if let Some(input) = node.input.iter().find(|i| !known.contains(i.as_str())) {
+            return Err(damaged(
+                path,
+                format!(
+                    "node `{}` reads `{input}`, which nothing before it makes",
+                    node.name
+                ),
+            ));
+        }
+        for output in &node.output {
+            if !output.is_empty() && !known.insert(output) {
+                return Err(damaged(path, format!("value `{output}` is made twice")));
+            }
+        }
+    }
+    match graph
+        .output
+        .iter()
+        .find(|o| !known.contains(o.name.as_str()))
+    {
+        Some(output) => Err(damaged(
+            path,
+            format!("nothing makes the output `{}`", output.name),
+        )),
+        None => Ok(graph.node.len()),
+    }
+}
+
+fn verify_external_data(path: &Path, graph: &GraphProto) -> Result<(), ConvertError> {
+    let folder = path.parent().expect("a model file lies in a folder");
+    for tensor in graph
+        .initializer
+        .iter()
+        .filter(|t| t.data_location == EXTERNAL)
+    {
+        let entry = |key: &str| {
+            tensor
+                .external_data
+                .iter()
+                .find(|e| e.key == key)
+                .map(|e| e.value.as_str())
+        };
+        let number = |key: &str| entry(key).map_or(Some(0), |v| v.parse::<u64>().ok());
+        let location = entry("location").unwrap_or(DATA_FILE);
+        if Path::new(location).components().count() != 1 || location == ".." {
+            return Err(damaged(
+                path,
+                format!(
+                    "tensor `{}` lies outside the folder, in `{location}`",
+                    tensor.name
+                ),
+            ));
+        }
+        let data = folder.join(location);
+        let size = fs::metadata(&data)
+            .map_err(ConvertError::read(&data))?
+            .len();
+        let (Some(offset), Some(length)) = (number("offset"), number("length")) else {
+            return Err(damaged(
+                path,
+                format!("tensor `{}` has no readable offset and length", tensor.name),
+            ));
+        };
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            let problem = format!(
+                "it has {size} bytes, but tensor `{}` ends beyond them",
+                tensor.name
+            );
+            return Err(damaged(&data, problem));
+        }
+    }
+    Ok(())
+}
+
+fn damaged(path: &Path, problem: String) -> ConvertError {
+    ConvertError::Damaged {
+        path: PathBuf::from(path),
+        problem,
+    }
+}

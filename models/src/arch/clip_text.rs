@@ -1,0 +1,184 @@
+//! CLIP's text transformer (Radford et al. 2021, section 2.4), which turns token ids into the UNet's context.
+
+use crate::graph::{DType, Graph, GraphBuilder, Result, Value};
+use crate::nn::{attention, gelu, layer_norm, linear, quick_gelu};
+
+/// Nonlinearity of the feed-forward layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(1.702 x)`: OpenAI's CLIP.
+    QuickGelu,
+    /// Exact GELU: OpenCLIP.
+    Gelu,
+}
+
+/// Shape of a text encoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClipTextConfig {
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub positions: usize,
+    /// Width of the embeddings.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Feed-forward nonlinearity.
+    pub activation: Activation,
+}
+
+impl ClipTextConfig {
+    /// CLIP ViT-L/14, the text encoder of Stable Diffusion 1.
+    #[must_use]
+    pub fn clip_l() -> Self {
+        Self {
+            vocab_size: 49408,
+            positions: 77,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            layers: 12,
+            heads: 12,
+            activation: Activation::QuickGelu,
+        }
+    }
+
+    /// A narrow encoder of the same structure and vocabulary, for tests.
+    #[must_use]
+    pub fn tiny() -> Self {
+        Self {
+            hidden_size: 64,
+            intermediate_size: 256,
+            layers: 2,
+            heads: 1,
+            ..Self::clip_l()
+        }
+    }
+}
+
+/// `input_ids` [batch, sequence] i64 -> `last_hidden_state` [batch, sequence, C] after the final norm, `pooler_output`
+/// [batch, C] at the end token, and `hidden_states.N` for N = 0 (embeddings) to `layers`, before the final norm.
+///
+/// # Errors
+/// A configuration whose widths do not fit together.
+pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
+    let mut builder = GraphBuilder::new("text_encoder");
+    let g = &mut builder;
+    let ids = g.input("input_ids", DType::I64, ["batch".into(), "sequence".into()])?;
+    let shape = g.shape_of(ids);
+    let length = g.slice_1d(shape, 1, 2);
+
+    let (states, last) = g.scope("text_model", |g| {
+        let mut x = g.scope("embeddings", |g| embeddings(g, cfg, ids, length))?;
+        let mask = causal_mask(g, cfg.positions, length);
+        let mut states = vec![x];
+        for i in 0..cfg.layers {
+            x = g.scope("encoder", |g| {
+                g.scope(("layers", i), |g| layer(g, cfg, x, mask))
+            })?;
+            states.push(x);
+        }
+        Ok((states, g.scope("final_layer_norm", |g| layer_norm(g, x))?))
+    })?;
+
+    // The end token has the largest id of the vocabulary; the first one counts, since padding may repeat it.
+    let end = g.argmax(ids, 1);
+    let pooled = g.pick_row_per_batch(last, end);
+    g.output("last_hidden_state", last)?;
+    g.output("pooler_output", pooled)?;
+    for (i, &state) in states.iter().enumerate() {
+        g.output(&format!("hidden_states.{i}"), state)?;
+    }
+    Ok(builder.finish())
+}
+
+/// Sum of the token's and the position's vector: [batch, sequence, C]
+fn embeddings(
+    g: &mut GraphBuilder,
+    cfg: &ClipTextConfig,
+    ids: Value,
+    length: Value,
+) -> Result<Value> {
+    let table = g.param("token_embedding.weight", [cfg.vocab_size, cfg.hidden_size])?;
+    let tokens = g.gather_rows(table, ids);
+    let table = g.param(
+        "position_embedding.weight",
+        [cfg.positions, cfg.hidden_size],
+    )?;
+    let positions = g.take_first(table, length, 0);
+    g.add(tokens, positions)
+}
+
+/// [sequence, sequence]: minus infinity where a token would see a later one.
+fn causal_mask(g: &mut GraphBuilder, positions: usize, length: Value) -> Value {
+    let entry = |i: usize| {
+        if i % positions > i / positions {
+            f32::NEG_INFINITY
+        } else {
+            0.0
+        }
+    };
+    let mask = g.constant_f32(
+        &[positions, positions],
+        (0..positions * positions).map(entry).collect(),
+    );
+    let mask = g.take_first(mask, length, 0);
+    g.take_first(mask, length, 1)
+}
+
+/// Pre-norm transformer layer with biases everywhere.
+fn layer(g: &mut GraphBuilder, cfg: &ClipTextConfig, x: Value, mask: Value) -> Result<Value> {
+    let width = cfg.hidden_size;
+    let h = g.scope("layer_norm1", |g| layer_norm(g, x))?;
+    let h = g.scope("self_attn", |g| {
+        let q = g.scope("q_proj", |g| linear(g, h, width))?;
+        let k = g.scope("k_proj", |g| linear(g, h, width))?;
+        let v = g.scope("v_proj", |g| linear(g, h, width))?;
+        let y = attention(g, q, k, v, cfg.heads, Some(mask))?;
+        g.scope("out_proj", |g| linear(g, y, width))
+    })?;
+    let x = g.add(x, h)?;
+    let h = g.scope("layer_norm2", |g| layer_norm(g, x))?;
+    let h = g.scope("mlp", |g| {
+        let h = g.scope("fc1", |g| linear(g, h, cfg.intermediate_size))?;
+        let h = match cfg.activation {
+            Activation::QuickGelu => quick_gelu(g, h)?,
+            Activation::Gelu => gelu(g, h)?,
+        };
+        g.scope("fc2", |g| linear(g, h, width))
+    })?;
+    g.add(x, h)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clip_l_has_the_published_number_of_tensors_and_parameters() {
+        let graph = clip_text_encoder(&ClipTextConfig::clip_l()).unwrap();
+        assert_eq!(graph.params.len(), 196);
+        assert_eq!(graph.parameter_count(), 123_060_480);
+    }
+
+    #[test]
+    fn outputs_are_named_as_optimum_names_them() {
+        let graph = clip_text_encoder(&ClipTextConfig::tiny()).unwrap();
+        let outputs: Vec<&str> = graph
+            .outputs
+            .iter()
+            .map(|&v| graph.info(v).name.as_str())
+            .collect();
+        let expected = [
+            "last_hidden_state",
+            "pooler_output",
+            "hidden_states.0",
+            "hidden_states.1",
+            "hidden_states.2",
+        ];
+        assert_eq!(outputs, expected);
+    }
+}

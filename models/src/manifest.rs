@@ -1,0 +1,181 @@
+//! `sdrt.json`: what a model directory holds beyond the files that diffusers and optimum define.
+//!
+//! The contract between `sdconvert`, which writes it, and `sdrun`, which reads it. Fields may be added; `schema` changes
+//! when a reader of the old one would go wrong.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::family::ModelFamily;
+
+/// File name of the manifest, at the top of the model directory.
+pub const FILE_NAME: &str = "sdrt.json";
+
+/// Version of this schema.
+pub const SCHEMA: u32 = 1;
+
+/// External data beside each `model.onnx`.
+pub const DATA_FILE: &str = "model.onnx_data";
+
+/// What a model directory holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA`] of the writer.
+    pub schema: u32,
+    /// Name and version of the program that wrote the directory.
+    pub converter: String,
+    /// Family the weights were recognised as.
+    pub family: ModelFamily,
+    /// What the UNet predicts.
+    pub prediction_type: PredictionType,
+    /// The latent space.
+    pub latent: Latent,
+    /// Width and height in pixels that the model makes by default.
+    pub default_size: [usize; 2],
+    /// By folder name: `text_encoder`, `unet`, `vae_encoder`, `vae_decoder`.
+    pub components: BTreeMap<String, Component>,
+    /// Every file that weights were taken from.
+    pub sources: Vec<Source>,
+    /// LoRAs baked into the weights, in the order of application.
+    pub loras: Vec<Lora>,
+    /// Licence that the source declares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Name that the source declares, or its file name.
+    pub title: String,
+}
+
+/// What a UNet's output is an estimate of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// Velocity (Salimans and Ho 2022).
+    VPrediction,
+    /// The clean sample.
+    Sample,
+}
+
+/// The autoencoder's latent space.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latent {
+    /// Channels.
+    pub channels: usize,
+    /// Pixels per latent, in each direction.
+    pub downscale: usize,
+    /// What the encoder's output is multiplied by.
+    pub scaling_factor: f64,
+}
+
+/// One network's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Type the weights are computed in.
+    pub precision: String,
+    /// Type or types the weights are stored in.
+    pub storage: Vec<String>,
+    /// Graph variants, by file name in the component's folder, and what each needs to run.
+    pub variants: BTreeMap<String, Variant>,
+    /// Every file of the folder, by name.
+    pub files: BTreeMap<String, File>,
+}
+
+/// What it takes to run a graph variant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variant {
+    /// ONNX operator set of the default domain.
+    pub opset: i64,
+    /// Operator domains other than ONNX's own.
+    pub custom_domains: Vec<String>,
+}
+
+/// A file's size and content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256 of the content, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A file that weights were taken from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// What was taken: `checkpoint` or `vae`.
+    pub role: String,
+    /// File name, without its folder.
+    pub name: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256 of the file, in hexadecimal: what model sites list.
+    pub sha256: String,
+}
+
+/// A LoRA baked into the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// File name, without its folder.
+    pub name: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Strength in the UNet.
+    pub unet: f64,
+    /// Strength in the text encoder.
+    pub text_encoder: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_survives_json() {
+        let manifest = Manifest {
+            schema: SCHEMA,
+            converter: "sdconvert 0.1.0".into(),
+            family: ModelFamily::Sd15,
+            prediction_type: PredictionType::Epsilon,
+            latent: Latent {
+                channels: 4,
+                downscale: 8,
+                scaling_factor: 0.18215,
+            },
+            default_size: [512, 512],
+            components: BTreeMap::from([(
+                "unet".to_owned(),
+                Component {
+                    precision: "f32".into(),
+                    storage: vec!["F16".into()],
+                    variants: BTreeMap::from([(
+                        "model.onnx".to_owned(),
+                        Variant {
+                            opset: 17,
+                            custom_domains: vec![],
+                        },
+                    )]),
+                    files: BTreeMap::from([(
+                        "model.onnx".to_owned(),
+                        File {
+                            size: 3,
+                            sha256: "00".into(),
+                        },
+                    )]),
+                },
+            )]),
+            sources: vec![Source {
+                role: "checkpoint".into(),
+                name: "a.safetensors".into(),
+                size: 1,
+                sha256: "11".into(),
+            }],
+            loras: vec![],
+            license: None,
+            title: "a".into(),
+        };
+        let json = serde_json::to_string_pretty(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+        insta::assert_snapshot!(json);
+    }
+}

@@ -1,0 +1,34 @@
+//! Linear layers and convolutions.
+
+use crate::graph::{Conv, GraphBuilder, Result, Value};
+
+/// `x` [..., in] -> [..., out]: `x W^T + b`, with `weight` [out, in] and `bias` [out].
+///
+/// # Errors
+/// `x` of unknown width.
+pub fn linear(g: &mut GraphBuilder, x: Value, out: usize) -> Result<Value> {
+    let y = linear_no_bias(g, x, out)?;
+    let bias = g.param("bias", [out])?;
+    g.add(y, bias)
+}
+
+/// `x` [..., in] -> [..., out]: `x W^T`.
+///
+/// # Errors
+/// `x` of unknown width.
+pub fn linear_no_bias(g: &mut GraphBuilder, x: Value, out: usize) -> Result<Value> {
+    let width = g.fixed_dim(x, g.shape(x).len() - 1)?;
+    let weight = g.param_transposed("weight", [out, width])?;
+    g.matmul(x, weight)
+}
+
+/// `x` [N, C, h, w] -> [N, out, h', w'], with `weight` [out, C, k, k] and `bias` [out].
+///
+/// # Errors
+/// `x` of unknown channels.
+pub fn conv2d(g: &mut GraphBuilder, x: Value, out: usize, conv: Conv) -> Result<Value> {
+    let channels = g.fixed_dim(x, 1)?;
+    let weight = g.param("weight", [out, channels, conv.kernel, conv.kernel])?;
+    let bias = g.param("bias", [out])?;
+    g.conv2d(x, weight, bias, conv)
+}

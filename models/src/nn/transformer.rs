@@ -1,0 +1,67 @@
+//! The UNet's transformer over pixels (Rombach et al. 2022, section 3.3): self-attention, cross-attention to the text, GEGLU.
+
+use super::{attention, conv2d, gelu, group_norm, layer_norm, linear, linear_no_bias};
+use crate::graph::{Conv, GraphBuilder, Result, Value};
+
+/// `x` [N, C, h, w], `context` [N, t, D] -> [N, C, h, w]: pixels become tokens, pass `depth` blocks, and are added to `x`.
+///
+/// # Errors
+/// `x` of unknown channels, or channels that are no multiple of `heads`.
+pub fn spatial_transformer(
+    g: &mut GraphBuilder,
+    x: Value,
+    context: Value,
+    depth: usize,
+    heads: usize,
+) -> Result<Value> {
+    let channels = g.fixed_dim(x, 1)?;
+    let h = g.scope("norm", |g| group_norm(g, x, 1e-6))?;
+    let h = g.scope("proj_in", |g| conv2d(g, h, channels, Conv::K1))?;
+    let pixels = g.reshape(h, &[0, channels as i64, -1])?;
+    let mut tokens = g.transpose(pixels, [0, 2, 1])?;
+    for k in 0..depth {
+        tokens = g.scope(("transformer_blocks", k), |g| {
+            block(g, tokens, context, heads)
+        })?;
+    }
+    let pixels = g.transpose(tokens, [0, 2, 1])?;
+    let h = g.reshape_like(pixels, x);
+    let h = g.scope("proj_out", |g| conv2d(g, h, channels, Conv::K1))?;
+    g.add(h, x)
+}
+
+fn block(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> Result<Value> {
+    let h = g.scope("norm1", layer_norm_of(x))?;
+    let h = g.scope("attn1", |g| multi_head(g, h, h, heads))?;
+    let x = g.add(h, x)?;
+    let h = g.scope("norm2", layer_norm_of(x))?;
+    let h = g.scope("attn2", |g| multi_head(g, h, context, heads))?;
+    let x = g.add(h, x)?;
+    let h = g.scope("norm3", layer_norm_of(x))?;
+    let h = g.scope("ff", |g| feed_forward(g, h))?;
+    g.add(h, x)
+}
+
+fn layer_norm_of(x: Value) -> impl FnOnce(&mut GraphBuilder) -> Result<Value> {
+    move |g| layer_norm(g, x)
+}
+
+/// Queries from `x` [N, s, C], keys and values from `context` [N, t, D]; projections without bias.
+fn multi_head(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> Result<Value> {
+    let width = g.fixed_dim(x, 2)?;
+    let q = g.scope("to_q", |g| linear_no_bias(g, x, width))?;
+    let k = g.scope("to_k", |g| linear_no_bias(g, context, width))?;
+    let v = g.scope("to_v", |g| linear_no_bias(g, context, width))?;
+    let y = attention(g, q, k, v, heads, None)?;
+    g.scope("to_out.0", |g| linear(g, y, width))
+}
+
+/// GEGLU (Shazeer 2020): the first half of a linear layer, gated by the GELU of the second; then back to the width of `x`.
+fn feed_forward(g: &mut GraphBuilder, x: Value) -> Result<Value> {
+    let width = g.fixed_dim(x, 2)?;
+    let both = g.scope("net.0.proj", |g| linear(g, x, 8 * width))?;
+    let (value, gate) = g.halves(both)?;
+    let gate = gelu(g, gate)?;
+    let h = g.mul(value, gate)?;
+    g.scope("net.2", |g| linear(g, h, width))
+}
