@@ -148,11 +148,11 @@ impl BuildPlan {
         warnings.extend(schedule_warning(&weights)?);
         let resolution = resolution(&weights);
         Ok(Self {
+            weights,
+            options,
             unet,
             vae,
             text,
-            weights,
-            options,
             networks,
             resolution,
             warnings,

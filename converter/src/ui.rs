@@ -128,6 +128,12 @@ impl Ui {
         )
     }
 
+    /// A sign of life for something without measure.
+    #[must_use]
+    pub fn spinner(&self, message: &'static str) -> Bar {
+        self.bar(message, 0, "{spinner} {msg} ({elapsed})")
+    }
+
     fn bar(&self, message: &'static str, total: u64, template: &str) -> Bar {
         // indicatif draws on terminals only.
         let target = if self.quiet {

@@ -1,0 +1,56 @@
+//! `sdrun demo`: the first command to run.
+
+use std::path::PathBuf;
+
+use sd_converter::ui::Ui;
+use sd_models::demo::PROMPT;
+use sd_runtime::engine::{EngineError, setup};
+use sd_runtime::pipeline::Txt2Img;
+
+use super::EngineArgs;
+use super::txt2img::{Output, generate};
+use crate::demo_model;
+
+/// Fetch what is needed, convert the model that ships with this program, make a picture
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Picture to write
+    #[arg(short, long, default_value = "demo.png", value_name = "PNG")]
+    output: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
+    let engine = match args.engine.start(ui) {
+        Err(EngineError::NoLibrary { .. }) => {
+            ui.note(format!(
+                "no ONNX Runtime here yet: fetching {} with pip ..",
+                setup::VERSION
+            ));
+            setup::fetch()?;
+            args.engine.start(ui)?
+        }
+        other => other?,
+    };
+    let model = demo_model::directory(ui)?;
+    let request = Txt2Img {
+        prompt: PROMPT.to_owned(),
+        guidance_scale: 5.0,
+        seed: 1,
+        ..Txt2Img::default()
+    };
+    let output = Output {
+        path: Some(args.output.clone()),
+        dump: None,
+        json: false,
+    };
+    generate(&request, &engine, &model, &output, ui)?;
+    ui.note(format!(
+        "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
+        args.output.display()
+    ));
+    ui.note("next: sdrun txt2img -p \"a small yellow star on a purple background\" --cfg 5");
+    ui.note("your own model: sdconvert build CHECKPOINT.safetensors -o DIR; sdrun txt2img -m DIR -p \"..\"");
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! `sdrun doctor`: is everything there?
+
+use sd_converter::ui::Ui;
+use sd_runtime::engine::library::{VARIABLE, data_dir};
+use sd_runtime::engine::{Engine, EngineOptions, Ep};
+
+/// Check the ONNX Runtime library and its providers
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    engine: super::EngineArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
+    // Whatever provider is asked for, the others are worth knowing first.
+    let options = EngineOptions {
+        library: args.engine.lib.clone(),
+        ep: Ep::Cpu,
+        threads: args.engine.threads,
+    };
+    let engine = Engine::start(&options, ui.interrupt_flag())?;
+    let library = engine.library();
+    let available: Vec<Ep> = Ep::ALL.into_iter().filter(|ep| ep.is_available()).collect();
+    if args.json {
+        ui.result(serde_json::json!({
+            "library": library.path,
+            "origin": library.origin.to_string(),
+            "build": engine.build_info(),
+            "providers": available.iter().map(|ep| ep.name()).collect::<Vec<_>>(),
+            "threads": engine.threads(),
+            "data_dir": data_dir(),
+        }))?;
+    } else {
+        ui.result(format!(
+            "library: {} (found by: {})",
+            library.path.display(),
+            library.origin
+        ))?;
+        ui.result(format!("build: {}", engine.build_info()))?;
+        for ep in Ep::ALL {
+            let state = if available.contains(&ep) {
+                "yes".to_owned()
+            } else {
+                format!("not in this library; {}", ep.hint())
+            };
+            ui.result(format!("provider {ep}: {state}"))?;
+        }
+        ui.result(format!("threads: {}", engine.threads()))?;
+        ui.result(format!(
+            "data folder: {} (SDRT_DATA_DIR); {VARIABLE} names another library",
+            data_dir().display()
+        ))?;
+    }
+    anyhow::ensure!(
+        available.contains(&args.engine.ep),
+        "{} has no {} provider\nhint: {}",
+        library.path.display(),
+        args.engine.ep,
+        args.engine.ep.hint()
+    );
+    Ok(())
+}

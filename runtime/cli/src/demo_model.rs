@@ -1,0 +1,37 @@
+//! The model that ships with the program: converted on first use into the user's data folder.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::checkpoint::SafetensorsFile;
+use sd_converter::ui::Ui;
+use sd_models::demo;
+use sd_runtime::engine::library::data_dir;
+use sd_runtime::pipeline::ModelDir;
+
+/// Opens the demo model, converting it if this version has not done so yet.
+pub(crate) fn directory(ui: &Ui) -> anyhow::Result<ModelDir> {
+    // A new version of the program may write directories differently.
+    let path: PathBuf = data_dir()
+        .join("models")
+        .join(concat!("tiny-shapes-", env!("CARGO_PKG_VERSION")));
+    if let Ok(model) = ModelDir::open(&path) {
+        return Ok(model);
+    }
+    ui.note(format!(
+        "converting the demo model into {} ..",
+        path.display()
+    ));
+    let checkpoint = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT)?;
+    let options = BuildOptions {
+        force: true,
+        ..BuildOptions::default()
+    };
+    let plan = BuildPlan::new(Box::new(checkpoint), None, options)?;
+    let bar = ui.bytes("converting", plan.work_bytes());
+    plan.write(&path, &bar)
+        .context("cannot convert the demo model")?;
+    drop(bar);
+    Ok(ModelDir::open(&path)?)
+}

@@ -1,0 +1,26 @@
+//! Makes pictures with Stable Diffusion model directories.
+
+mod commands;
+mod demo_model;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sd_converter::ui::{Ui, UiArgs};
+
+/// Pictures from text with Stable Diffusion, offline, on the CPU
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: commands::Command,
+    #[command(flatten)]
+    ui: UiArgs,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::start(cli.ui);
+    ui.finish(cli.command.run(&ui))
+}

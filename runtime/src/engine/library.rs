@@ -1,0 +1,304 @@
+//! Which ONNX Runtime library is loaded.
+//!
+//! In order: the one that is named (`--lib`, then `ORT_DYLIB_PATH`); beside the executable; where `sdrun setup` puts it; in
+//! an installed Python package `onnxruntime`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use ort::environment::EnvironmentBuilder;
+
+use super::EngineError;
+
+/// The variable that names a library, as for every program that uses the `ort` crate.
+pub const VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// The variable that names the folder for libraries and models, instead of the system's place for user data.
+pub const DATA_VARIABLE: &str = "SDRT_DATA_DIR";
+
+/// A library and how it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The file.
+    pub path: PathBuf,
+    /// How it was found.
+    pub origin: Origin,
+}
+
+/// How a library was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `--lib` named it.
+    Named,
+    /// `ORT_DYLIB_PATH` named it.
+    Variable,
+    /// It lies beside the executable.
+    Executable,
+    /// `sdrun setup` put it there.
+    Setup,
+    /// It belongs to a Python package.
+    Python,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Named => "--lib",
+            Self::Variable => VARIABLE,
+            Self::Executable => "beside the executable",
+            Self::Setup => "sdrun setup",
+            Self::Python => "Python's onnxruntime",
+        })
+    }
+}
+
+/// Where libraries and models of this program lie.
+#[must_use]
+pub fn data_dir() -> PathBuf {
+    if let Some(dir) = env::var_os(DATA_VARIABLE).filter(|dir| !dir.is_empty()) {
+        return dir.into();
+    }
+    match directories::ProjectDirs::from("", "", "sdrt") {
+        Some(dirs) => dirs.data_dir().to_owned(),
+        None => PathBuf::from(".sdrt"),
+    }
+}
+
+/// The folder of `sdrun setup`.
+#[must_use]
+pub fn setup_dir() -> PathBuf {
+    data_dir().join("onnxruntime")
+}
+
+/// Finds the library.
+///
+/// # Errors
+/// A named library is not there, or there is none anywhere.
+pub fn find(named: Option<&Path>) -> Result<Found, EngineError> {
+    let places = Places {
+        named: named.map(Path::to_owned),
+        variable: env::var_os(VARIABLE).filter(|v| !v.is_empty()),
+        executable: env::current_exe()
+            .ok()
+            .and_then(|exe| Some(exe.parent()?.to_owned())),
+        setup: setup_dir(),
+    };
+    places.find(python_package)
+}
+
+struct Places {
+    named: Option<PathBuf>,
+    variable: Option<OsString>,
+    executable: Option<PathBuf>,
+    setup: PathBuf,
+}
+
+impl Places {
+    fn find(self, python: impl FnOnce() -> Option<PathBuf>) -> Result<Found, EngineError> {
+        for (path, origin) in [
+            (self.named, Origin::Named),
+            (self.variable.map(PathBuf::from), Origin::Variable),
+        ] {
+            if let Some(path) = path {
+                return named(path, origin);
+            }
+        }
+        let mut looked = vec![VARIABLE.to_owned()];
+        let beside = self.executable.map(|dir| (dir, Origin::Executable));
+        for (dir, origin) in beside.into_iter().chain([(self.setup, Origin::Setup)]) {
+            if let Some(path) = library_in(&dir) {
+                return Ok(Found { path, origin });
+            }
+            looked.push(dir.display().to_string());
+        }
+        looked.push("Python's onnxruntime".to_owned());
+        match python().and_then(|dir| library_in(&dir)) {
+            Some(path) => Ok(Found {
+                path,
+                origin: Origin::Python,
+            }),
+            None => Err(EngineError::NoLibrary {
+                looked: looked.join(", "),
+            }),
+        }
+    }
+}
+
+/// A library that somebody named is that one or none; a folder stands for the library in it.
+fn named(path: PathBuf, origin: Origin) -> Result<Found, EngineError> {
+    let file = if path.is_dir() {
+        library_in(&path)
+    } else {
+        Some(path.clone()).filter(|p| p.is_file())
+    };
+    let name = if origin == Origin::Named {
+        "`--lib`"
+    } else {
+        VARIABLE
+    };
+    let path = file.ok_or(EngineError::LibraryMissing { path, origin: name })?;
+    Ok(Found { path, origin })
+}
+
+/// `libonnxruntime.so.1.32.0`, `libonnxruntime.1.32.0.dylib` or `onnxruntime.dll` in a folder.
+pub(super) fn library_in(dir: &Path) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    found.retain(|path| {
+        path.file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(is_library)
+            && path.is_file()
+    });
+    found.sort();
+    found.pop()
+}
+
+/// Whether a file is the library itself, not one of its providers.
+pub(super) fn is_library(name: &str) -> bool {
+    let rest = name.strip_prefix("lib").unwrap_or(name);
+    let Some(rest) = rest.strip_prefix("onnxruntime") else {
+        return false;
+    };
+    matches!(rest, ".so" | ".dylib" | ".dll")
+        || rest.starts_with(".so.")
+        || (rest.starts_with('.') && rest.ends_with(".dylib"))
+}
+
+/// The folder of the library in an installed Python package; the package itself is not imported.
+fn python_package() -> Option<PathBuf> {
+    let code = "import importlib.util as u; print(u.find_spec('onnxruntime').submodule_search_locations[0])";
+    let output = Command::new("python3")
+        .args(["-c", code])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    Some(Path::new(path.trim_end()).join("capi")).filter(|_| output.status.success())
+}
+
+/// Loads the library.
+pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
+    let path = library.path.clone();
+    ort::init_from(&path).map_err(|error| match error {
+        ort::LoadDynamicError::BadVersion { version_str, .. } => EngineError::LibraryOld {
+            path,
+            found: version_str.clone(),
+        },
+        ort::LoadDynamicError::MissingApi { .. } => EngineError::LibraryBroken {
+            path,
+            problem: "it is a library, but not ONNX Runtime".to_owned(),
+        },
+        other => EngineError::LibraryBroken {
+            path,
+            problem: other.to_string(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(root: &Path, name: &str, file: Option<&str>) -> PathBuf {
+        let dir = root.join(name);
+        fs::create_dir(&dir).unwrap();
+        if let Some(file) = file {
+            fs::write(dir.join(file), "").unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn places_are_tried_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = |name| folder(root.path(), name, Some("libonnxruntime.so.1.32.0"));
+        let (named, variable, executable, setup, python) = (
+            dir("named"),
+            dir("variable"),
+            dir("executable"),
+            dir("setup"),
+            dir("python"),
+        );
+        let empty = folder(root.path(), "empty", None);
+        let origin = |first: usize| {
+            let at = |i: usize, dir: &PathBuf| (i >= first).then(|| dir.clone());
+            let places = Places {
+                named: at(0, &named),
+                variable: at(1, &variable).map(OsString::from),
+                executable: at(2, &executable),
+                setup: at(3, &setup).unwrap_or(empty.clone()),
+            };
+            places.find(|| at(4, &python)).map(|found| found.origin)
+        };
+        let origins: Vec<Origin> = (0..5).map(|first| origin(first).unwrap()).collect();
+        let expected = [
+            Origin::Named,
+            Origin::Variable,
+            Origin::Executable,
+            Origin::Setup,
+            Origin::Python,
+        ];
+        assert_eq!(origins, expected);
+        let error = origin(5).unwrap_err().to_string();
+        assert!(
+            error.contains("sdrun setup") && error.contains("empty"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_named_library_that_is_not_there_is_no_reason_to_take_another() {
+        let root = tempfile::tempdir().unwrap();
+        let setup = folder(root.path(), "setup", Some("libonnxruntime.so"));
+        let places = Places {
+            named: None,
+            variable: Some("no/such.so".into()),
+            executable: None,
+            setup,
+        };
+        let error = places.find(|| None).unwrap_err().to_string();
+        assert!(
+            error.contains("ORT_DYLIB_PATH") && error.contains("no/such.so"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn providers_are_not_taken_for_the_library() {
+        for name in [
+            "libonnxruntime.so",
+            "libonnxruntime.so.1.32.0",
+            "libonnxruntime.1.32.0.dylib",
+            "onnxruntime.dll",
+        ] {
+            assert!(is_library(name), "{name}");
+        }
+        for name in [
+            "libonnxruntime_providers_shared.so",
+            "onnxruntime_pybind11_state.so",
+            "libonnx.so",
+        ] {
+            assert!(!is_library(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_library_are_said_to_be_broken() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = folder(root.path(), "lib", Some("libonnxruntime.so"));
+        let found = find(Some(&dir)).unwrap();
+        let error = load(&found).err().unwrap().to_string();
+        assert!(
+            error.contains("cannot be loaded") && error.contains("hint"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! ONNX Runtime: finding its library, starting it, loading and running graphs. The only module that names `ort`.
+
+mod ep;
+mod error;
+pub mod library;
+mod network;
+pub mod setup;
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use sd_models::manifest::Manifest;
+
+pub use ep::Ep;
+pub use error::EngineError;
+pub use network::{Input, Network};
+
+/// How the engine is started.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// The library to load, instead of looking for one.
+    pub library: Option<PathBuf>,
+    /// Who computes.
+    pub ep: Ep,
+    /// Threads of the pool that all graphs share; as many as the process may use if absent.
+    pub threads: Option<NonZero<usize>>,
+}
+
+/// A running ONNX Runtime.
+#[derive(Debug)]
+pub struct Engine {
+    environment: Environment,
+    library: library::Found,
+    ep: Ep,
+    threads: usize,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Finds the library, loads it and starts its thread pool. A process has one library: the first that is loaded.
+    ///
+    /// Runs end early once `interrupt` is set.
+    ///
+    /// # Errors
+    /// No library, a wrong or too old one, or one without the provider.
+    pub fn start(options: &EngineOptions, interrupt: Arc<AtomicBool>) -> Result<Self, EngineError> {
+        let library = library::find(options.library.as_deref())?;
+        let builder = library::load(&library)?;
+        let available = std::thread::available_parallelism();
+        let threads = options.threads.or(available.ok()).map_or(1, NonZero::get);
+        let pool = GlobalThreadPoolOptions::default()
+            .with_intra_threads(threads)
+            .and_then(|pool| pool.with_inter_threads(1))
+            .map_err(EngineError::start)?;
+        let environment = builder
+            .with_name("sdrt")
+            .with_telemetry(false)
+            .with_global_thread_pool(pool)
+            .build()
+            .map_err(EngineError::start)?;
+        options.ep.require(&library)?;
+        Ok(Self {
+            environment,
+            library,
+            ep: options.ep,
+            threads,
+            interrupt,
+        })
+    }
+
+    /// The library that was loaded.
+    #[must_use]
+    pub fn library(&self) -> &library::Found {
+        &self.library
+    }
+
+    /// Threads of the pool.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Who computes.
+    #[must_use]
+    pub fn ep(&self) -> Ep {
+        self.ep
+    }
+
+    /// What the library says of its build.
+    #[must_use]
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+
+    /// Loads `component`'s graph from a model directory; sizes in `dims` are fixed, by the name of the symbol.
+    ///
+    /// # Errors
+    /// A file is missing or differs from the manifest, or ONNX Runtime refuses the graph.
+    pub fn load(
+        &self,
+        dir: &Path,
+        component: &str,
+        manifest: Option<&Manifest>,
+        dims: &[(&str, usize)],
+    ) -> Result<Network, EngineError> {
+        let folder = dir.join(component);
+        let files = manifest
+            .and_then(|m| m.components.get(component))
+            .map(|c| &c.files);
+        network::check_files(&folder, files)?;
+        Network::load(self, &folder.join("model.onnx"), dims)
+    }
+}

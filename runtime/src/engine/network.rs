@@ -1,0 +1,273 @@
+//! One loaded graph.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ndarray::{ArrayD, ArrayViewD};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{RunOptions, Session};
+use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
+use sd_models::manifest;
+use sha2::{Digest, Sha256};
+
+use super::{Engine, EngineError};
+
+/// How often a running graph looks whether the user wants to stop.
+const POLL: Duration = Duration::from_millis(50);
+
+/// What goes into a graph; numbers take the element type that the graph declares.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// A tensor of numbers.
+    F32(ArrayViewD<'a, f32>),
+    /// Token ids.
+    Ids(ArrayViewD<'a, i64>),
+}
+
+/// A loaded graph.
+#[derive(Debug)]
+pub struct Network {
+    session: Session,
+    path: PathBuf,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Network {
+    pub(super) fn load(
+        engine: &Engine,
+        path: &Path,
+        dims: &[(&str, usize)],
+    ) -> Result<Self, EngineError> {
+        let failed = |problem: String| EngineError::Load {
+            path: path.to_owned(),
+            problem,
+        };
+        let say = |error: &dyn std::fmt::Display| failed(error.to_string());
+        let mut builder = Session::builder(&engine.environment).map_err(|e| say(&e))?;
+        builder = builder
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(|e| say(&e))?;
+        if let Some(dispatch) = engine.ep.dispatch() {
+            builder = builder
+                .with_execution_providers([dispatch])
+                .map_err(|e| say(&e))?;
+        }
+        for (name, size) in dims {
+            builder = builder
+                .with_dimension_override(name, *size as i64)
+                .map_err(|e| say(&e))?;
+        }
+        let session = builder.commit_from_file(path).map_err(|e| say(&e))?;
+        Ok(Self {
+            session,
+            path: path.to_owned(),
+            interrupt: Arc::clone(&engine.interrupt),
+        })
+    }
+
+    /// Runs the graph and returns the named outputs.
+    ///
+    /// # Errors
+    /// Inputs or outputs that the graph does not have, a failure inside, or the user's wish to stop.
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<ArrayD<f32>>, EngineError> {
+        let values = inputs
+            .iter()
+            .map(|(name, input)| Ok(((*name).to_owned(), self.value(name, input)?)))
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        if let Some(missing) = outputs.iter().find(|name| !self.has_output(name)) {
+            return Err(self.interface(format!("it has no output `{missing}`")));
+        }
+        let path = self.path.clone();
+        let failed = |e: ort::Error| EngineError::Run {
+            path: path.clone(),
+            problem: e.to_string(),
+        };
+        let options = RunOptions::new().map_err(failed)?;
+        let interrupt = Arc::clone(&self.interrupt);
+        let results = std::thread::scope(|scope| {
+            let (done, waiting) = mpsc::channel::<()>();
+            let options = &options;
+            let flag = &interrupt;
+            scope.spawn(move || {
+                while let Err(mpsc::RecvTimeoutError::Timeout) = waiting.recv_timeout(POLL) {
+                    if flag.load(Ordering::SeqCst) {
+                        let _ = options.terminate();
+                        return;
+                    }
+                }
+            });
+            let results = self.session.run_with_options(values, options);
+            drop(done);
+            results
+        });
+        if interrupt.load(Ordering::SeqCst) {
+            return Err(EngineError::Interrupted);
+        }
+        let results = results.map_err(failed)?;
+        let take = |name: &&str| {
+            Ok(results[*name]
+                .try_extract_array::<f32>()
+                .map_err(failed)?
+                .to_owned())
+        };
+        outputs.iter().map(take).collect()
+    }
+
+    /// Whether the graph has an output of this name.
+    #[must_use]
+    pub fn has_output(&self, name: &str) -> bool {
+        self.session
+            .outputs()
+            .iter()
+            .any(|output| output.name() == name)
+    }
+
+    /// A tensor of the element type that the graph declares for its input `name`.
+    fn value(&self, name: &str, input: &Input<'_>) -> Result<DynValue, EngineError> {
+        let declared = self
+            .session
+            .inputs()
+            .iter()
+            .find(|outlet| outlet.name() == name);
+        let Some(declared) = declared else {
+            return Err(self.interface(format!("it has no input `{name}`")));
+        };
+        let ValueType::Tensor { ty, .. } = declared.dtype() else {
+            return Err(self.interface(format!("its input `{name}` is no tensor")));
+        };
+        let made = match (input, ty) {
+            (Input::F32(x), TensorElementType::Float32) => {
+                Tensor::from_array(x.to_owned()).map(Tensor::into_dyn)
+            }
+            (Input::F32(x), TensorElementType::Float16) => {
+                Tensor::from_array(x.mapv(half::f16::from_f32)).map(Tensor::into_dyn)
+            }
+            (Input::F32(x), TensorElementType::Int64) => {
+                Tensor::from_array(x.mapv(|v| v.round() as i64)).map(Tensor::into_dyn)
+            }
+            (Input::Ids(x), TensorElementType::Int64) => {
+                Tensor::from_array(x.to_owned()).map(Tensor::into_dyn)
+            }
+            (Input::Ids(x), TensorElementType::Int32) => {
+                Tensor::from_array(x.mapv(|v| v as i32)).map(Tensor::into_dyn)
+            }
+            (_, other) => {
+                return Err(
+                    self.interface(format!("its input `{name}` has elements of type {other}"))
+                );
+            }
+        };
+        made.map_err(|e| self.interface(e.to_string()))
+    }
+
+    fn interface(&self, problem: String) -> EngineError {
+        EngineError::Interface {
+            path: self.path.clone(),
+            problem,
+        }
+    }
+}
+
+/// Compares a component's files with the manifest: length first, then content.
+pub(super) fn check_files(
+    folder: &Path,
+    files: Option<&BTreeMap<String, manifest::File>>,
+) -> Result<(), EngineError> {
+    let model = folder.join("model.onnx");
+    if !model.is_file() {
+        return Err(EngineError::Damaged {
+            path: model,
+            problem: "it is missing".to_owned(),
+        });
+    }
+    for (name, expected) in files.into_iter().flatten() {
+        let path = folder.join(name);
+        let damaged = |problem| EngineError::Damaged {
+            path: path.clone(),
+            problem,
+        };
+        let size = match path.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged("it is missing".to_owned()));
+            }
+            Err(source) => return Err(EngineError::Read { path, source }),
+        };
+        if size != expected.size {
+            return Err(damaged(format!(
+                "it has {size} bytes, but the manifest says {}",
+                expected.size
+            )));
+        }
+        let sha256 = sha256(&path).map_err(|source| EngineError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        if sha256 != expected.sha256 {
+            return Err(damaged(format!(
+                "its SHA-256 is {sha256}, but the manifest says {}",
+                expected.sha256
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub(super) fn sha256(path: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => {
+                return Ok(hash
+                    .finalize()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect());
+            }
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn missing_truncated_and_altered_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.onnx");
+        let problem = |files: &BTreeMap<String, manifest::File>| {
+            check_files(dir.path(), Some(files))
+                .unwrap_err()
+                .to_string()
+        };
+        let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned();
+        let mut files =
+            BTreeMap::from([("model.onnx".to_owned(), manifest::File { size: 3, sha256 })]);
+        assert!(problem(&files).contains("missing"));
+        fs::write(&path, "ab").unwrap();
+        assert!(problem(&files).contains("2 bytes"));
+        fs::write(&path, "abd").unwrap();
+        assert!(problem(&files).contains("SHA-256"));
+        fs::write(&path, "abc").unwrap();
+        check_files(dir.path(), Some(&files)).unwrap();
+        let data = files["model.onnx"].clone();
+        files.insert("model.onnx_data".to_owned(), data);
+        assert!(problem(&files).contains("model.onnx_data: it is missing"));
+    }
+}

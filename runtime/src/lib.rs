@@ -1,0 +1,13 @@
+//! Runs Stable Diffusion model directories on ONNX Runtime.
+//!
+//! [`engine`] finds and runs ONNX Runtime, [`text`] turns prompts into embeddings, [`noise`] draws what other programs draw,
+//! [`denoise`] holds noise levels, guidance and prediction types, [`sampler`] the solvers, and [`pipeline`] puts them together.
+//!
+//! What is deliberately not here: converting checkpoints. Models come as directories described by `sd_models::manifest`.
+
+pub mod denoise;
+pub mod engine;
+pub mod noise;
+pub mod pipeline;
+pub mod sampler;
+pub mod text;

@@ -1,0 +1,82 @@
+//! Unit normal noise that other programs draw too: the same seed gives the same picture.
+//!
+//! One file per generator; [`Rng`] lists them. Reference programs: torch on the CPU, and torch on CUDA as A1111 imitates it.
+
+mod mt19937;
+mod philox;
+mod torch_cpu;
+
+use std::str::FromStr;
+
+pub use philox::Philox;
+pub use torch_cpu::TorchCpu;
+
+/// A stream of unit normal numbers.
+pub trait NoiseSource {
+    /// Fills `out` with the next draw: what one `torch.randn` of as many elements would return.
+    fn normal(&mut self, out: &mut [f32]);
+}
+
+/// A generator of noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rng {
+    /// torch's CPU generator, to the last bit.
+    TorchCpu,
+    /// torch's CUDA generator as A1111's "NV" source imitates it, to the last ulp of the library's logarithm and sine.
+    Philox,
+}
+
+/// A name that is no generator's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no generator is called `{0}`; there are torch-cpu and philox")]
+pub struct UnknownRng(String);
+
+impl Rng {
+    /// Every generator.
+    pub const ALL: [Self; 2] = [Self::TorchCpu, Self::Philox];
+
+    /// Starts the generator; torch's uses the lower 32 bits of `seed` only.
+    #[must_use]
+    pub fn source(self, seed: u64) -> Box<dyn NoiseSource + Send> {
+        match self {
+            Self::TorchCpu => Box::new(TorchCpu::new(seed)),
+            Self::Philox => Box::new(Philox::new(seed)),
+        }
+    }
+
+    /// The name on command lines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TorchCpu => "torch-cpu",
+            Self::Philox => "philox",
+        }
+    }
+}
+
+impl FromStr for Rng {
+    type Err = UnknownRng;
+
+    fn from_str(name: &str) -> Result<Self, UnknownRng> {
+        let rng = Self::ALL.into_iter().find(|rng| rng.name() == name);
+        rng.ok_or_else(|| UnknownRng(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for rng in Rng::ALL {
+            assert_eq!(rng.name().parse(), Ok(rng));
+        }
+        assert!(
+            "nv".parse::<Rng>()
+                .unwrap_err()
+                .to_string()
+                .contains("torch-cpu")
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! What can be wrong with a request or its execution.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::denoise::DenoiseError;
+use crate::engine::EngineError;
+use crate::sampler::schedule::ConfigError;
+use crate::text::TextError;
+
+/// A request that makes no sense, known before anything is opened.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// A side is no multiple of 8 or out of range.
+    #[error(
+        "{side} {value}: pictures have sides of 64 to 4096 pixels that are multiples of 8\nhint: {nearest} is the nearest"
+    )]
+    Size {
+        /// `width` or `height`.
+        side: &'static str,
+        /// What was asked for.
+        value: usize,
+        /// What could be asked for.
+        nearest: usize,
+    },
+    /// A number is out of range.
+    #[error("{name} {value} is out of range: {range}")]
+    Range {
+        /// The option.
+        name: &'static str,
+        /// What was asked for.
+        value: f64,
+        /// What could be asked for.
+        range: &'static str,
+    },
+    /// A sampler with levels of its own was given a sigma schedule.
+    #[error(
+        "{sampler} has noise levels of its own; `--schedule {schedule}` has no effect on it\nhint: leave out `--schedule`, or use Euler, Euler a or DPM++ 2M"
+    )]
+    Schedule {
+        /// The sampler.
+        sampler: &'static str,
+        /// The schedule.
+        schedule: &'static str,
+    },
+}
+
+/// A request that could not be fulfilled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The request makes no sense.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// ONNX Runtime or a model file.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A prompt.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The UNet.
+    #[error(transparent)]
+    Denoise(#[from] DenoiseError),
+    /// The scheduler's configuration.
+    #[error("{}: {source}", path.display())]
+    Scheduler {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// The folder is no model directory.
+    #[error("{}: {problem}\nhint: `sdconvert build CHECKPOINT -o DIR` makes model directories", path.display())]
+    NotAModel {
+        /// The folder or the file in it.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file with the first noise does not fit.
+    #[error("{}: {problem}", path.display())]
+    InitNoise {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The decoder returned NaN or infinity.
+    #[error(
+        "the VAE decoder returned {count} values that are NaN or infinite\nhint: the VAE's weights may be damaged; `sdconvert build --vae FILE` takes another one"
+    )]
+    NonFinite {
+        /// How many.
+        count: usize,
+    },
+    /// The decoder returned something that is no picture.
+    #[error("the VAE decoder returned {found:?}; expected {expected:?}")]
+    Shape {
+        /// What came.
+        found: Vec<usize>,
+        /// What should have come.
+        expected: Vec<usize>,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,154 @@
+//! Decoded pictures to PNG files, with the settings inside.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use ndarray::ArrayView3;
+use png::text_metadata::{ITXtChunk, TEXtChunk};
+use tempfile::NamedTempFile;
+
+use super::PipelineError;
+use crate::sampler::Profile;
+
+/// An RGB picture with 8 bits per channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels per row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Row by row, three bytes per pixel.
+    pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// Takes the decoder's output for one picture, [3, height, width] with values in -1..=1; others are clamped.
+    ///
+    /// A1111 cuts fractions off, diffusers rounds them.
+    #[must_use]
+    pub fn from_decoded(decoded: &ArrayView3<'_, f32>, profile: Profile) -> Self {
+        let (_, height, width) = decoded.dim();
+        let quantize = |x: f32| {
+            let value = f32::midpoint(x, 1.0).clamp(0.0, 1.0) * 255.0;
+            match profile {
+                Profile::A1111 => value as u8,
+                Profile::Diffusers => value.round_ties_even() as u8,
+            }
+        };
+        let rgb = decoded
+            .view()
+            .permuted_axes([1, 2, 0])
+            .iter()
+            .map(|&x| quantize(x))
+            .collect();
+        Self { width, height, rgb }
+    }
+
+    /// Whether every pixel is the same, which no prompt asks for.
+    #[must_use]
+    pub fn is_constant(&self) -> bool {
+        self.rgb
+            .chunks_exact(3)
+            .all(|pixel| pixel == &self.rgb[..3])
+    }
+
+    /// Writes the picture as PNG, whole or not at all, with `parameters` as A1111 reads them.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_png(&self, path: &Path, parameters: &str) -> Result<(), PipelineError> {
+        let failed = |source| PipelineError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let parent = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        readable_by_others(&mut builder);
+        let mut file: NamedTempFile = builder
+            .prefix(".sdrt-")
+            .tempfile_in(parent)
+            .map_err(failed)?;
+        self.encode(&mut io::BufWriter::new(&mut file), parameters)
+            .map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(path).map(drop).map_err(|e| failed(e.error))
+    }
+
+    fn encode(&self, out: &mut impl Write, parameters: &str) -> io::Result<()> {
+        let side = |n: usize| u32::try_from(n).map_err(io::Error::other);
+        let mut encoder = png::Encoder::new(&mut *out, side(self.width)?, side(self.height)?);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        if parameters.chars().all(|c| u32::from(c) < 256) {
+            writer.write_text_chunk(&TEXtChunk::new("parameters", parameters))?;
+        } else {
+            let mut chunk = ITXtChunk::new("parameters", parameters);
+            chunk.compressed = false;
+            writer.write_text_chunk(&chunk)?;
+        }
+        writer.write_image_data(&self.rgb)?;
+        writer.finish()?;
+        out.flush()
+    }
+}
+
+/// Temporary files are private by default; pictures follow the user's umask.
+fn readable_by_others(builder: &mut tempfile::Builder<'_, '_>) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    #[cfg(not(unix))]
+    let _ = builder;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array3;
+
+    #[test]
+    fn values_are_quantized_by_the_profiles_rule() {
+        // In 0..=1 these are 0.5, 0.999, 0.00197, 1 and beyond.
+        let values = [0.0, 0.998, -0.99606, 1.0, 7.0, -7.0];
+        let decoded = Array3::from_shape_vec((3, 1, 2), values.to_vec()).unwrap();
+        let quantized = |profile| Picture::from_decoded(&decoded.view(), profile).rgb;
+        // Channels become the fastest axis.
+        assert_eq!(quantized(Profile::A1111), [127, 0, 255, 254, 255, 0]);
+        assert_eq!(quantized(Profile::Diffusers), [128, 1, 255, 255, 255, 0]);
+    }
+
+    #[test]
+    fn files_are_read_back_with_their_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let picture = Picture {
+            width: 2,
+            height: 1,
+            rgb: vec![1, 2, 3, 4, 5, 6],
+        };
+        for text in ["a café\nSteps: 1", "猫\nSteps: 1"] {
+            let path = dir.path().join("a.png");
+            picture.write_png(&path, text).unwrap();
+            let decoder =
+                png::Decoder::new(io::BufReader::new(std::fs::File::open(&path).unwrap()));
+            let mut reader = decoder.read_info().unwrap();
+            let mut rgb = vec![0; 6];
+            reader.next_frame(&mut rgb).unwrap();
+            assert_eq!(rgb, picture.rgb);
+            let info = reader.info();
+            let latin = info
+                .uncompressed_latin1_text
+                .iter()
+                .map(|chunk| chunk.text.clone());
+            let utf8 = info.utf8_text.iter().map(|chunk| chunk.get_text().unwrap());
+            assert_eq!(latin.chain(utf8).collect::<Vec<_>>(), [text]);
+        }
+        assert!(!picture.is_constant());
+        assert!(picture.write_png(&dir.path().join("no/a.png"), "").is_err());
+    }
+}

@@ -1,0 +1,461 @@
+//! Known answers: k-diffusion's and diffusers' results on a toy model with two numbers, computed by those libraries.
+
+use ndarray::Array4;
+use sd_models::diffusers;
+use sd_models::family::ModelFamily;
+use sd_models::manifest::PredictionType;
+use serde_json::json;
+
+use super::schedule::SchedulerConfig;
+use super::*;
+use crate::denoise::denoised;
+
+/// A model that is a formula.
+struct Toy<F>(F);
+
+impl<F: FnMut(&Latents, Level) -> Latents> Denoiser for Toy<F> {
+    fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
+        Ok((self.0)(x, level))
+    }
+}
+
+/// The k-th draw is `0.7 (-1)^k, 0.3 (k + 1)`.
+#[derive(Default)]
+struct Draws {
+    noise: usize,
+    calls: usize,
+}
+
+impl Run for Draws {
+    fn noise(&mut self, noise: &mut Latents) {
+        let k = self.noise as i32;
+        *noise = pair(
+            0.7 * f64::from((-1i32).pow(k as u32)),
+            0.3 * f64::from(k + 1),
+        );
+        self.noise += 1;
+    }
+
+    fn observe(&mut self, call: usize, _: &Latents, _: &Latents) -> Result<(), DenoiseError> {
+        assert_eq!(call, self.calls);
+        self.calls += 1;
+        Ok(())
+    }
+}
+
+fn pair(a: f64, b: f64) -> Latents {
+    Array4::from_shape_vec((1, 1, 1, 2), vec![a as f32, b as f32]).unwrap()
+}
+
+/// The answers have double precision, the states single: a few roundings of numbers up to 100.
+fn close(x: &Latents, expected: [f64; 2], what: &str) {
+    for (found, expected) in x.iter().zip(expected) {
+        assert!(
+            (f64::from(*found) - expected).abs() < 2e-5 * expected.abs().max(1.0),
+            "{what}: {x} {expected}"
+        );
+    }
+}
+
+#[test]
+fn solvers_give_k_diffusions_answers() {
+    let levels = [10.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.0];
+    let steps = levels.windows(2).map(|w| Step {
+        level: Level {
+            sigma: w[0],
+            t: 0.0,
+        },
+        sigma_next: w[1],
+    });
+    let schedule = Schedule {
+        steps: steps.collect(),
+        initial_scale: 1.0,
+    };
+    for (sampler, expected, draws) in [
+        (Sampler::Euler, [1.018_280_063_32, -0.375_548_804_028], 0),
+        (
+            Sampler::EulerAncestral,
+            [0.835_417_399_923, 1.835_891_322_51],
+            5,
+        ),
+        (Sampler::Dpmpp2m, [1.408_704_837_92, -0.425_182_915_786], 0),
+    ] {
+        let mut model = Toy(|x: &Latents, level: Level| {
+            let sigma = level.sigma;
+            x.mapv(|x| ((f64::from(x) + sigma.sin()) / (1.0 + sigma * sigma)) as f32)
+        });
+        let mut run = Draws::default();
+        let x = sampler
+            .run(&mut model, pair(5.0, -12.5), &schedule, &mut run)
+            .unwrap();
+        close(&x, expected, sampler.name());
+        assert_eq!((run.noise, run.calls), (draws, 6), "{sampler}");
+    }
+}
+
+/// diffusers' toy: the network returns `0.3 input + 0.05 cos(t / 100)`.
+fn run_toy(sampler: Sampler, schedule: &Schedule) -> (Latents, Vec<f64>) {
+    let mut times = Vec::new();
+    let mut model = Toy(|x: &Latents, level: Level| {
+        times.push(level.t);
+        let c_in = 1.0 / (1.0 + level.sigma * level.sigma).sqrt();
+        let output =
+            x.mapv(|x| (0.3 * f64::from(x) * c_in + 0.05 * (level.t / 100.0).cos()) as f32);
+        denoised(PredictionType::Epsilon, x, &output, level.sigma)
+    });
+    let x = sampler
+        .run(
+            &mut model,
+            pair(0.5, -1.25),
+            schedule,
+            &mut Draws::default(),
+        )
+        .unwrap();
+    (x, times)
+}
+
+fn sd15_config(spacing: Option<&str>) -> SchedulerConfig {
+    let mut config = diffusers::scheduler(ModelFamily::Sd15);
+    if let Some(spacing) = spacing {
+        config["timestep_spacing"] = json!(spacing);
+    }
+    SchedulerConfig::read(&config).unwrap()
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn schedules_and_solvers_give_diffusers_answers() {
+    use Sampler::{Ddim, Dpmpp2m, Euler, EulerAncestral, Plms};
+    let karras = Some(SigmaSchedule::Karras);
+    type Case = (
+        Sampler,
+        &'static str,
+        Option<SigmaSchedule>,
+        usize,
+        &'static [f64],
+        f64,
+        [f64; 2],
+    );
+    let cases: [Case; 14] = [
+        (
+            Ddim,
+            "leading",
+            None,
+            5,
+            &[801.0, 601.0, 401.0, 201.0, 1.0],
+            1.0,
+            [1.437_014_22, -3.590_586_19],
+        ),
+        (
+            Ddim,
+            "linspace",
+            None,
+            5,
+            &[999.0, 749.0, 500.0, 250.0, 0.0],
+            1.0,
+            [2.677_151_68, -6.142_690_18],
+        ),
+        (
+            Plms,
+            "leading",
+            None,
+            5,
+            &[801.0, 601.0, 601.0, 401.0, 201.0, 1.0],
+            1.0,
+            [1.161_940_93, -3.285_056_59],
+        ),
+        (
+            Euler,
+            "leading",
+            None,
+            5,
+            &[801.0, 601.0, 401.0, 201.0, 1.0],
+            5.230_908_9,
+            [1.423_547_03, -3.562_057_02],
+        ),
+        (
+            Euler,
+            "linspace",
+            None,
+            5,
+            &[999.0, 749.25, 499.5, 249.75, 0.0],
+            14.614_647,
+            [3.586_822_99, -8.117_501_26],
+        ),
+        (
+            Euler,
+            "trailing",
+            None,
+            5,
+            &[999.0, 799.0, 599.0, 399.0, 199.0],
+            14.614_647,
+            [3.428_982_26, -7.802_773],
+        ),
+        (
+            Euler,
+            "linspace",
+            karras,
+            5,
+            &[999.0, 785.954, 427.49, 58.892, 0.0],
+            14.614_647,
+            [3.696_843_62, -8.350_139_62],
+        ),
+        (
+            Euler,
+            "leading",
+            karras,
+            5,
+            &[801.0, 565.83, 248.593, 38.422, 1.0],
+            5.230_908_9,
+            [1.444_360_73, -3.676_543_71],
+        ),
+        (
+            EulerAncestral,
+            "leading",
+            None,
+            5,
+            &[801.0, 601.0, 401.0, 201.0, 1.0],
+            5.230_908_9,
+            [1.673_868_06, -1.585_532_07],
+        ),
+        (
+            EulerAncestral,
+            "trailing",
+            None,
+            5,
+            &[999.0, 799.0, 599.0, 399.0, 199.0],
+            14.614_647,
+            [3.368_918_42, -3.110_748_05],
+        ),
+        (
+            Dpmpp2m,
+            "linspace",
+            None,
+            5,
+            &[999.0, 799.0, 599.0, 400.0, 200.0],
+            1.0,
+            [3.042_613_27, -7.049_778_46],
+        ),
+        (
+            Dpmpp2m,
+            "linspace",
+            karras,
+            5,
+            &[999.0, 786.0, 427.0, 59.0, 0.0],
+            1.0,
+            [2.442_727_33, -5.942_617_42],
+        ),
+        (
+            Dpmpp2m,
+            "leading",
+            None,
+            5,
+            &[831.0, 665.0, 499.0, 333.0, 167.0],
+            1.0,
+            [1.465_921_64, -3.648_289_44],
+        ),
+        (
+            Dpmpp2m,
+            "trailing",
+            None,
+            5,
+            &[999.0, 799.0, 599.0, 399.0, 199.0],
+            1.0,
+            [3.041_106_7, -7.048_308_37],
+        ),
+    ];
+    for (sampler, spacing, sigmas, count, times, scale, expected) in cases {
+        let what = format!("{sampler} {spacing} {sigmas:?}");
+        let schedule =
+            Schedule::diffusers(sampler, sigmas, count, &sd15_config(Some(spacing))).unwrap();
+        // DPM-Solver's state is variance preserving in diffusers, so its scale is 1 there.
+        let scale = if sampler == Dpmpp2m {
+            schedule.initial_scale
+        } else {
+            scale
+        };
+        assert!(
+            (schedule.initial_scale / scale - 1.0).abs() < 1e-6,
+            "{what}: {}",
+            schedule.initial_scale
+        );
+        let (x, found) = run_toy(sampler, &schedule);
+        assert_eq!(found.len(), times.len(), "{what}");
+        assert!(
+            found.iter().zip(times).all(|(a, b)| (a - b).abs() < 1e-2),
+            "{what}: {found:?}"
+        );
+        close(&x, expected, &what);
+    }
+}
+
+#[test]
+fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
+    let schedule = Schedule::diffusers(Sampler::Dpmpp2m, None, 20, &sd15_config(None)).unwrap();
+    close(
+        &run_toy(Sampler::Dpmpp2m, &schedule).0,
+        [2.783_188_58, -6.562_713_15],
+        "20 steps",
+    );
+}
+
+#[test]
+fn schedules_and_solvers_give_a1111s_answers() {
+    let ddim = Schedule::a1111(Sampler::Ddim, None, 5);
+    let (x, times) = run_toy(Sampler::Ddim, &ddim);
+    assert_eq!(times, [801.0, 601.0, 401.0, 201.0]);
+    close(&x, [1.442_257_77, -3.601_556_52], "A1111 DDIM");
+    let (x, times) = run_toy(Sampler::Plms, &Schedule::a1111(Sampler::Plms, None, 5));
+    assert_eq!(times.len(), 5);
+    close(&x, [1.165_793_15, -3.294_177_44], "A1111 PLMS");
+}
+
+#[test]
+fn sigmas_are_a1111s() {
+    let sigmas = |sampler, schedule, count| -> Vec<f64> {
+        Schedule::a1111(sampler, schedule, count)
+            .steps
+            .iter()
+            .map(|step| step.level.sigma)
+            .collect()
+    };
+    let check = |found: Vec<f64>, expected: &[f64]| {
+        assert_eq!(found.len(), expected.len());
+        // The answers were rounded to single precision, and the powers amplify that.
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a / b - 1.0).abs() < 1e-6),
+            "{found:?} {expected:?}"
+        );
+    };
+    let normal = [
+        14.614_643_1,
+        4.086_081_03,
+        1.615_580_32,
+        0.695_149_601,
+        0.029_167_536_6,
+    ];
+    check(sigmas(Sampler::Euler, None, 5), &normal);
+    let karras = [
+        14.614_643_1,
+        4.796_544_08,
+        1.274_104_95,
+        0.247_951_746,
+        0.029_167_538_5,
+    ];
+    check(
+        sigmas(Sampler::Euler, Some(SigmaSchedule::Karras), 5),
+        &karras,
+    );
+    check(sigmas(Sampler::Dpmpp2m, None, 5), &karras);
+    let ten = [
+        14.614_643_1,
+        9.102_933_88,
+        5.478_399_28,
+        3.168_609_38,
+        1.749_423_38,
+        0.914_076_567,
+        0.446_920_872,
+        0.201_399_833,
+        0.081_911_079_6,
+        0.029_167_538_5,
+    ];
+    check(sigmas(Sampler::Dpmpp2m, None, 10), &ten);
+}
+
+#[test]
+fn schedules_fall_to_the_end_for_every_number_of_steps() {
+    for sampler in Sampler::ALL {
+        for count in [1, 2, 3, 7, 20, 30, 100, 150] {
+            for schedule in [
+                Schedule::a1111(sampler, None, count),
+                Schedule::diffusers(sampler, None, count, &sd15_config(None)).unwrap(),
+            ] {
+                let steps = &schedule.steps;
+                assert!(
+                    steps.iter().all(|s| s.sigma_next < s.level.sigma
+                        || sampler == Sampler::Plms
+                        || count == 1),
+                    "{sampler} {count}"
+                );
+                assert!(
+                    steps[steps.len() - 1].sigma_next < 0.042,
+                    "{sampler} {count}"
+                );
+                assert!(
+                    steps.iter().all(|s| (0.0..=999.0).contains(&s.level.t)),
+                    "{sampler} {count}"
+                );
+            }
+        }
+    }
+    let starts = |n| {
+        let steps = Schedule::diffusers(Sampler::Ddim, None, n, &sd15_config(None))
+            .unwrap()
+            .steps;
+        steps.iter().map(|s| s.level.t).collect::<Vec<f64>>()
+    };
+    assert_eq!(starts(4), [751.0, 501.0, 251.0, 1.0]);
+    assert_eq!(
+        (starts(30)[..3].to_vec(), starts(30)[29]),
+        (vec![958.0, 925.0, 892.0], 1.0)
+    );
+}
+
+#[test]
+fn names_of_samplers_are_read_and_wrong_ones_answered() {
+    let parse = |name: &str| name.parse::<SamplerName>().unwrap();
+    let karras = Some(SigmaSchedule::Karras);
+    assert_eq!(
+        parse("DPM++ 2M Karras"),
+        SamplerName {
+            sampler: Sampler::Dpmpp2m,
+            schedule: karras
+        }
+    );
+    assert_eq!(parse("dpmpp_2m_karras").schedule, karras);
+    for (name, sampler) in [
+        ("Euler", Sampler::Euler),
+        ("euler a", Sampler::EulerAncestral),
+        ("k_euler_a", Sampler::EulerAncestral),
+        ("ddim", Sampler::Ddim),
+        ("PNDMScheduler", Sampler::Plms),
+        ("DPM++ 2M", Sampler::Dpmpp2m),
+    ] {
+        assert_eq!(
+            parse(name),
+            SamplerName {
+                sampler,
+                schedule: None
+            }
+        );
+    }
+    let error = "DPM++ 2N".parse::<SamplerName>().unwrap_err().to_string();
+    assert!(error.contains("nearest: DPM++ 2M"), "{error}");
+    assert!(
+        "eular"
+            .parse::<SamplerName>()
+            .unwrap_err()
+            .to_string()
+            .contains("nearest: Euler")
+    );
+}
+
+#[test]
+fn configurations_that_would_be_followed_wrongly_are_refused() {
+    for (field, value) in [
+        ("beta_schedule", json!("linear")),
+        ("num_train_timesteps", json!(500)),
+        ("clip_sample", json!(true)),
+        ("rescale_betas_zero_snr", json!(true)),
+        ("timestep_spacing", json!("curly")),
+        ("skip_prk_steps", json!(false)),
+    ] {
+        let mut config = diffusers::scheduler(ModelFamily::Sd15);
+        config[field] = value;
+        let error = SchedulerConfig::read(&config).unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+    }
+}

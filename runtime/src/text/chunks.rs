@@ -1,0 +1,159 @@
+//! Tokens to CLIP's sequences of 77: as many chunks as a prompt needs (A1111), or one (diffusers).
+
+use sd_models::tokenizer::POSITIONS;
+
+use super::prompt::Part;
+use super::{ClipTokenizer, TextError};
+
+/// Tokens of a chunk without the start and end tokens.
+const CONTENT: usize = POSITIONS - 2;
+
+/// How far back a comma may lie at which a full chunk is cut instead: A1111's default.
+const COMMA_BACKTRACK: usize = 20;
+
+/// What CLIP reads at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// 77 token ids.
+    pub ids: Vec<u32>,
+    /// What the embedding of each is multiplied by.
+    pub weights: Vec<f32>,
+}
+
+/// The words of a chunk in the making.
+#[derive(Default)]
+struct Content {
+    tokens: Vec<(u32, f32)>,
+    last_comma: Option<usize>,
+}
+
+impl Content {
+    /// Start token, words, end tokens up to the length; encoders that pad with another token want it after the first end.
+    fn close(&mut self, clip: &ClipTokenizer) -> Chunk {
+        let content = std::mem::take(self).tokens;
+        let mut ids = vec![clip.start()];
+        ids.extend(content.iter().map(|(id, _)| *id));
+        ids.push(clip.end());
+        ids.resize(POSITIONS, clip.pad());
+        let mut weights = vec![1.0];
+        weights.extend(content.iter().map(|(_, weight)| *weight));
+        weights.resize(POSITIONS, 1.0);
+        Chunk { ids, weights }
+    }
+}
+
+/// A prompt's chunks by A1111's rules: parts are tokenised on their own, a full chunk is cut after a near comma.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
+    let mut chunks = Vec::new();
+    let mut content = Content::default();
+    for part in parts {
+        let Part::Text { text, weight } = part else {
+            chunks.push(content.close(clip));
+            continue;
+        };
+        for id in clip.encode(text)? {
+            let full = content.tokens.len() == CONTENT;
+            if id == clip.comma() {
+                content.last_comma = Some(content.tokens.len());
+            } else if let Some(comma) = content.last_comma
+                && full
+                && CONTENT - comma <= COMMA_BACKTRACK
+            {
+                let carried = content.tokens.split_off(comma + 1);
+                chunks.push(content.close(clip));
+                content.tokens = carried;
+            }
+            if content.tokens.len() == CONTENT {
+                chunks.push(content.close(clip));
+            }
+            content.tokens.push((id, *weight));
+        }
+    }
+    if chunks.is_empty() || !content.tokens.is_empty() {
+        chunks.push(content.close(clip));
+    }
+    Ok(chunks)
+}
+
+/// The one chunk that diffusers makes of a text, and how many tokens did not fit.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn truncated(text: &str, clip: &ClipTokenizer) -> Result<(Chunk, usize), TextError> {
+    let ids = clip.encode(text)?;
+    let tokens = ids.iter().take(CONTENT).map(|&id| (id, 1.0)).collect();
+    let chunk = Content {
+        tokens,
+        last_comma: None,
+    }
+    .close(clip);
+    Ok((chunk, ids.len().saturating_sub(CONTENT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use sd_models::tokenizer::Pad;
+
+    use super::super::prompt::parse_attention;
+    use super::super::tokenizer::tests::tokenizer;
+    use super::*;
+
+    fn words(chunk: &Chunk) -> Vec<u32> {
+        let end = chunk.ids.iter().position(|&id| id == 49407).unwrap();
+        chunk.ids[1..end].to_vec()
+    }
+
+    fn counts(prompt: &str) -> Vec<usize> {
+        let chunks = chunks(&parse_attention(prompt), &tokenizer(Pad::EndOfText)).unwrap();
+        assert!(
+            chunks
+                .iter()
+                .all(|c| c.ids.len() == 77 && c.weights.len() == 77 && c.ids[0] == 49406)
+        );
+        chunks.iter().map(|chunk| words(chunk).len()).collect()
+    }
+
+    #[test]
+    fn full_chunks_are_cut_after_a_near_comma() {
+        let prompt = |before: usize, after: usize| {
+            format!("{},{}", "cat ".repeat(before), " dog".repeat(after))
+        };
+        assert_eq!(counts(&prompt(74, 10)), [75, 10]);
+        assert_eq!(counts(&prompt(60, 20)), [61, 20]);
+        assert_eq!(counts(&prompt(50, 30)), [75, 6]);
+        assert_eq!(counts(&prompt(75, 1)), [75, 2]);
+        assert_eq!(counts(&"cat ".repeat(75)), [75]);
+        assert_eq!(counts(""), [0]);
+    }
+
+    #[test]
+    fn breaks_start_chunks() {
+        let clip = tokenizer(Pad::EndOfText);
+        let split = chunks(&parse_attention("a BREAK b"), &clip).unwrap();
+        assert_eq!([words(&split[0]), words(&split[1])], [[320], [321]]);
+        assert_eq!(counts("BREAK a"), [0, 1]);
+        assert_eq!(counts("a BREAK BREAK b"), [1, 0, 1]);
+    }
+
+    #[test]
+    fn sequences_are_padded_with_the_encoders_token() {
+        let cat = |pad| truncated("a cat", &tokenizer(pad)).unwrap();
+        let (chunk, cut) = cat(Pad::EndOfText);
+        assert_eq!(
+            (&chunk.ids[..4], chunk.ids[76], cut),
+            (&[49406, 320, 2368, 49407][..], 49407, 0)
+        );
+        assert_eq!(cat(Pad::Exclamation).0.ids[3..5], [49407, 0]);
+        let (chunk, cut) = truncated(&"cat ".repeat(80), &tokenizer(Pad::EndOfText)).unwrap();
+        assert_eq!((chunk.ids[76], cut), (49407, 5));
+    }
+
+    #[test]
+    fn weights_go_with_their_tokens() {
+        let weighted = chunks(&parse_attention("a (cat:1.5)"), &tokenizer(Pad::EndOfText)).unwrap();
+        assert_eq!(weighted[0].weights[..5], [1.0, 1.0, 1.5, 1.0, 1.0]);
+    }
+}

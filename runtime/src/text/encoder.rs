@@ -1,0 +1,70 @@
+//! Chunks to embeddings, through CLIP's text transformer.
+
+use ndarray::{Array2, Array3, Axis, concatenate};
+
+use super::emphasis::emphasize;
+use super::{Chunk, TextError};
+use crate::engine::{Input, Network};
+
+/// A prompt as the UNet sees it.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// Token ids, [chunks, 77].
+    pub token_ids: Array2<i64>,
+    /// Last hidden states after the final norm, emphasis applied, [1, 77 chunks, width].
+    pub embeddings: Array3<f32>,
+}
+
+/// CLIP's text transformer.
+#[derive(Debug)]
+pub struct TextEncoder {
+    network: Network,
+}
+
+impl TextEncoder {
+    /// Takes a loaded `text_encoder`.
+    #[must_use]
+    pub fn new(network: Network) -> Self {
+        Self { network }
+    }
+
+    /// Encodes chunks one by one and joins them along the tokens.
+    ///
+    /// # Errors
+    /// The network fails or returns another shape than [1, 77, width].
+    pub fn encode(&mut self, chunks: &[Chunk]) -> Result<Conditioning, TextError> {
+        let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
+        let mut encoded = Vec::new();
+        for chunk in chunks {
+            let row = Array2::from_shape_fn((1, chunk.ids.len()), |(_, i)| i64::from(chunk.ids[i]));
+            let input = Input::Ids(row.view().into_dyn());
+            let output = self
+                .network
+                .run(&[("input_ids", input)], &["last_hidden_state"])?
+                .remove(0);
+            let found = output.shape().to_vec();
+            let expected = || format!("[1, {}, width]", chunk.ids.len());
+            let mut states: Array3<f32> = match output.into_dimensionality() {
+                Ok(states) if found[..2] == [1, chunk.ids.len()] => states,
+                _ => {
+                    return Err(TextError::Shape {
+                        found,
+                        expected: expected(),
+                    });
+                }
+            };
+            let values = states.as_slice_mut().expect("outputs are contiguous");
+            emphasize(values, &chunk.weights);
+            ids.append(Axis(0), row.view())
+                .expect("every chunk has 77 tokens");
+            encoded.push(states);
+        }
+        let views: Vec<_> = encoded.iter().map(|states| states.view()).collect();
+        let embeddings =
+            concatenate(Axis(1), &views).expect("chunks of one network have one width");
+        Ok(Conditioning {
+            token_ids: ids,
+            embeddings,
+        })
+    }
+}

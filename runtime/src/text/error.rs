@@ -1,0 +1,60 @@
+//! What can be wrong with a prompt or a tokenizer.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A prompt that cannot be encoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A tokenizer file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tokenizer file does not hold what it should.
+    #[error("{}: {problem}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The tokenizer failed on a text.
+    #[error("cannot tokenize the prompt: {0}")]
+    Tokenize(String),
+    /// A LoRA is asked for that is not in the model.
+    #[error(
+        "the prompt asks for `{tag}`, but this model has no LoRAs baked in\nhint: take the tag out of the prompt"
+    )]
+    ExtraNetwork {
+        /// The tag.
+        tag: String,
+    },
+    /// Syntax that A1111 has and this program has not.
+    #[error(
+        "the prompt uses {what} (`{text}`), which is not supported yet\nhint: escape it with backslashes to take it literally: {escaped}"
+    )]
+    Unsupported {
+        /// What the syntax is for.
+        what: &'static str,
+        /// Where it stands.
+        text: String,
+        /// The same text, literally.
+        escaped: String,
+    },
+    /// The text encoder does not fit the tokenizer.
+    #[error("the text encoder returned {found:?}; expected {expected}")]
+    Shape {
+        /// What came.
+        found: Vec<usize>,
+        /// What should have come.
+        expected: String,
+    },
+    /// The text encoder failed.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+}

@@ -1,0 +1,14 @@
+//! Prompt to embeddings: text, tokens, chunks of 75 tokens, CLIP.
+
+pub mod chunks;
+pub mod clean;
+pub mod emphasis;
+pub mod encoder;
+mod error;
+pub mod prompt;
+pub mod tokenizer;
+
+pub use chunks::Chunk;
+pub use encoder::{Conditioning, TextEncoder};
+pub use error::TextError;
+pub use tokenizer::ClipTokenizer;

@@ -1,0 +1,343 @@
+//! A1111's attention syntax: `(more)`, `((much more))`, `[less]`, `(exactly:1.3)`, backslash escapes, and `BREAK`.
+//!
+//! Prompt editing, alternation and `AND` are not here: prompts that use them are refused.
+
+use super::TextError;
+
+/// What a prompt consists of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// Words of equal weight.
+    Text {
+        /// The words.
+        text: String,
+        /// What their embeddings are multiplied by.
+        weight: f32,
+    },
+    /// The next words start a new chunk.
+    Break,
+}
+
+const ROUND: f64 = 1.1;
+const SQUARE: f64 = 1.0 / 1.1;
+
+/// Reads the attention syntax; there is no wrong syntax, only brackets that stay literal.
+///
+/// `BREAK` inside brackets is a break, too: A1111 encodes the word there.
+#[must_use]
+pub fn parse_attention(prompt: &str) -> Vec<Part> {
+    // Weights are doubles until the end, as Python's are.
+    let mut parts: Vec<(Option<String>, f64)> = Vec::new();
+    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some(c) = rest.chars().next() {
+        let length = match c {
+            '\\' => {
+                let escaped = rest[1..].chars().next().filter(|c| "()[]\\".contains(*c));
+                let literal = escaped.map(String::from).unwrap_or_default();
+                let length = 1 + literal.len();
+                parts.push((Some(literal), 1.0));
+                length
+            }
+            '(' => {
+                round.push(parts.len());
+                1
+            }
+            '[' => {
+                square.push(parts.len());
+                1
+            }
+            ':' => match (closing_weight(rest), round.last()) {
+                (Some((weight, length)), Some(&from)) => {
+                    round.pop();
+                    multiply(&mut parts, from, weight);
+                    length
+                }
+                (Some((_, length)), None) => {
+                    push_text(&mut parts, &rest[..length]);
+                    length
+                }
+                (None, _) => {
+                    push_text(&mut parts, ":");
+                    1
+                }
+            },
+            ')' | ']' => {
+                let (open, factor) = if c == ')' {
+                    (&mut round, ROUND)
+                } else {
+                    (&mut square, SQUARE)
+                };
+                match open.pop() {
+                    Some(from) => multiply(&mut parts, from, factor),
+                    None => push_text(&mut parts, &rest[..1]),
+                }
+                1
+            }
+            _ => {
+                let length = rest
+                    .find(['\\', '(', ')', '[', ']', ':'])
+                    .unwrap_or(rest.len());
+                push_text(&mut parts, &rest[..length]);
+                length
+            }
+        };
+        rest = &rest[length..];
+    }
+    round
+        .into_iter()
+        .for_each(|from| multiply(&mut parts, from, ROUND));
+    square
+        .into_iter()
+        .for_each(|from| multiply(&mut parts, from, SQUARE));
+    merge(parts)
+}
+
+/// `:` number `)`, with spaces around the number: the weight and the length of all that.
+fn closing_weight(text: &str) -> Option<(f64, usize)> {
+    let (number, _) = text[1..].split_once(')')?;
+    let digits = number.trim();
+    let unsigned = digits.strip_prefix(['+', '-']).unwrap_or(digits);
+    if unsigned.is_empty() || !unsigned.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return None;
+    }
+    Some((digits.parse().ok()?, number.len() + 2))
+}
+
+fn multiply(parts: &mut [(Option<String>, f64)], from: usize, factor: f64) {
+    parts[from..]
+        .iter_mut()
+        .for_each(|(_, weight)| *weight *= factor);
+}
+
+/// Splits at `BREAK`, which swallows the space around it.
+fn push_text(parts: &mut Vec<(Option<String>, f64)>, text: &str) {
+    let mut rest = text;
+    while let Some(at) = find_word(rest, "BREAK") {
+        parts.push((Some(rest[..at].trim_end().to_owned()), 1.0));
+        parts.push((None, 1.0));
+        rest = rest[at + "BREAK".len()..].trim_start();
+    }
+    parts.push((Some(rest.to_owned()), 1.0));
+}
+
+/// Where `word` stands with no letter, digit or underscore beside it.
+fn find_word(text: &str, word: &str) -> Option<usize> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word)
+        .map(|(at, _)| at)
+        .find(|&at| !text[..at].ends_with(is_word) && !text[at + word.len()..].starts_with(is_word))
+}
+
+/// Joins neighbours of equal weight.
+fn merge(parts: Vec<(Option<String>, f64)>) -> Vec<Part> {
+    let mut merged: Vec<(Option<String>, f64)> = Vec::new();
+    for (text, weight) in parts {
+        match (text, merged.last_mut()) {
+            (Some(text), Some((Some(last), w))) if *w == weight => last.push_str(&text),
+            (text, _) => merged.push((text, weight)),
+        }
+    }
+    if merged.is_empty() {
+        merged.push((Some(String::new()), 1.0));
+    }
+    let part = |(text, weight): (Option<String>, f64)| match text {
+        Some(text) => Part::Text {
+            text,
+            weight: weight as f32,
+        },
+        None => Part::Break,
+    };
+    merged.into_iter().map(part).collect()
+}
+
+/// Refuses tags of extra networks, which work by being baked in.
+///
+/// # Errors
+/// The first tag.
+pub fn refuse_extra_networks(prompt: &str) -> Result<(), TextError> {
+    for (at, _) in prompt.match_indices('<') {
+        let Some((inside, _)) = prompt[at + 1..].split_once('>') else {
+            continue;
+        };
+        let is_tag = inside.split_once(':').is_some_and(|(kind, rest)| {
+            !kind.is_empty()
+                && kind.chars().all(|c| c.is_alphanumeric() || c == '_')
+                && !rest.is_empty()
+        });
+        if is_tag {
+            return Err(TextError::ExtraNetwork {
+                tag: format!("<{inside}>"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what A1111 would not take literally and [`parse_attention`] does not know. Negative prompts have no `AND`.
+///
+/// # Errors
+/// Prompt editing `[a:b:0.5]`, alternation `[a|b]`, or composition `AND`.
+pub fn refuse_unsupported(prompt: &str, negative: bool) -> Result<(), TextError> {
+    if !negative && find_word(prompt, "AND").is_some() {
+        let (text, escaped) = ("AND".to_owned(), "write it in lower case".to_owned());
+        return Err(TextError::Unsupported {
+            what: "composition of prompts",
+            text,
+            escaped,
+        });
+    }
+    let mut open: Vec<Square> = Vec::new();
+    let mut escaped = false;
+    for (at, c) in prompt.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '[' => open.push(Square {
+                start: at,
+                colon: None,
+                bar: false,
+            }),
+            ':' => open
+                .iter_mut()
+                .last()
+                .into_iter()
+                .for_each(|square| square.colon = Some(at)),
+            '|' => open
+                .iter_mut()
+                .last()
+                .into_iter()
+                .for_each(|square| square.bar = true),
+            ']' => {
+                let Some(square) = open.pop() else { continue };
+                let number = square
+                    .colon
+                    .map(|colon| prompt[colon + 1..at].trim().parse::<f64>());
+                let what = match number {
+                    Some(Ok(_)) => "prompt editing",
+                    _ if square.bar => "alternation",
+                    _ => continue,
+                };
+                let text = prompt[square.start..=at].to_owned();
+                let escaped = format!("\\[{}\\]", &prompt[square.start + 1..at]);
+                return Err(TextError::Unsupported {
+                    what,
+                    text,
+                    escaped,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// An open square bracket, and what has been seen in it.
+struct Square {
+    start: usize,
+    colon: Option<usize>,
+    bar: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(prompt: &str) -> Vec<(String, f32)> {
+        let part = |part| match part {
+            Part::Text { text, weight } => (text, weight),
+            Part::Break => ("BREAK".to_owned(), -1.0),
+        };
+        parse_attention(prompt).into_iter().map(part).collect()
+    }
+
+    #[test]
+    fn attention_is_read_as_a1111_reads_it() {
+        let long = "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).";
+        let cases: [(&str, &[(&str, f32)]); 20] = [
+            ("(cat:1.3)", &[("cat", 1.3)]),
+            ("((cat))", &[("cat", 1.21)]),
+            ("[cat]", &[("cat", 0.909_091)]),
+            ("(a (b:1.5) c)", &[("a ", 1.1), ("b", 1.65), (" c", 1.1)]),
+            ("(a:1.2:1.3)", &[("a:1.2", 1.3)]),
+            ("a\\(b\\)", &[("a(b)", 1.0)]),
+            ("(cat:)", &[("cat:", 1.1)]),
+            ("(cat:1.3", &[("cat:1.3", 1.1)]),
+            ("cat)", &[("cat)", 1.0)]),
+            ("(a,b:0)", &[("a,b", 0.0)]),
+            ("(a:-1)", &[("a", -1.0)]),
+            ("(a: +1.5 )", &[("a", 1.5)]),
+            ("(a:1.2.3)", &[("a:1.2.3", 1.1)]),
+            ("[a:1.2]", &[("a:1.2", 0.909_091)]),
+            ("((cat:1.1):1.2)", &[("cat", 1.32)]),
+            ("", &[("", 1.0)]),
+            ("a:1.2)", &[("a:1.2)", 1.0)]),
+            ("\\\\\\x", &[("\\x", 1.0)]),
+            ("a BREAK b", &[("a", 1.0), ("BREAK", -1.0), ("b", 1.0)]),
+            (
+                long,
+                &[
+                    ("a ", 1.0),
+                    ("house", 1.573),
+                    (" ", 1.1),
+                    ("on", 1.0),
+                    (" a ", 1.1),
+                    ("hill", 0.55),
+                    (", sun, ", 1.1),
+                    ("sky", 1.4641),
+                    (".", 1.1),
+                ],
+            ),
+        ];
+        for (prompt, expected) in cases {
+            let found = parsed(prompt);
+            assert_eq!(found.len(), expected.len(), "{prompt}: {found:?}");
+            for ((text, weight), (t, w)) in found.iter().zip(expected) {
+                assert_eq!(text, t, "{prompt}: {found:?}");
+                assert!((weight - w).abs() < 1e-6, "{prompt}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_break_is_a_word_of_its_own_at_any_depth() {
+        assert_eq!(parsed("BREAKFAST un_BREAK").len(), 1);
+        assert_eq!(
+            parsed("(a BREAK b:1.2)"),
+            [("a".into(), 1.2), ("BREAK".into(), -1.0), ("b".into(), 1.2)]
+        );
+    }
+
+    #[test]
+    fn syntax_that_is_not_supported_is_refused_and_its_escaped_form_is_not() {
+        for prompt in [
+            "[cat:dog:0.5]",
+            "a [b:3]",
+            "[a::.5]",
+            "[a|b]",
+            "[[c]|d]",
+            "cat AND dog",
+            "[a: 5 ]",
+        ] {
+            assert!(refuse_unsupported(prompt, false).is_err(), "{prompt}");
+        }
+        for prompt in [
+            "[cat]",
+            "\\[a|b\\]",
+            "a [unbalanced",
+            "SAND and",
+            "(a:1.2)",
+            "[a (b:1.2)]",
+            "a|b",
+            "[x: y]",
+        ] {
+            assert!(refuse_unsupported(prompt, false).is_ok(), "{prompt}");
+        }
+        assert!(refuse_unsupported("cat AND dog", true).is_ok());
+        let error = refuse_extra_networks("a <lora:foo:0.8> b")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("<lora:foo:0.8>"), "{error}");
+        assert!(refuse_extra_networks("1 < 2 > 0, a <b>, <:x>").is_ok());
+    }
+}
