@@ -52,7 +52,7 @@ fn ints<const N: usize>(values: [usize; N]) -> Attr {
 }
 
 impl GraphBuilder {
-    /// `x` [N, C, h, w], `weight` [O, C, k, k], `bias` [O] -> [N, O, h', w']
+    /// `x` [N, C, h, w], `weight` [O, C, k, k], `bias` `[O]` -> [N, O, h', w']
     ///
     /// # Errors
     /// Channels that differ.
@@ -215,7 +215,7 @@ impl GraphBuilder {
         self.node("Reshape", [x, target], shape, vec![])
     }
 
-    /// The run-time shape of `x`, [rank] i64.
+    /// The run-time shape of `x`, `[rank]` i64.
     pub fn shape_of(&mut self, x: Value) -> Value {
         let rank = self.shape(x).len();
         self.typed_node(
@@ -271,7 +271,7 @@ impl GraphBuilder {
         Ok((half(self, 0), half(self, width / 2)))
     }
 
-    /// The first `count` (an i64 [1] value) entries along `axis`.
+    /// The first `count` (an i64 `[1]` value) entries along `axis`.
     pub fn take_first(&mut self, x: Value, count: Value, axis: usize) -> Value {
         let mut shape = self.shape(x).to_vec();
         shape[axis] = Dim::Unknown;
@@ -346,7 +346,7 @@ impl GraphBuilder {
         Ok(self.node("LayerNormalization", [x, scale, bias], shape, attributes))
     }
 
-    /// Normalizes each `[n, c]` row of `x` [N, C, L] to zero mean and unit variance, then applies `scale`, `bias` [C].
+    /// Normalizes each `[n, c]` row of `x` [N, C, L] to zero mean and unit variance, then applies `scale`, `bias` `[C]`.
     pub fn instance_norm(&mut self, x: Value, scale: Value, bias: Value, epsilon: f32) -> Value {
         let shape = self.shape(x).to_vec();
         self.node(

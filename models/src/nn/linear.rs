@@ -2,7 +2,7 @@
 
 use crate::graph::{Conv, GraphBuilder, Result, Value};
 
-/// `x` [..., in] -> [..., out]: `x W^T + b`, with `weight` [out, in] and `bias` [out].
+/// `x` [..., in] -> [..., out]: `x W^T + b`, with `weight` [out, in] and `bias` `[out]`.
 ///
 /// # Errors
 /// `x` of unknown width.
@@ -22,7 +22,7 @@ pub fn linear_no_bias(g: &mut GraphBuilder, x: Value, out: usize) -> Result<Valu
     g.matmul(x, weight)
 }
 
-/// `x` [N, C, h, w] -> [N, out, h', w'], with `weight` [out, C, k, k] and `bias` [out].
+/// `x` [N, C, h, w] -> [N, out, h', w'], with `weight` [out, C, k, k] and `bias` `[out]`.
 ///
 /// # Errors
 /// `x` of unknown channels.

@@ -5,7 +5,7 @@ use crate::graph::{GraphBuilder, Result, Value};
 /// Groups of every GroupNorm in Stable Diffusion.
 const GROUPS: usize = 32;
 
-/// GroupNorm (Wu and He 2018) of `x` [N, C, h, w] in 32 groups, with `weight` and `bias` [C].
+/// GroupNorm (Wu and He 2018) of `x` [N, C, h, w] in 32 groups, with `weight` and `bias` `[C]`.
 ///
 /// There is no CPU kernel for ONNX's `GroupNormalization`; normalizing the rows of [N, 32, C/32 * h * w] is the same.
 ///
@@ -28,7 +28,7 @@ pub fn group_norm(g: &mut GraphBuilder, x: Value, epsilon: f32) -> Result<Value>
     g.add(y, bias)
 }
 
-/// LayerNorm (Ba et al. 2016) of `x` [..., C] over its last dimension, epsilon 1e-5, with `weight` and `bias` [C].
+/// LayerNorm (Ba et al. 2016) of `x` [..., C] over its last dimension, epsilon 1e-5, with `weight` and `bias` `[C]`.
 ///
 /// # Errors
 /// `x` of unknown width.

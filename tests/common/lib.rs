@@ -1,0 +1,206 @@
+//! What end-to-end tests share: an engine, converted models, reference tensors, and measures of difference.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use ndarray::ArrayD;
+use safetensors::tensor::{Dtype, SafeTensors};
+use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::checkpoint::{SafetensorsFile, TensorSource};
+use sd_converter::progress::Unwatched;
+use sd_converter::synth::Synth;
+use sd_models::demo;
+use sd_models::family::ModelFamily;
+use sd_runtime::engine::{Engine, EngineError, EngineOptions, setup};
+use sd_runtime::pipeline::{Phase, Watch};
+use tempfile::TempDir;
+
+/// ONNX Runtime; fetched as `sdrun setup` does it if this machine has none.
+///
+/// # Panics
+/// There is none to be had.
+pub fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        let start = || Engine::start(&EngineOptions::default(), never());
+        match start() {
+            Err(EngineError::NoLibrary { .. }) => {
+                setup::fetch().expect("ONNX Runtime can be fetched");
+                start().expect("the fetched library works")
+            }
+            other => other.expect("the installed library works"),
+        }
+    })
+}
+
+/// A flag that nobody sets.
+#[must_use]
+pub fn never() -> Arc<AtomicBool> {
+    Arc::new(AtomicBool::new(false))
+}
+
+/// The demo model, converted.
+///
+/// # Panics
+/// It cannot be converted.
+pub fn demo_model() -> &'static Path {
+    static MODEL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MODEL.get_or_init(|| {
+        let source = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT)
+            .expect("it ships with us");
+        converted(source)
+    });
+    path
+}
+
+/// The tiny synthetic model with seed 0, converted.
+///
+/// # Panics
+/// It cannot be made or converted.
+pub fn synthetic_model() -> &'static Path {
+    static MODEL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MODEL.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("tiny.safetensors");
+        let synth = Synth {
+            family: ModelFamily::Sd15,
+            tiny: true,
+            seed: 0,
+        };
+        synth
+            .write(&file, false, &Unwatched)
+            .expect("the folder can be written");
+        converted(SafetensorsFile::open(&file).expect("it was just written"))
+    });
+    path
+}
+
+/// Converts a checkpoint into a temporary folder.
+///
+/// # Panics
+/// It cannot be converted.
+pub fn converted(source: impl TensorSource + 'static) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model");
+    let plan = BuildPlan::new(Box::new(source), None, BuildOptions::default())
+        .expect("a whole checkpoint");
+    plan.write(&path, &Unwatched)
+        .expect("the folder can be written");
+    (dir, path)
+}
+
+/// A file of the repository, from its root.
+#[must_use]
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The tensors of a reference file.
+pub struct Reference {
+    bytes: Vec<u8>,
+}
+
+impl Reference {
+    /// Reads a safetensors file.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    #[must_use]
+    pub fn open(path: &Path) -> Self {
+        Self {
+            bytes: std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())),
+        }
+    }
+
+    /// The demo model's outputs in diffusers.
+    #[must_use]
+    pub fn demo() -> Self {
+        Self::open(&repository("models/demo/tiny-shapes/reference.safetensors"))
+    }
+
+    /// A tensor of numbers.
+    ///
+    /// # Panics
+    /// There is none of the name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> ArrayD<f32> {
+        self.read(name, Dtype::F32, |b| f32::from_le_bytes(*b))
+    }
+
+    /// A tensor of token ids.
+    ///
+    /// # Panics
+    /// There is none of the name.
+    #[must_use]
+    pub fn ids(&self, name: &str) -> ArrayD<i64> {
+        self.read(name, Dtype::I64, |b| i64::from_le_bytes(*b))
+    }
+
+    fn read<T, const N: usize>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        decode: impl Fn(&[u8; N]) -> T,
+    ) -> ArrayD<T> {
+        let file = SafeTensors::deserialize(&self.bytes).expect("a safetensors file");
+        let tensor = file
+            .tensor(name)
+            .unwrap_or_else(|e| panic!("`{name}`: {e}"));
+        assert_eq!(tensor.dtype(), dtype, "`{name}`");
+        let values = tensor.data().as_chunks().0.iter().map(decode).collect();
+        ArrayD::from_shape_vec(tensor.shape(), values).expect("data and shape belong together")
+    }
+}
+
+/// `|found - expected| / |expected|`.
+///
+/// # Panics
+/// The shapes differ.
+#[must_use]
+pub fn relative_l2(found: &ArrayD<f32>, expected: &ArrayD<f32>) -> f64 {
+    assert_eq!(found.shape(), expected.shape());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(
+        &mut found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| f64::from(*a) - f64::from(*b)),
+    );
+    difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
+}
+
+/// Peak signal-to-noise ratio of two pictures with 8 bits per channel, in dB.
+///
+/// # Panics
+/// The sizes differ.
+#[must_use]
+pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+    10.0 * (255.0f64.powi(2) * a.len() as f64 / squares.sum::<f64>()).log10()
+}
+
+/// Follows a run and remembers its warnings.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    /// What the user would have been told.
+    pub warnings: Vec<String>,
+    /// Model calls so far.
+    pub calls: usize,
+}
+
+impl Watch for Quiet {
+    fn phase(&mut self, _: Phase) {}
+
+    fn called(&mut self, calls: usize) {
+        self.calls = calls;
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.warnings.push(text.to_owned());
+    }
+}

@@ -1,0 +1,330 @@
+//! What people ask for, and what they get wrong: sizes, batches, profiles, damaged models.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use sd_runtime::engine::EngineError;
+use sd_runtime::noise::Rng;
+use sd_runtime::pipeline::{Dump, ModelDir, Outcome, PipelineError, Txt2Img};
+use sd_runtime::sampler::{Profile, Sampler};
+use sdrt_tests::{Quiet, Reference, demo_model, engine, never, psnr, relative_l2};
+
+fn circle() -> Txt2Img {
+    Txt2Img {
+        prompt: "a large red circle on a blue background".to_owned(),
+        guidance_scale: 5.0,
+        seed: 1,
+        steps: 8,
+        ..Txt2Img::default()
+    }
+}
+
+fn run(request: &Txt2Img, dump: Option<&mut Dump>) -> (Outcome, Quiet) {
+    let model = ModelDir::open(demo_model()).unwrap();
+    let mut watch = Quiet::default();
+    let outcome = request
+        .run(engine(), &model, &never(), &mut watch, dump)
+        .unwrap();
+    (outcome, watch)
+}
+
+fn mean_color(outcome: &Outcome, x: usize, y: usize) -> [u8; 3] {
+    let picture = &outcome.pictures[0].0;
+    let at = 3 * (y * picture.width + x);
+    picture.rgb[at..at + 3].try_into().unwrap()
+}
+
+#[test]
+fn every_sampler_of_every_profile_draws_the_prompt() {
+    for profile in Profile::ALL {
+        for sampler in Sampler::ALL {
+            let request = Txt2Img {
+                sampler: Some(sampler),
+                profile,
+                steps: 20,
+                ..circle()
+            };
+            let (outcome, watch) = run(&request, None);
+            let what = format!("{sampler} {}", profile.name());
+            let ([r, _, b], [cr, _, cb]) =
+                (mean_color(&outcome, 64, 64), mean_color(&outcome, 2, 2));
+            assert!(r > 150 && b < 100, "{what}: the middle is not red");
+            assert!(cb > 150 && cr < 100, "{what}: the corner is not blue");
+            assert_eq!(watch.calls, outcome.calls, "{what}");
+        }
+    }
+}
+
+#[test]
+fn pictures_of_a_batch_are_those_of_their_seeds() {
+    let request = Txt2Img {
+        batch: 3,
+        sampler: Some(Sampler::EulerAncestral),
+        ..circle()
+    };
+    let (batch, _) = run(&request, None);
+    for (i, (picture, seed, _)) in batch.pictures.iter().enumerate() {
+        assert_eq!(*seed, 1 + i as u64);
+        let (single, _) = run(
+            &Txt2Img {
+                batch: 1,
+                seed: *seed,
+                ..request.clone()
+            },
+            None,
+        );
+        assert_eq!(*picture, single.pictures[0].0, "picture {i}");
+    }
+    assert_ne!(batch.pictures[0].0, batch.pictures[1].0);
+}
+
+#[test]
+fn sizes_that_are_no_multiple_of_the_unets_stride_work() {
+    for (width, height) in [(128, 72), (104, 136), (64, 64)] {
+        let request = Txt2Img {
+            width: Some(width),
+            height: Some(height),
+            steps: 2,
+            ..circle()
+        };
+        let (outcome, _) = run(&request, None);
+        let picture = &outcome.pictures[0].0;
+        assert_eq!(
+            (picture.width, picture.height, picture.rgb.len()),
+            (width, height, 3 * width * height)
+        );
+    }
+}
+
+#[test]
+fn a_dump_holds_what_its_name_says_and_its_noise_makes_the_same_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    let mut dump = Dump::default();
+    let (first, _) = run(
+        &Txt2Img {
+            rng: Rng::Philox,
+            ..circle()
+        },
+        Some(&mut dump),
+    );
+    dump.write(&file).unwrap();
+    let tensors = Reference::open(&file);
+    assert_eq!(tensors.ids("token_ids").shape(), [1, 77]);
+    assert_eq!(tensors.get("text_embeddings_uncond").shape(), [1, 77, 128]);
+    for name in [
+        "initial_noise",
+        "latents.000",
+        "denoised.007",
+        "final_latents",
+    ] {
+        assert_eq!(tensors.get(name).shape(), [1, 4, 16, 16], "{name}");
+    }
+    // The last step of DPM++ 2M goes all the way to the last estimate.
+    assert!(relative_l2(&tensors.get("latents.007"), &tensors.get("denoised.007")) < 1e-6);
+    let again = Txt2Img {
+        seed: 99,
+        initial_noise: Some(file),
+        ..circle()
+    };
+    assert_eq!(run(&again, None).0.pictures[0].0, first.pictures[0].0);
+}
+
+#[test]
+fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_chunks() {
+    let plain = run(&circle(), None).0;
+    let psnr_with = |request: &Txt2Img| {
+        psnr(
+            &run(request, None).0.pictures[0].0.rgb,
+            &plain.pictures[0].0.rgb,
+        )
+    };
+    let stressed = Txt2Img {
+        prompt: "a large (red:0.5) circle on a (blue:1.5) background".to_owned(),
+        ..circle()
+    };
+    assert!(psnr_with(&stressed) < 45.0);
+    assert!(
+        psnr_with(&Txt2Img {
+            negative_prompt: "a green square".to_owned(),
+            ..circle()
+        }) < 45.0
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    let mut dump = Dump::default();
+    let long = Txt2Img {
+        prompt: "a red circle, ".repeat(25),
+        steps: 1,
+        ..circle()
+    };
+    run(&long, Some(&mut dump));
+    dump.write(&file).unwrap();
+    assert_eq!(
+        Reference::open(&file).get("text_embeddings").shape(),
+        [1, 154, 128]
+    );
+    let (_, watch) = run(
+        &Txt2Img {
+            profile: Profile::Diffusers,
+            ..long
+        },
+        None,
+    );
+    assert!(
+        watch.warnings[0].contains("cut off"),
+        "{:?}",
+        watch.warnings
+    );
+}
+
+#[test]
+fn infotexts_say_how_the_picture_was_made() {
+    let (outcome, _) = run(
+        &Txt2Img {
+            negative_prompt: "fog".to_owned(),
+            ..circle()
+        },
+        None,
+    );
+    let text = &outcome.pictures[0].2;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines[..2],
+        [
+            "a large red circle on a blue background",
+            "Negative prompt: fog"
+        ]
+    );
+    let expected = "Steps: 8, Sampler: DPM++ 2M, Schedule type: Automatic, CFG scale: 5, Seed: 1, Size: 128x128, \
+                    Model hash: 30398d282e, Model: tiny-shapes, RNG: CPU, Version: sdrt-";
+    assert!(lines[2].starts_with(expected), "{}", lines[2]);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
+    for (request, said) in [
+        (
+            Txt2Img {
+                width: Some(100),
+                ..circle()
+            },
+            "104",
+        ),
+        (
+            Txt2Img {
+                height: Some(8),
+                ..circle()
+            },
+            "64",
+        ),
+        (
+            Txt2Img {
+                steps: 0,
+                ..circle()
+            },
+            "steps",
+        ),
+        (
+            Txt2Img {
+                batch: 0,
+                ..circle()
+            },
+            "batch",
+        ),
+        (
+            Txt2Img {
+                guidance_scale: f64::NAN,
+                ..circle()
+            },
+            "cfg",
+        ),
+    ] {
+        let error = request.check().unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_run_stops_when_the_user_wants() {
+    let model = ModelDir::open(demo_model()).unwrap();
+    let stop = Arc::new(AtomicBool::new(true));
+    let error = circle()
+        .run(engine(), &model, &stop, &mut Quiet::default(), None)
+        .unwrap_err();
+    assert!(
+        matches!(&error, PipelineError::Denoise(e) if e.to_string() == "interrupted"),
+        "{error}"
+    );
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn damaged_model_directories_are_named_file_by_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let data = path.join("unet/model.onnx_data");
+    let bytes = fs::read(&data).unwrap();
+    let failure = || {
+        let model = ModelDir::open(&path).map_err(|e| e.to_string())?;
+        let result = circle().run(engine(), &model, &never(), &mut Quiet::default(), None);
+        result.map(|_| ()).map_err(|e| {
+            assert!(
+                matches!(e, PipelineError::Engine(EngineError::Damaged { .. })),
+                "{e}"
+            );
+            e.to_string()
+        })
+    };
+    let mut altered = bytes.clone();
+    altered[100_000] ^= 1;
+    fs::write(&data, &altered).unwrap();
+    let error = failure().unwrap_err();
+    assert!(
+        error.contains("model.onnx_data") && error.contains("SHA-256"),
+        "{error}"
+    );
+    fs::write(&data, &bytes[..bytes.len() / 2]).unwrap();
+    let error = failure().unwrap_err();
+    assert!(
+        error.contains("model.onnx_data") && error.contains("bytes"),
+        "{error}"
+    );
+    fs::remove_file(&data).unwrap();
+    assert!(failure().unwrap_err().contains("it is missing"));
+    fs::write(&data, &bytes).unwrap();
+    failure().unwrap();
+    fs::write(path.join("sdrt.json"), "{").unwrap();
+    assert!(failure().unwrap_err().contains("sdrt.json"));
+}
+
+#[test]
+fn directories_of_other_programs_run_without_a_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [128, 128]);
+    let outcome = circle()
+        .run(engine(), &model, &never(), &mut Quiet::default(), None)
+        .unwrap();
+    assert_eq!(outcome.pictures[0].0, run(&circle(), None).0.pictures[0].0);
+    let error = ModelDir::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("sdconvert build"), "{error}");
+}
