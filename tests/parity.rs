@@ -36,6 +36,7 @@ fn load(dir: &std::path::Path, component: &str) -> Network {
 
 fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, tolerance: f64, what: &str) {
     let error = relative_l2(found, expected);
+    println!("{what}: relative L2 {error:.2e}");
     assert!(error <= tolerance, "{what}: relative L2 {error:.2e}");
 }
 

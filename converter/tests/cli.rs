@@ -1,0 +1,461 @@
+//! The program `sdconvert`, as people call it and as they get it wrong.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tempfile::TempDir;
+
+fn sdconvert(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sdconvert"))
+        .args(args)
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder with the tiny synthetic checkpoint in it.
+fn workplace() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = dir.path().join("tiny.safetensors");
+    let made = sdconvert(&[
+        "synth",
+        "--family",
+        "sd15",
+        "--tiny",
+        "-o",
+        checkpoint.to_str().unwrap(),
+    ]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    (dir, checkpoint)
+}
+
+/// A tensor of a checkpoint to be altered.
+#[derive(Clone)]
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+fn read(path: &Path) -> HashMap<String, Tensor> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |view: TensorView<'_>| Tensor {
+        dtype: view.dtype(),
+        shape: view.shape().to_vec(),
+        data: view.data().to_vec(),
+    };
+    file.iter()
+        .map(|(name, view)| (name.to_owned(), tensor(view)))
+        .collect()
+}
+
+fn write(path: &Path, tensors: &HashMap<String, Tensor>) {
+    let views = tensors.iter().map(|(name, t)| {
+        (
+            name,
+            TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap(),
+        )
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+fn build(checkpoint: &Path, more: &[&str]) -> (Output, PathBuf) {
+    let target = checkpoint.with_extension("model");
+    let mut args = vec![
+        "build",
+        checkpoint.to_str().unwrap(),
+        "-o",
+        target.to_str().unwrap(),
+    ];
+    args.extend(more);
+    (sdconvert(&args), target)
+}
+
+/// Converts an altered checkpoint, which must fail with all of `said` and leave nothing.
+fn assert_refused(checkpoint: &Path, more: &[&str], said: &[&str]) {
+    let (output, target) = build(checkpoint, more);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    for part in said {
+        assert!(stderr.contains(part), "`{part}` is not in: {stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(!target.exists());
+    let names = fs::read_dir(checkpoint.parent().unwrap())
+        .unwrap()
+        .map(|e| e.unwrap().file_name());
+    assert!(
+        names
+            .map(|n| n.to_string_lossy().into_owned())
+            .all(|n| !n.contains("partial"))
+    );
+}
+
+const FIRST_CONV: &str = "model.diffusion_model.input_blocks.0.0.weight";
+
+#[test]
+fn a_checkpoint_is_converted_verified_inspected_and_not_overwritten() {
+    let (_dir, checkpoint) = workplace();
+    let (output, target) = build(&checkpoint, &["--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["manifest"]["family"], "sd15");
+    assert_eq!(
+        report["not_converted"]["unknown"].as_array().unwrap().len(),
+        0
+    );
+    let path = target.to_str().unwrap();
+    let verified = sdconvert(&["verify", path]);
+    assert!(verified.status.success(), "{}", text(&verified.stderr));
+    assert!(text(&sdconvert(&["inspect", path]).stdout).contains("Stable Diffusion 1.x"));
+    let inspected = sdconvert(&["inspect", checkpoint.to_str().unwrap(), "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(
+        (
+            report["parts"]["unet"]["tensors"].as_u64(),
+            report["refused"].is_null()
+        ),
+        (Some(686), true)
+    );
+    let again = build(&checkpoint, &[]).0;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("--force"));
+    assert!(build(&checkpoint, &["--force"]).0.status.success());
+
+    let data = target.join("unet/model.onnx_data");
+    let mut bytes = fs::read(&data).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&data, bytes).unwrap();
+    let damaged = sdconvert(&["verify", path]);
+    assert_eq!(damaged.status.code(), Some(1));
+    assert!(
+        text(&damaged.stderr).contains("model.onnx_data"),
+        "{}",
+        text(&damaged.stderr)
+    );
+}
+
+#[test]
+fn the_same_numbers_in_other_types_and_shapes_make_the_same_graph() {
+    let (_dir, checkpoint) = workplace();
+    let (_, half) = build(&checkpoint, &[]);
+    let mut tensors = read(&checkpoint);
+    tensors.remove("cond_stage_model.transformer.text_model.embeddings.position_ids");
+    for (name, tensor) in &mut tensors {
+        if tensor.dtype == Dtype::F16 {
+            let values = tensor
+                .data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| half::f16::from_le_bytes(*b).to_f32());
+            tensor.data = values.flat_map(f32::to_le_bytes).collect();
+            tensor.dtype = Dtype::F32;
+        }
+        // Newer tools save the VAE's attention as matrices.
+        if name.contains(".attn_1.") && tensor.shape.len() == 4 {
+            tensor.shape.truncate(2);
+        }
+    }
+    let single = checkpoint.with_file_name("single.safetensors");
+    write(&single, &tensors);
+    let (output, full) = build(&single, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let size = |dir: &Path| {
+        fs::metadata(dir.join("unet/model.onnx_data"))
+            .unwrap()
+            .len()
+    };
+    // Weights stay in the type they were published in; pages are padded.
+    let ratio = size(&full) as f64 / size(&half) as f64;
+    assert!((1.8..=2.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn running_averages_are_used_only_when_asked_for() {
+    let (_dir, checkpoint) = workplace();
+    let mut tensors = read(&checkpoint);
+    let unet: Vec<String> = tensors
+        .keys()
+        .filter(|k| k.starts_with("model.diffusion_model."))
+        .cloned()
+        .collect();
+    for key in &unet {
+        let flat = key.strip_prefix("model.").unwrap().replace('.', "");
+        let mut average = tensors[key].clone();
+        average.data.fill(0);
+        tensors.insert(format!("model_ema.{flat}"), average);
+    }
+    let ema = checkpoint.with_file_name("ema.safetensors");
+    write(&ema, &tensors);
+    let (output, target) = build(&ema, &[]);
+    assert!(
+        output.status.success() && text(&output.stderr).contains("--ema"),
+        "{}",
+        text(&output.stderr)
+    );
+    let plain = fs::read(target.join("unet/model.onnx_data")).unwrap();
+    let (output, target) = build(&ema, &["--ema", "--force"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let averaged = fs::read(target.join("unet/model.onnx_data")).unwrap();
+    assert!(plain.iter().any(|&b| b != 0) && averaged.iter().all(|&b| b == 0));
+    tensors
+        .remove("model_ema.diffusion_modelout2weight")
+        .unwrap();
+    let missing = checkpoint.with_file_name("missing.safetensors");
+    write(&missing, &tensors);
+    assert_refused(&missing, &["--ema"], &["EMA"]);
+}
+
+#[test]
+fn a_missing_vae_is_taken_from_another_file() {
+    let (_dir, checkpoint) = workplace();
+    let mut tensors = read(&checkpoint);
+    let (vae, rest): (HashMap<_, _>, HashMap<_, _>) = tensors
+        .drain()
+        .partition(|(name, _)| name.starts_with("first_stage_model."));
+    let without = checkpoint.with_file_name("without.safetensors");
+    write(&without, &rest);
+    assert_refused(&without, &[], &["VAE", "hint", "--vae"]);
+    let bare = vae.into_iter().map(|(name, t)| {
+        (
+            name.strip_prefix("first_stage_model.").unwrap().to_owned(),
+            t,
+        )
+    });
+    let vae_file = checkpoint.with_file_name("vae.safetensors");
+    write(&vae_file, &bare.collect());
+    let (output, with) = build(&without, &["--vae", vae_file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (_, whole) = build(&checkpoint, &[]);
+    let decoder = |dir: &Path| fs::read(dir.join("vae_decoder/model.onnx_data")).unwrap();
+    assert!(decoder(&with) == decoder(&whole));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let (_dir, checkpoint) = workplace();
+    let tensors = read(&checkpoint);
+    let altered = checkpoint.with_file_name("altered.safetensors");
+    let refuse = |change: &dyn Fn(&mut HashMap<String, Tensor>), more: &[&str], said: &[&str]| {
+        let mut copy = tensors.clone();
+        change(&mut copy);
+        write(&altered, &copy);
+        assert_refused(&altered, more, said);
+    };
+    let norm = "model.diffusion_model.out.0.weight";
+    refuse(
+        &|t| {
+            t.remove(norm);
+        },
+        &[],
+        &["missing", norm],
+    );
+    let wrong = |t: &mut HashMap<String, Tensor>| {
+        let tensor = t.get_mut(norm).unwrap();
+        tensor.shape[0] /= 2;
+        tensor.data.truncate(2 * tensor.shape[0]);
+    };
+    refuse(&wrong, &[], &[norm, "[16]", "[32]"]);
+    let strange = |t: &mut HashMap<String, Tensor>| {
+        t.insert(
+            "model.diffusion_model.surprise.weight".to_owned(),
+            t[norm].clone(),
+        );
+    };
+    refuse(&strange, &[], &["surprise", "--allow-partial"]);
+    refuse(
+        &|t| t.get_mut(norm).unwrap().dtype = Dtype::I16,
+        &[],
+        &[norm, "I16"],
+    );
+    let nan = |t: &mut HashMap<String, Tensor>| {
+        t.get_mut(FIRST_CONV).unwrap().data[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    };
+    refuse(&nan, &["--strict"], &[FIRST_CONV, "NaN"]);
+    let (output, _) = build(&altered, &[]);
+    let stderr = text(&output.stderr);
+    assert!(
+        output.status.success() && stderr.contains("warning") && stderr.contains(FIRST_CONV),
+        "{stderr}"
+    );
+    let inpaint = |t: &mut HashMap<String, Tensor>| {
+        let tensor = t.get_mut(FIRST_CONV).unwrap();
+        tensor.data = tensor
+            .data
+            .repeat(9)
+            .chunks(4)
+            .flatten()
+            .copied()
+            .take(tensor.data.len() / 4 * 9)
+            .collect();
+        tensor.shape[1] = 9;
+    };
+    fs::remove_dir_all(altered.with_extension("model")).unwrap();
+    refuse(&inpaint, &[], &["inpainting", "not supported"]);
+}
+
+#[test]
+fn files_that_are_no_sd1_checkpoint_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("other.safetensors");
+    let one = Tensor {
+        dtype: Dtype::F16,
+        shape: vec![1],
+        data: vec![0, 0],
+    };
+    for (key, said) in [
+        ("conditioner.embedders.1.model.ln_final.weight", "SDXL"),
+        (
+            "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+            "Stable Diffusion 3",
+        ),
+        ("double_blocks.0.img_attn.qkv.weight", "Flux"),
+        (
+            "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+            "LoRA",
+        ),
+        ("some.tensor", "no UNet"),
+    ] {
+        write(&file, &HashMap::from([(key.to_owned(), one.clone())]));
+        assert_refused(&file, &[], &[said]);
+        let inspected = sdconvert(&["inspect", file.to_str().unwrap()]);
+        assert!(inspected.status.success());
+    }
+}
+
+#[test]
+fn damaged_files_are_errors_and_never_panics() {
+    let (_dir, checkpoint) = workplace();
+    let bytes = fs::read(&checkpoint).unwrap();
+    let damaged = checkpoint.with_file_name("damaged.safetensors");
+    for (content, said) in [
+        (&bytes[..5], "too few"),
+        (&bytes[..1000], "truncated"),
+        (&bytes[..bytes.len() - 1], "truncated"),
+        (b"PK\x03\x04 and more", "zip"),
+        (b"<!DOCTYPE html>..", "web page"),
+    ] {
+        fs::write(&damaged, content).unwrap();
+        assert_refused(&damaged, &[], &[said]);
+    }
+    let mut longer = bytes.clone();
+    longer.extend([0; 9]);
+    fs::write(&damaged, &longer).unwrap();
+    assert_refused(&damaged, &[], &["9 bytes follow"]);
+    assert_refused(
+        &checkpoint.with_file_name("absent.safetensors"),
+        &[],
+        &["cannot read"],
+    );
+    assert_refused(checkpoint.parent().unwrap(), &[], &["is a folder"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_errors() {
+    let (dir, checkpoint) = workplace();
+    let file = dir.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    let target = file.join("model");
+    let output = sdconvert(&[
+        "build",
+        checkpoint.to_str().unwrap(),
+        "-o",
+        target.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("cannot write"),
+        "{}",
+        text(&output.stderr)
+    );
+    let thesis = dir.path().join("thesis");
+    fs::create_dir(&thesis).unwrap();
+    fs::write(thesis.join("chapter1"), "years").unwrap();
+    let output = sdconvert(&[
+        "build",
+        checkpoint.to_str().unwrap(),
+        "-o",
+        thesis.to_str().unwrap(),
+        "--force",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        fs::read_to_string(thesis.join("chapter1")).unwrap(),
+        "years"
+    );
+    assert_eq!(sdconvert(&["build"]).status.code(), Some(2));
+    assert_eq!(
+        sdconvert(&["synth", "--family", "sd99", "-o", "x"])
+            .status
+            .code(),
+        Some(2)
+    );
+}
+
+/// A killed conversion leaves no directory of the name, and the next one cleans up.
+#[test]
+#[cfg(unix)]
+fn a_conversion_killed_half_way_leaves_no_half_directory() {
+    let (dir, checkpoint) = workplace();
+    let target = checkpoint.with_extension("model");
+    let partial = |dir: &Path| {
+        let names = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.contains("partial")).count()
+    };
+    let mut killed = false;
+    for _ in 0..200 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sdconvert"))
+            .args([
+                "-q",
+                "build",
+                checkpoint.to_str().unwrap(),
+                "-o",
+                target.to_str().unwrap(),
+            ])
+            .spawn()
+            .unwrap();
+        while partial(dir.path()) == 0 && child.try_wait().unwrap().is_none() {}
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if partial(dir.path()) > 0 {
+            killed = true;
+            break;
+        }
+        fs::remove_dir_all(&target).unwrap();
+    }
+    assert!(killed && !target.exists());
+    let (output, _) = build(&checkpoint, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(partial(dir.path()), 0);
+}
+
+/// A file size limit fails writes half way, as a full disk does, and needs no rights.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_costs_no_file_and_leaves_nothing() {
+    let (dir, checkpoint) = workplace();
+    let target = checkpoint.with_extension("model");
+    let script = format!(
+        "ulimit -f 1000; trap '' XFSZ; exec {} build {} -o {}",
+        env!("CARGO_BIN_EXE_sdconvert"),
+        checkpoint.display(),
+        target.display()
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write"), "{stderr}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}

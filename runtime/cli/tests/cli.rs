@@ -1,0 +1,263 @@
+//! The program `sdrun`, as people call it and as they get it wrong.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use sd_runtime::engine::{EngineError, library, setup};
+use tempfile::TempDir;
+
+/// The library of this machine; fetched as `sdrun setup` does it if there is none.
+fn runtime_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| match library::find(None) {
+        Ok(found) => found.path,
+        Err(EngineError::NoLibrary { .. }) => setup::fetch().unwrap(),
+        Err(e) => panic!("{e}"),
+    })
+}
+
+/// `sdrun` in a data folder of its own, with the machine's library.
+fn sdrun(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sdrun"));
+    command
+        .env("NO_COLOR", "1")
+        .env("SDRT_DATA_DIR", data)
+        .env("ORT_DYLIB_PATH", runtime_library());
+    command.current_dir(data).stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn is_png(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x89PNG\r\n\x1a\n"))
+}
+
+#[test]
+fn the_demo_makes_a_picture_and_says_what_to_try_next() {
+    let dir = folder();
+    let (code, stdout, stderr) = run(sdrun(dir.path()).arg("demo"));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        stdout.contains("demo.png")
+            && stderr.contains("sdrun txt2img")
+            && stderr.contains("sdconvert build")
+    );
+    assert!(is_png(&dir.path().join("demo.png")));
+    // The model is converted once.
+    let (code, _, stderr) = run(sdrun(dir.path()).args(["demo", "-o", "second.png"]));
+    assert!(
+        code == Some(0) && !stderr.contains("converting"),
+        "{stderr}"
+    );
+    let bytes = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("demo.png") == bytes("second.png"));
+}
+
+#[test]
+fn pictures_have_numbers_and_results_are_one_json_object() {
+    let dir = folder();
+    let args = [
+        "txt2img",
+        "-p",
+        "a red circle",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--seed",
+        "7",
+        "-o",
+        "out.png",
+        "--json",
+    ];
+    let (code, stdout, stderr) = run(sdrun(dir.path())
+        .args(args)
+        .args(["--dump", "d.safetensors"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(result["images"][1]["seed"], 8);
+    assert_eq!(result["images"][1]["file"], "out-001.png");
+    for name in ["out-000.png", "out-001.png"] {
+        assert!(is_png(&dir.path().join(name)));
+    }
+    assert!(dir.path().join("d.safetensors").exists());
+}
+
+#[test]
+fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
+    let dir = folder();
+    for (args, said) in [
+        (vec!["--sampler", "DPM++ 2N"], "DPM++ 2M"),
+        (vec!["-W", "100"], "104"),
+        (vec!["--steps", "0"], "steps"),
+        (vec!["--schedule", "spiral"], "karras"),
+        (vec!["--profile", "mine"], "a1111"),
+        (vec!["--rng", "dice"], "philox"),
+        (
+            vec!["--sampler", "DDIM", "--schedule", "karras"],
+            "--schedule",
+        ),
+        (vec!["--ep", "abacus"], "openvino"),
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path())
+            .args(["txt2img", "-p", "x", "-m", "/nowhere"])
+            .args(&args));
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn missing_models_outputs_and_providers_are_plain_errors() {
+    let dir = folder();
+    let txt2img = ["txt2img", "-p", "x", "--steps", "1"];
+    for (args, said) in [
+        (vec!["-m", "/nowhere"], "sdconvert build"),
+        (vec!["-o", "no/such/folder.png"], "cannot write"),
+        (vec!["--ep", "migraphx"], "migraphx"),
+        (vec!["--init-noise", "absent"], "absent"),
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path()).args(txt2img).args(&args));
+        assert_eq!(code, Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    let (code, _, stderr) = run(sdrun(dir.path()).args(["txt2img", "-p", "a <lora:foo:0.8> b"]));
+    assert!(
+        code == Some(1) && stderr.contains("<lora:foo:0.8>"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn missing_and_wrong_libraries_are_said_plainly() {
+    let dir = folder();
+    let doctor = |configure: &dyn Fn(&mut Command)| {
+        let mut command = sdrun(dir.path());
+        // No Python either.
+        command
+            .arg("doctor")
+            .env_remove("ORT_DYLIB_PATH")
+            .env("PATH", "");
+        configure(&mut command);
+        let (code, _, stderr) = run(&mut command);
+        assert_eq!(code, Some(1), "{stderr}");
+        stderr
+    };
+    assert!(doctor(&|_| ()).contains("sdrun setup"));
+    let absent = doctor(&|command| {
+        command.args(["--lib", "absent.so"]);
+    });
+    assert!(
+        absent.contains("absent.so") && absent.contains("not there"),
+        "{absent}"
+    );
+    let text = dir.path().join("libonnxruntime.so");
+    fs::write(&text, "no library").unwrap();
+    let broken = doctor(&|command| {
+        command.env("ORT_DYLIB_PATH", &text);
+    });
+    assert!(
+        broken.contains("cannot be loaded") && broken.contains("sdrun setup"),
+        "{broken}"
+    );
+}
+
+/// A library with the right symbol and an old version, made with the C compiler that Rust links with.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_old_library_is_said_to_be_old() {
+    let dir = folder();
+    let (source, library) = (
+        dir.path().join("old.c"),
+        dir.path().join("libonnxruntime.so"),
+    );
+    let code = r#"
+        static const void *api(unsigned version) { return 0; }
+        static const char *name(void) { return "1.10.0"; }
+        static const struct { const void *(*a)(unsigned); const char *(*v)(void); } base = { api, name };
+        const void *OrtGetApiBase(void) { return &base; }
+    "#;
+    fs::write(&source, code).unwrap();
+    let built = Command::new("cc")
+        .arg("-shared")
+        .arg("-fPIC")
+        .arg("-o")
+        .arg(&library)
+        .arg(&source)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let (code, _, stderr) = run(sdrun(dir.path()).arg("doctor").arg("--lib").arg(&library));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("1.10.0") && stderr.contains("at least 1.22"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn doctor_lists_library_and_providers() {
+    let dir = folder();
+    let (code, stdout, stderr) = run(sdrun(dir.path()).args(["doctor", "--json"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["providers"][0], "cpu");
+    assert_eq!(report["origin"], "ORT_DYLIB_PATH");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_ends_with_130_and_no_picture() {
+    let dir = folder();
+    assert_eq!(
+        run(sdrun(dir.path()).args(["txt2img", "-p", "x", "--steps", "1", "-o", "first.png"])).0,
+        Some(0)
+    );
+    let mut child = sdrun(dir.path())
+        .args([
+            "txt2img",
+            "-p",
+            "x",
+            "--steps",
+            "1000",
+            "-W",
+            "256",
+            "-H",
+            "256",
+            "-o",
+            "never.png",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut names: Vec<String> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["first.png", "models"]);
+}
