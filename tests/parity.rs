@@ -3,6 +3,8 @@
 //! The references are the demo model's (`models/demo/tiny-shapes`) and those of a synthetic model of other widths
 //! (`tests/golden/synth_reference.py`).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 use ndarray::{ArrayD, Axis, arr0};
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Input, Network};
@@ -36,7 +38,6 @@ fn load(dir: &std::path::Path, component: &str) -> Network {
 
 fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, tolerance: f64, what: &str) {
     let error = relative_l2(found, expected);
-    println!("{what}: relative L2 {error:.2e}");
     assert!(error <= tolerance, "{what}: relative L2 {error:.2e}");
 }
 

@@ -1,5 +1,7 @@
 //! What people ask for, and what they get wrong: sizes, batches, profiles, damaged models.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The program `sdrun`, as people call it and as they get it wrong.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
