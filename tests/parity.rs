@@ -6,13 +6,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 use ndarray::{ArrayD, Axis, arr0};
+use sd_converter::checkpoint::SafetensorsFile;
+use sd_converter::progress::Unwatched;
+use sd_converter::synth::Synth;
+use sd_models::family::ModelFamily;
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Input, Network};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{Dump, ModelDir, Picture, Txt2Img};
 use sd_runtime::sampler::{Profile, Sampler, SigmaSchedule};
 use sdrt_tests::{
-    Quiet, Reference, demo_model, engine, never, psnr, relative_l2, repository, synthetic_model,
+    Quiet, Reference, converted, demo_model, engine, never, psnr, relative_l2, repository,
+    synthetic_model,
 };
 
 /// Single precision adds up in another order in every library; a wrong epsilon or activation is 1e-3 and more.
@@ -249,4 +254,72 @@ fn compare_with_synth_reference(dir: &std::path::Path, reference: &Reference, sa
             folder,
         );
     }
+}
+
+/// Every 16-bit type is stored as it is and made single precision by the graph; the numbers that come out are the same.
+#[test]
+fn weights_compute_the_same_in_whatever_type_they_are_stored() {
+    use half::{bf16, f16};
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source.safetensors");
+    let synth = Synth {
+        family: ModelFamily::Sd15,
+        tiny: true,
+        seed: 3,
+    };
+    synth.write(&source, false, &Unwatched).unwrap();
+    let bytes = std::fs::read(&source).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    // bf16 holds 8 bits of every number; f32 gets the same rounded numbers.
+    let rounded = |view: &TensorView<'_>| -> Vec<bf16> {
+        let halves = view
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f16::from_le_bytes(*b).to_f32());
+        halves.map(bf16::from_f32).collect()
+    };
+    let outputs = [Dtype::BF16, Dtype::F32].map(|dtype| {
+        let data: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+            .iter()
+            .map(|(name, view)| {
+                let (kept, shape) = (view.dtype(), view.shape().to_vec());
+                match (kept, dtype) {
+                    (Dtype::F16, Dtype::BF16) => {
+                        let bytes = rounded(&view)
+                            .iter()
+                            .flat_map(|x| x.to_le_bytes())
+                            .collect();
+                        (name.to_owned(), dtype, shape, bytes)
+                    }
+                    (Dtype::F16, _) => {
+                        let bytes = rounded(&view)
+                            .iter()
+                            .flat_map(|x| x.to_f32().to_le_bytes())
+                            .collect();
+                        (name.to_owned(), dtype, shape, bytes)
+                    }
+                    _ => (name.to_owned(), kept, shape, view.data().to_vec()),
+                }
+            })
+            .collect();
+        let file = dir.path().join(format!("{dtype}.safetensors"));
+        let views = data.iter().map(|(name, dtype, shape, bytes)| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &file).unwrap();
+        let (_dir, model) = converted(SafetensorsFile::open(&file).unwrap());
+        let reference = Reference::open(&repository("tests/golden/tiny_synth.safetensors"));
+        let names = ["sample", "timestep", "encoder_hidden_states"];
+        let tensors = names.map(|name| reference.get(&format!("unet.0.{name}")));
+        let inputs: Vec<(&str, Input<'_>)> =
+            names.into_iter().zip(tensors.iter().map(f32s)).collect();
+        load(&model, "unet")
+            .run(&inputs, &["out_sample"])
+            .unwrap()
+            .remove(0)
+    });
+    assert_eq!(outputs[0], outputs[1]);
 }

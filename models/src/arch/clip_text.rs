@@ -1,7 +1,7 @@
 //! CLIP's text transformer (Radford et al. 2021, section 2.4), which turns token ids into the UNet's context.
 
 use crate::graph::{DType, Graph, GraphBuilder, Result, Value};
-use crate::nn::{attention, gelu, layer_norm, linear, quick_gelu};
+use crate::nn::{Qkv, gelu, layer_norm, linear, masked_attention, quick_gelu};
 
 /// Nonlinearity of the feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn layer(g: &mut GraphBuilder, cfg: &ClipTextConfig, x: Value, mask: Value) -> R
         let q = g.scope("q_proj", |g| linear(g, h, width))?;
         let k = g.scope("k_proj", |g| linear(g, h, width))?;
         let v = g.scope("v_proj", |g| linear(g, h, width))?;
-        let y = attention(g, q, k, v, cfg.heads, Some(mask))?;
+        let y = masked_attention(g, Qkv { q, k, v }, cfg.heads, Some(mask))?;
         g.scope("out_proj", |g| linear(g, y, width))
     })?;
     let x = g.add(x, h)?;

@@ -173,7 +173,7 @@ fn up_block(
         let skip = skips
             .pop()
             .expect("the down path pushes as many skips as the up path takes");
-        x = g.concat(x, skip, 1)?;
+        x = g.concat(&[x, skip], 1)?;
         x = layer(g, j, x, level, cond)?;
     }
     if let Some(&next) = skips.last() {

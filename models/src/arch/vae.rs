@@ -1,7 +1,7 @@
 //! The KL autoencoder between pictures and latents (Rombach et al. 2022, appendix G).
 
 use crate::graph::{Conv, DType, Graph, GraphBuilder, Result, Value};
-use crate::nn::{ResNet, attention, conv2d, group_norm, linear, resnet, silu};
+use crate::nn::{Qkv, ResNet, attention, conv2d, group_norm, linear, resnet, silu};
 
 /// Epsilon of every GroupNorm.
 const EPSILON: f32 = 1e-6;
@@ -141,7 +141,7 @@ fn pixel_attention(g: &mut GraphBuilder, x: Value, channels: usize) -> Result<Va
     let q = g.scope("to_q", |g| linear(g, tokens, channels))?;
     let k = g.scope("to_k", |g| linear(g, tokens, channels))?;
     let v = g.scope("to_v", |g| linear(g, tokens, channels))?;
-    let h = attention(g, q, k, v, 1, None)?;
+    let h = attention(g, Qkv { q, k, v }, 1)?;
     let h = g.scope("to_out.0", |g| linear(g, h, channels))?;
     let h = g.transpose(h, [0, 2, 1])?;
     let h = g.reshape_like(h, x);

@@ -232,6 +232,25 @@ impl GraphBuilder {
         output
     }
 
+    /// A node with `count` outputs of one shape.
+    pub(super) fn multi_output_node<const N: usize>(
+        &mut self,
+        op: &'static str,
+        inputs: [Value; N],
+        shape: &[Dim],
+        count: usize,
+        attributes: Vec<(&'static str, Attr)>,
+    ) -> Vec<Value> {
+        let dtype = self.info(inputs[0]).dtype;
+        let new = |g: &mut Self| g.value(String::new(), dtype, shape.to_vec());
+        let outputs: Vec<Value> = (0..count).map(|_| new(self)).collect();
+        let name = self.push_node(op, inputs.map(Some).to_vec(), outputs.clone(), attributes);
+        for (i, output) in outputs.iter().enumerate() {
+            self.graph.values[output.index()].name = format!("{name}:{i}");
+        }
+        outputs
+    }
+
     fn push_node(
         &mut self,
         op: &'static str,

@@ -231,44 +231,39 @@ impl GraphBuilder {
     ///
     /// # Errors
     /// Other dimensions that differ.
-    pub fn concat(&mut self, a: Value, b: Value, axis: usize) -> Result<Value> {
-        let (sa, sb) = (self.shape(a), self.shape(b));
-        let fits = sa.len() == sb.len() && (0..sa.len()).all(|i| i == axis || sa[i].agrees(&sb[i]));
-        if !fits {
-            return Err(self.impossible("Concat", &[a, b], "only the joined dimension may differ"));
-        }
-        let mut shape = sa.to_vec();
-        shape[axis] = match (&sa[axis], &sb[axis]) {
-            (Dim::Fixed(m), Dim::Fixed(n)) => Dim::Fixed(m + n),
-            _ => Dim::Unknown,
+    pub fn concat(&mut self, parts: &[Value], axis: usize) -> Result<Value> {
+        let mut shape = self.shape(parts[0]).to_vec();
+        let agrees = |s: &[Dim]| {
+            s.len() == shape.len() && (0..s.len()).all(|i| i == axis || shape[i].agrees(&s[i]))
         };
-        Ok(self.node(
-            "Concat",
-            [a, b],
-            shape,
-            vec![("axis", Attr::Int(axis as i64))],
-        ))
+        if !parts.iter().all(|&part| agrees(self.shape(part))) {
+            return Err(self.impossible("Concat", parts, "only the joined dimension may differ"));
+        }
+        let sizes = parts.iter().map(|&part| self.shape(part)[axis].fixed());
+        shape[axis] = sizes
+            .sum::<Option<usize>>()
+            .map_or(Dim::Unknown, Dim::Fixed);
+        let dtype = self.info(parts[0]).dtype;
+        let inputs = parts.iter().copied().map(Some).collect();
+        let attributes = vec![("axis", Attr::Int(axis as i64))];
+        Ok(self.typed_node("Concat", inputs, dtype, shape, attributes))
     }
 
-    /// Splits the last dimension, of known even size, into two halves.
+    /// Splits dimension `axis`, of known size, into `count` equal parts.
     ///
     /// # Errors
-    /// An odd or unknown last dimension.
-    pub fn halves(&mut self, x: Value) -> Result<(Value, Value)> {
-        let rank = self.shape(x).len();
-        let width = self.fixed_dim(x, rank - 1)?;
-        if width % 2 != 0 {
-            return Err(self.impossible("Slice", &[x], "the last dimension must be even"));
+    /// An unknown size, or one that is no multiple of `count`.
+    pub fn split(&mut self, x: Value, axis: usize, count: usize) -> Result<Vec<Value>> {
+        let size = self.fixed_dim(x, axis)?;
+        if size % count != 0 {
+            let problem = format!("dimension {axis} must be a multiple of {count}");
+            return Err(self.impossible("Split", &[x], &problem));
         }
         let mut shape = self.shape(x).to_vec();
-        shape[rank - 1] = Dim::Fixed(width / 2);
-        let axis = self.constant_i64(&[rank as i64 - 1]);
-        let half = |g: &mut Self, from: usize| {
-            let start = g.constant_i64(&[from as i64]);
-            let end = g.constant_i64(&[(from + width / 2) as i64]);
-            g.node("Slice", [x, start, end, axis], shape.clone(), vec![])
-        };
-        Ok((half(self, 0), half(self, width / 2)))
+        shape[axis] = Dim::Fixed(size / count);
+        let sizes = self.constant_i64(&vec![(size / count) as i64; count]);
+        let attributes = vec![("axis", Attr::Int(axis as i64))];
+        Ok(self.multi_output_node("Split", [x, sizes], &shape, count, attributes))
     }
 
     /// The first `count` (an i64 `[1]` value) entries along `axis`.
@@ -383,7 +378,7 @@ impl GraphBuilder {
         let batch_and_channels = self.slice_1d(whole, 0, 2);
         let whole = self.shape_of(like);
         let size = self.slice_1d(whole, 2, 4);
-        let sizes = self.concat(batch_and_channels, size, 0)?;
+        let sizes = self.concat(&[batch_and_channels, size], 0)?;
         Ok(self.resize(vec![Some(x), None, None, Some(sizes)], shape))
     }
 

@@ -7,7 +7,7 @@ mod resnet;
 mod timestep;
 mod transformer;
 
-pub use attention::{attention, split_heads};
+pub use attention::{Qkv, attention, attention_by_head, masked_attention};
 pub use linear::{conv2d, linear, linear_no_bias};
 pub use norm::{group_norm, layer_norm};
 pub use resnet::{ResNet, resnet};

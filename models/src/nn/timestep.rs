@@ -16,7 +16,7 @@ pub fn sinusoid(g: &mut GraphBuilder, t: Value, width: usize) -> Result<Value> {
     let t = g.reshape(t, &[1, 1])?;
     let angles = g.mul(t, frequencies)?;
     let (cos, sin) = (g.cos(angles), g.sin(angles));
-    g.concat(cos, sin, 1)
+    g.concat(&[cos, sin], 1)
 }
 
 /// `t` scalar -> [1, 4 * width]: sinusoid, then a two-layer perceptron with SiLU.

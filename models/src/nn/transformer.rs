@@ -1,6 +1,8 @@
 //! The UNet's transformer over pixels (Rombach et al. 2022, section 3.3): self-attention, cross-attention to the text, GEGLU.
 
-use super::{attention, conv2d, gelu, group_norm, layer_norm, linear, linear_no_bias};
+use super::{
+    Qkv, attention, attention_by_head, conv2d, gelu, group_norm, layer_norm, linear, linear_no_bias,
+};
 use crate::graph::{Conv, GraphBuilder, Result, Value};
 
 /// `x` [N, C, h, w], `context` [N, t, D] -> [N, C, h, w]: pixels become tokens, pass `depth` blocks, and are added to `x`.
@@ -32,10 +34,10 @@ pub fn spatial_transformer(
 
 fn block(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> Result<Value> {
     let h = g.scope("norm1", layer_norm_of(x))?;
-    let h = g.scope("attn1", |g| multi_head(g, h, h, heads))?;
+    let h = g.scope("attn1", |g| multi_head(g, h, h, heads, attention_by_head))?;
     let x = g.add(h, x)?;
     let h = g.scope("norm2", layer_norm_of(x))?;
-    let h = g.scope("attn2", |g| multi_head(g, h, context, heads))?;
+    let h = g.scope("attn2", |g| multi_head(g, h, context, heads, attention))?;
     let x = g.add(h, x)?;
     let h = g.scope("norm3", layer_norm_of(x))?;
     let h = g.scope("ff", |g| feed_forward(g, h))?;
@@ -47,12 +49,18 @@ fn layer_norm_of(x: Value) -> impl FnOnce(&mut GraphBuilder) -> Result<Value> {
 }
 
 /// Queries from `x` [N, s, C], keys and values from `context` [N, t, D]; projections without bias.
-fn multi_head(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> Result<Value> {
+fn multi_head(
+    g: &mut GraphBuilder,
+    x: Value,
+    context: Value,
+    heads: usize,
+    attend: fn(&mut GraphBuilder, Qkv, usize) -> Result<Value>,
+) -> Result<Value> {
     let width = g.fixed_dim(x, 2)?;
     let q = g.scope("to_q", |g| linear_no_bias(g, x, width))?;
     let k = g.scope("to_k", |g| linear_no_bias(g, context, width))?;
     let v = g.scope("to_v", |g| linear_no_bias(g, context, width))?;
-    let y = attention(g, q, k, v, heads, None)?;
+    let y = attend(g, Qkv { q, k, v }, heads)?;
     g.scope("to_out.0", |g| linear(g, y, width))
 }
 
@@ -60,8 +68,8 @@ fn multi_head(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> R
 fn feed_forward(g: &mut GraphBuilder, x: Value) -> Result<Value> {
     let width = g.fixed_dim(x, 2)?;
     let both = g.scope("net.0.proj", |g| linear(g, x, 8 * width))?;
-    let (value, gate) = g.halves(both)?;
-    let gate = gelu(g, gate)?;
-    let h = g.mul(value, gate)?;
+    let halves = g.split(both, 2, 2)?;
+    let gate = gelu(g, halves[1])?;
+    let h = g.mul(halves[0], gate)?;
     g.scope("net.2", |g| linear(g, h, width))
 }

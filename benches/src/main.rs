@@ -1,0 +1,47 @@
+//! Measures conversion and inference, end to end; results are JSON on stdout.
+
+mod convert;
+mod memory;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sd_converter::ui::{Ui, UiArgs};
+
+/// How fast, and with how much memory?
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    ui: UiArgs,
+}
+
+/// What to measure.
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Convert(convert::ConvertArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::start(cli.ui);
+    ui.finish(match &cli.command {
+        Command::Run(args) => run::run(args, &ui),
+        Command::Convert(args) => convert::run(args, &ui),
+    })
+}
+
+/// Least, median and greatest of several measurements, in seconds.
+fn spread(mut seconds: Vec<f64>) -> serde_json::Value {
+    seconds.sort_by(f64::total_cmp);
+    serde_json::json!({
+        "runs": seconds.len(),
+        "min": seconds.first(),
+        "median": seconds.get(seconds.len() / 2),
+        "max": seconds.last(),
+    })
+}
