@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::ConvertError;
 use crate::checkpoint::TensorSource;
 use crate::error::some_of;
-use crate::onnx::{WriteError, Written, hex, write_model};
+use crate::onnx::{WriteError, Written, write_model};
 use crate::output::StagedDir;
 use crate::progress::Progress;
 use crate::weights::{Residue, Weights};
@@ -483,7 +483,7 @@ fn hash_source(
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let sha256 = hex(hash.finalize().as_slice());
+    let sha256 = manifest::hex(&hash.finalize());
     Ok(Source {
         role: role.to_owned(),
         name,
@@ -504,7 +504,7 @@ pub(crate) fn hash_file(
     let (mut hash, mut length, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok((hex(hash.finalize().as_slice()), length)),
+            Ok(0) => return Ok((manifest::hex(&hash.finalize()), length)),
             Ok(n) => {
                 hash.update(&buffer[..n]);
                 length += n as u64;

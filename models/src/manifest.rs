@@ -126,6 +126,12 @@ pub struct Lora {
     pub text_encoder: f64,
 }
 
+/// Bytes of a hash as manifests write them: lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

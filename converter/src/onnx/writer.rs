@@ -11,18 +11,16 @@ use std::path::Path;
 
 use prost::Message;
 use sd_models::graph::{Attr, ConstantData, DType, Dim, Graph, OPSET, Param, Value};
-use sd_models::manifest::DATA_FILE;
+use sd_models::manifest::{DATA_FILE, hex};
 use sha2::{Digest, Sha256};
 
+use super::external_data::{ExternalData, PAGE, write_external_data};
 use super::proto::{
     AttributeProto, DimensionProto, DimensionValue, EXTERNAL, GraphProto, ModelProto, NodeProto,
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use super::transpose::transpose;
-
-/// Tensors of at least this many bytes go to external data, on boundaries of as many bytes (a page).
-const PAGE: usize = 4096;
 
 /// ONNX IR version that came with opset 17.
 const IR_VERSION: i64 = 8;
@@ -128,22 +126,74 @@ pub fn write_model<R: WeightReader>(
     weights: &R,
     folder: &Path,
 ) -> Result<Written, WriteError<R::Error>> {
-    let mut data = DataFile::create(folder)?;
-    let mut storage = BTreeSet::new();
+    let (params, data) = write_external_data(&folder.join(DATA_FILE), |data| {
+        let mut params = Params::default();
+        for param in &graph.params {
+            params.write(param, weights, data)?;
+        }
+        Ok::<_, WriteError<R::Error>>(params)
+    })?;
+    let constants = graph
+        .constants
+        .iter()
+        .map(|c| constant_tensor(graph, c.value, &c.data));
     let mut names: Vec<String> = graph.values.iter().map(|info| info.name.clone()).collect();
-    let mut proto = GraphProto {
-        name: graph.name.clone(),
-        ..GraphProto::default()
-    };
-    for constant in &graph.constants {
-        proto
-            .initializer
-            .push(constant_tensor(graph, constant.value, &constant.data));
+    for (value, cast) in params.cast_values {
+        names[value.index()] = cast;
     }
-    for param in &graph.params {
-        let (stored, bytes) = weights.read(param).map_err(WriteError::Weight)?;
+    let nodes = graph.nodes.iter().map(|node| node_proto(node, &names));
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "sdconvert".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: Some(GraphProto {
+            name: graph.name.clone(),
+            initializer: constants.chain(params.tensors).collect(),
+            node: params.casts.into_iter().chain(nodes).collect(),
+            input: graph.inputs.iter().map(|&v| value_info(graph, v)).collect(),
+            output: graph
+                .outputs
+                .iter()
+                .map(|&v| value_info(graph, v))
+                .collect(),
+        }),
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: OPSET,
+        }],
+    };
+    let bytes = model.encode_to_vec();
+    let mut file = File::create(folder.join("model.onnx"))?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    let hash = hex(&Sha256::digest(&bytes));
+    Ok(Written {
+        model: (hash, bytes.len() as u64),
+        data,
+        storage: params.storage,
+    })
+}
+
+/// Parameters as the graph file declares them.
+#[derive(Default)]
+struct Params {
+    tensors: Vec<TensorProto>,
+    casts: Vec<NodeProto>,
+    /// Parameters that nodes read through a cast, and its output.
+    cast_values: Vec<(Value, String)>,
+    storage: BTreeSet<Stored>,
+}
+
+impl Params {
+    /// Small tensors go into the graph file, in single precision; others to external data as they are stored.
+    fn write<'a, R: WeightReader>(
+        &mut self,
+        param: &Param,
+        weights: &'a R,
+        data: &mut ExternalData<'a>,
+    ) -> Result<(), WriteError<R::Error>> {
+        let (stored, mut bytes) = weights.read(param).map_err(WriteError::Weight)?;
         let mut dims = param.shape.clone();
-        let mut bytes = bytes;
         if param.transposed {
             bytes = Cow::Owned(transpose(&bytes, dims[0], dims[1], stored.size()));
             dims.reverse();
@@ -157,102 +207,32 @@ pub fn write_model<R: WeightReader>(
             tensor.data_type = data_type::FLOAT;
             tensor.raw_data = Some(stored.to_f32(&bytes));
         } else {
+            let length = bytes.len();
             tensor.data_type = stored.onnx();
             tensor.data_location = EXTERNAL;
-            tensor.external_data = data.append(&bytes)?;
-            storage.insert(stored);
+            tensor.external_data = location(data.append(bytes)?, length);
+            self.storage.insert(stored);
             if stored != Stored::F32 {
                 let cast = format!("{}:f32", param.name);
-                proto.node.push(cast_to_f32(&param.name, &cast));
-                names[param.value.index()] = cast;
+                self.casts.push(cast_to_f32(&param.name, &cast));
+                self.cast_values.push((param.value, cast));
             }
         }
-        proto.initializer.push(tensor);
-    }
-    proto
-        .node
-        .extend(graph.nodes.iter().map(|node| node_proto(node, &names)));
-    proto.input = graph.inputs.iter().map(|&v| value_info(graph, v)).collect();
-    proto.output = graph
-        .outputs
-        .iter()
-        .map(|&v| value_info(graph, v))
-        .collect();
-    let model = ModelProto {
-        ir_version: IR_VERSION,
-        producer_name: "sdconvert".to_owned(),
-        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        graph: Some(proto),
-        opset_import: vec![OperatorSetIdProto {
-            domain: String::new(),
-            version: OPSET,
-        }],
-    };
-    let bytes = model.encode_to_vec();
-    let mut file = File::create(folder.join("model.onnx"))?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    let hash = hex(Sha256::digest(&bytes).as_slice());
-    Ok(Written {
-        model: (hash, bytes.len() as u64),
-        data: data.finish()?,
-        storage,
-    })
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-}
-
-/// External data in the making: appended in pages, hashed on the way.
-struct DataFile {
-    file: File,
-    hash: Sha256,
-    length: usize,
-}
-
-impl DataFile {
-    fn create(folder: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::create(folder.join(DATA_FILE))?,
-            hash: Sha256::new(),
-            length: 0,
-        })
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<Vec<StringStringEntryProto>> {
-        let offset = self.length.next_multiple_of(PAGE);
-        self.put(&[0; PAGE][..offset - self.length])?;
-        self.put(bytes)?;
-        let entry = |key: &str, value: String| StringStringEntryProto {
-            key: key.to_owned(),
-            value,
-        };
-        Ok(vec![
-            entry("location", DATA_FILE.to_owned()),
-            entry("offset", offset.to_string()),
-            entry("length", bytes.len().to_string()),
-        ])
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.hash.update(bytes);
-        self.length += bytes.len();
+        self.tensors.push(tensor);
         Ok(())
     }
+}
 
-    fn finish(self) -> io::Result<(String, u64)> {
-        self.file.sync_all()?;
-        Ok((hex(self.hash.finalize().as_slice()), self.length as u64))
-    }
+fn location(offset: usize, length: usize) -> Vec<StringStringEntryProto> {
+    let entry = |key: &str, value: String| StringStringEntryProto {
+        key: key.to_owned(),
+        value,
+    };
+    vec![
+        entry("location", DATA_FILE.to_owned()),
+        entry("offset", offset.to_string()),
+        entry("length", length.to_string()),
+    ]
 }
 
 fn constant_tensor(graph: &Graph, value: Value, data: &ConstantData) -> TensorProto {

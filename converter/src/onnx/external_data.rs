@@ -1,0 +1,115 @@
+//! External data: tensors one after the other on page boundaries, so that runtimes can map them.
+//!
+//! A thread of its own hashes and writes while the caller reads and arranges the next tensor.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use sd_models::manifest::hex;
+use sha2::{Digest, Sha256};
+
+/// Boundaries on which tensors begin, in bytes.
+pub(super) const PAGE: usize = 4096;
+
+/// Tensors that wait to be written.
+const QUEUE: usize = 2;
+
+static ZEROS: [u8; PAGE] = [0; PAGE];
+
+/// Bytes that are hashed and then written while they are still in the processor's cache.
+const PIECE: usize = 1 << 18;
+
+/// A file in the making.
+pub(super) struct ExternalData<'a> {
+    writer: SyncSender<Cow<'a, [u8]>>,
+    length: usize,
+}
+
+/// Writes the file `path` with whatever `fill` appends; returns `fill`'s result, and the file's SHA-256 and length.
+///
+/// # Errors
+/// The file cannot be written, or `fill` fails.
+pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut ExternalData<'a>) -> Result<T, E>,
+) -> Result<(T, (String, u64)), E> {
+    let mut file = File::create(path)?;
+    std::thread::scope(|scope| {
+        let (writer, queue) = sync_channel::<Cow<'a, [u8]>>(QUEUE);
+        let writing = scope.spawn(move || {
+            let mut hash = Sha256::new();
+            for bytes in queue {
+                for piece in bytes.chunks(PIECE) {
+                    hash.update(piece);
+                    file.write_all(piece)?;
+                }
+            }
+            file.sync_all()?;
+            Ok::<_, io::Error>(hex(&hash.finalize()))
+        });
+        let mut data = ExternalData { writer, length: 0 };
+        let filled = fill(&mut data);
+        let ExternalData { writer, length } = data;
+        drop(writer);
+        // Where both failed, filling failed because writing had.
+        let hash = writing.join().expect("writing does not panic")?;
+        Ok((filled?, (hash, length as u64)))
+    })
+}
+
+impl<'a> ExternalData<'a> {
+    /// Appends a tensor's bytes and returns the offset they will have.
+    ///
+    /// # Errors
+    /// Writing has failed; [`write_external_data`] returns why.
+    pub(super) fn append(&mut self, bytes: Cow<'a, [u8]>) -> io::Result<usize> {
+        let offset = self.length.next_multiple_of(PAGE);
+        self.put(Cow::Borrowed(&ZEROS[..offset - self.length]))?;
+        self.put(bytes)?;
+        Ok(offset)
+    }
+
+    fn put(&mut self, bytes: Cow<'a, [u8]>) -> io::Result<()> {
+        self.length += bytes.len();
+        self.writer
+            .send(bytes)
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_begin_on_pages_and_the_hash_is_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let written = write_external_data(&path, |data| {
+            let offsets = [vec![1u8; 5000], vec![2; 3]].map(|bytes| data.append(bytes.into()));
+            Ok::<_, io::Error>(offsets.map(Result::unwrap))
+        });
+        let (offsets, (sha256, length)) = written.unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((offsets, length), ([0, 8192], 8195));
+        assert_eq!(
+            (bytes[4999], bytes[5000], bytes[8191], bytes[8192]),
+            (1, 0, 0, 2)
+        );
+        assert_eq!(sha256, hex(&Sha256::digest(&bytes)));
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_is_returned() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/data");
+        let error = write_external_data(&missing, |_| Ok::<_, io::Error>(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let stop = |_: &mut ExternalData<'_>| Err::<(), _>(io::Error::other("stop"));
+        let error = write_external_data(&dir.path().join("data"), stop).unwrap_err();
+        assert_eq!(error.to_string(), "stop");
+    }
+}
