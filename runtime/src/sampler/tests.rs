@@ -1,4 +1,4 @@
-//! Known answers: k-diffusion's and diffusers' results on a toy model with two numbers, computed by those libraries.
+//! Known answers: k-diffusion's and diffusers' results on toy models of two numbers, printed by `tests/golden/samplers.py`.
 
 use ndarray::Array4;
 use sd_models::diffusers;
