@@ -170,7 +170,7 @@ impl Ui {
             }
             Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
             Err(e) => {
-                say(&format!("error: {e:#}"));
+                say(&format!("error: {}", with_causes(&e)));
                 if e.is::<UsageError>() {
                     ExitCode::from(2)
                 } else {
@@ -179,6 +179,18 @@ impl Ui {
             }
         }
     }
+}
+
+/// An error and its causes, but for those that its text names already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |text, cause| match text.as_str() {
+            "" => cause,
+            known if known.contains(&cause) => text,
+            _ => format!("{text}: {cause}"),
+        })
 }
 
 /// `sdconvert .. | head` is no failure.
@@ -220,5 +232,23 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let full = crate::ConvertError::Write {
+            path: "x".into(),
+            source: io::Error::other("no space"),
+        };
+        let error = anyhow::Error::from(full).context("cannot convert");
+        assert_eq!(
+            with_causes(&error),
+            "cannot convert: cannot write x: no space"
+        );
     }
 }

@@ -3,6 +3,9 @@
 use sd_converter::ui::{Bar, Ui};
 use sd_runtime::pipeline::{Phase, Watch};
 
+/// Less memory than this every machine has.
+const WORTH_TELLING: u64 = 1_000_000_000;
+
 /// Follows a run.
 #[derive(Debug)]
 pub(crate) struct Terminal<'a> {
@@ -25,7 +28,15 @@ impl Watch for Terminal<'_> {
     fn phase(&mut self, phase: Phase) {
         self.bar = match phase {
             Phase::Encode => Some(self.ui.spinner("reading the prompt")),
-            Phase::Load => Some(self.ui.spinner("loading the UNet")),
+            Phase::Load { memory } => {
+                if let Some(bytes) = memory.filter(|&bytes| bytes > WORTH_TELLING) {
+                    self.ui.note(format!(
+                        "this takes about {:.1} GB of memory",
+                        bytes as f64 / 1e9
+                    ));
+                }
+                Some(self.ui.spinner("loading the UNet"))
+            }
             Phase::Denoise { calls } => Some(self.ui.steps(
                 if self.pictures > 1 {
                     "denoising all"

@@ -68,7 +68,10 @@ impl Network {
                 .with_dimension_override(name, *size as i64)
                 .map_err(|e| say(&e))?;
         }
-        let session = builder.commit_from_file(path).map_err(|e| say(&e))?;
+        let canceler = builder.canceler();
+        let stop = || drop(canceler.cancel());
+        let session = interruptible(&engine.interrupt, stop, || builder.commit_from_file(path))?;
+        let session = session.map_err(|e| say(&e))?;
         Ok(Self {
             session,
             path: path.to_owned(),
@@ -99,25 +102,9 @@ impl Network {
         };
         let options = RunOptions::new().map_err(failed)?;
         let interrupt = Arc::clone(&self.interrupt);
-        let results = std::thread::scope(|scope| {
-            let (done, waiting) = mpsc::channel::<()>();
-            let options = &options;
-            let flag = &interrupt;
-            scope.spawn(move || {
-                while let Err(mpsc::RecvTimeoutError::Timeout) = waiting.recv_timeout(POLL) {
-                    if flag.load(Ordering::SeqCst) {
-                        let _ = options.terminate();
-                        return;
-                    }
-                }
-            });
-            let results = self.session.run_with_options(values, options);
-            drop(done);
-            results
-        });
-        if interrupt.load(Ordering::SeqCst) {
-            return Err(EngineError::Interrupted);
-        }
+        let stop = || drop(options.terminate());
+        let run = || self.session.run_with_options(values, &options);
+        let results = interruptible(&interrupt, stop, run)?;
         let results = results.map_err(failed)?;
         let take = |name: &&str| {
             Ok(results[*name]
@@ -180,6 +167,32 @@ impl Network {
             path: self.path.clone(),
             problem,
         }
+    }
+}
+
+/// Does `work`; calls `stop`, from another thread, once the user wants to end it.
+fn interruptible<T>(
+    interrupt: &AtomicBool,
+    stop: impl Fn() + Send,
+    work: impl FnOnce() -> T,
+) -> Result<T, EngineError> {
+    let result = std::thread::scope(|scope| {
+        let (done, waiting) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while let Err(mpsc::RecvTimeoutError::Timeout) = waiting.recv_timeout(POLL) {
+                if interrupt.load(Ordering::SeqCst) {
+                    return stop();
+                }
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    });
+    if interrupt.load(Ordering::SeqCst) {
+        Err(EngineError::Interrupted)
+    } else {
+        Ok(result)
     }
 }
 

@@ -1,12 +1,14 @@
 //! The inside of a run as a safetensors file: how pictures of two programs are compared step by step.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayView, Dimension};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::PipelineError;
+use super::output::write_whole;
 
 /// What a run leaves for comparison.
 #[derive(Debug, Default)]
@@ -44,23 +46,18 @@ impl Dump {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), PipelineError> {
-        let failed = |source| PipelineError::Write {
-            path: path.to_owned(),
-            source,
-        };
-        let parent = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
         let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
-            let view = TensorView::new(*dtype, shape.clone(), bytes)
-                .expect("bytes and shape are of one tensor");
-            (name.as_str(), view)
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
+            (
+                name.as_str(),
+                view.expect("bytes and shape are of one tensor"),
+            )
         });
-        safetensors::serialize_to_file(views, Some(self.metadata.clone()), file.path())
-            .map_err(|e| failed(std::io::Error::other(e)))?;
-        file.persist(path).map(drop).map_err(|e| failed(e.error))
+        write_whole(path, |file| {
+            let written =
+                safetensors::serialize_to_file(views, Some(self.metadata.clone()), file.path());
+            written.map_err(io::Error::other)
+        })
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use ndarray::ArrayView3;
 use png::text_metadata::{ITXtChunk, TEXtChunk};
-use tempfile::NamedTempFile;
 
 use super::PipelineError;
+use super::output::write_whole;
 use crate::sampler::Profile;
 
 /// An RGB picture with 8 bits per channel.
@@ -57,24 +57,9 @@ impl Picture {
     /// # Errors
     /// The file cannot be written.
     pub fn write_png(&self, path: &Path, parameters: &str) -> Result<(), PipelineError> {
-        let failed = |source| PipelineError::Write {
-            path: path.to_owned(),
-            source,
-        };
-        let parent = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        readable_by_others(&mut builder);
-        let mut file: NamedTempFile = builder
-            .prefix(".sdrt-")
-            .tempfile_in(parent)
-            .map_err(failed)?;
-        self.encode(&mut io::BufWriter::new(&mut file), parameters)
-            .map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map(drop).map_err(|e| failed(e.error))
+        write_whole(path, |file| {
+            self.encode(&mut io::BufWriter::new(file), parameters)
+        })
     }
 
     fn encode(&self, out: &mut impl Write, parameters: &str) -> io::Result<()> {
@@ -94,17 +79,6 @@ impl Picture {
         writer.finish()?;
         out.flush()
     }
-}
-
-/// Temporary files are private by default; pictures follow the user's umask.
-fn readable_by_others(builder: &mut tempfile::Builder<'_, '_>) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    #[cfg(not(unix))]
-    let _ = builder;
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod error;
 pub mod image_io;
 pub mod infotext;
 mod model;
+mod output;
 mod txt2img;
 
 pub use dump::Dump;

@@ -72,7 +72,10 @@ pub enum Phase {
     /// Prompts become embeddings.
     Encode,
     /// The UNet is loaded.
-    Load,
+    Load {
+        /// Bytes of memory that the run will take at most, if that is known.
+        memory: Option<u64>,
+    },
     /// The sampler runs.
     Denoise {
         /// How many model calls it will make.
@@ -204,7 +207,9 @@ impl Txt2Img {
             dump.add("initial_noise", &noise.view());
         }
 
-        watch.phase(Phase::Load);
+        watch.phase(Phase::Load {
+            memory: model.unet_memory(shape[2] * shape[3]),
+        });
         let start = Instant::now();
         let dims = [("batch", 1), ("height", shape[2]), ("width", shape[3])];
         let mut unet = engine.load(&model.path, "unet", model.manifest.as_ref(), &dims)?;
