@@ -212,7 +212,12 @@ fn forwards_of_full_width_are_those_of_diffusers_and_transformers() {
 
 fn compare_with_synth_reference(dir: &std::path::Path, reference: &Reference, samples: usize) {
     let ids = reference.ids("text.input_ids");
-    let outputs = ["last_hidden_state", "pooler_output", "hidden_states.1"];
+    let outputs = [
+        "last_hidden_state",
+        "pooler_output",
+        "hidden_states.1",
+        "normed_hidden_states.1",
+    ];
     let found = load(dir, "text_encoder")
         .run(&[("input_ids", Input::Ids(ids.view()))], &outputs)
         .unwrap();

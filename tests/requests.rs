@@ -183,6 +183,31 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
 }
 
 #[test]
+fn clip_skip_takes_an_earlier_layer() {
+    let skipped = Txt2Img {
+        clip_skip: 2,
+        ..circle()
+    };
+    let outcome = run(&skipped, None).0;
+    assert!(outcome.pictures[0].2.contains("Clip skip: 2"));
+    assert!(
+        psnr(
+            &outcome.pictures[0].0.rgb,
+            &run(&circle(), None).0.pictures[0].0.rgb
+        ) < 45.0
+    );
+    let model = ModelDir::open(demo_model()).unwrap();
+    let beyond = Txt2Img {
+        clip_skip: 6,
+        ..circle()
+    };
+    let error = beyond
+        .run(engine(), &model, &never(), &mut Quiet::default(), None)
+        .unwrap_err();
+    assert!(error.to_string().contains("4 inner layers"), "{error}");
+}
+
+#[test]
 fn infotexts_say_how_the_picture_was_made() {
     let (outcome, _) = run(
         &Txt2Img {

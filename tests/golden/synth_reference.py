@@ -122,6 +122,7 @@ def outputs(weights):
     result["text.last_hidden_state"] = states.last_hidden_state
     result["text.pooler_output"] = states.pooler_output
     result["text.hidden_states.1"] = states.hidden_states[1]
+    result["text.normed_hidden_states.1"] = text.text_model.final_layer_norm(states.hidden_states[1])
 
     unet = build_unet(weights)
     context = unet.config.cross_attention_dim

@@ -1,7 +1,7 @@
 //! CLIP's text transformer (Radford et al. 2021, section 2.4), which turns token ids into the UNet's context.
 
 use crate::graph::{DType, Graph, GraphBuilder, Result, Value};
-use crate::nn::{Qkv, gelu, layer_norm, linear, masked_attention, quick_gelu};
+use crate::nn::{Qkv, gelu, layer_norm, layer_norms, linear, masked_attention, quick_gelu};
 
 /// Nonlinearity of the feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,8 @@ impl ClipTextConfig {
 }
 
 /// `input_ids` [batch, sequence] i64 -> `last_hidden_state` [batch, sequence, C] after the final norm, `pooler_output`
-/// [batch, C] at the end token, and `hidden_states.N` for N = 0 (embeddings) to `layers`, before the final norm.
+/// [batch, C] at the end token, `hidden_states.N` for N = 0 (embeddings) to `layers`, before the final norm, and
+/// `normed_hidden_states.N` below `layers`, after it: what "clip skip" takes.
 ///
 /// # Errors
 /// A configuration whose widths do not fit together.
@@ -71,7 +72,7 @@ pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
     let shape = g.shape_of(ids);
     let length = g.slice_1d(shape, 1, 2);
 
-    let (states, last) = g.scope("text_model", |g| {
+    let (states, normed) = g.scope("text_model", |g| {
         let mut x = g.scope("embeddings", |g| embeddings(g, cfg, ids, length))?;
         let mask = causal_mask(g, cfg.positions, length);
         let mut states = vec![x];
@@ -81,16 +82,21 @@ pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
             })?;
             states.push(x);
         }
-        Ok((states, g.scope("final_layer_norm", |g| layer_norm(g, x))?))
+        let normed = g.scope("final_layer_norm", |g| layer_norms(g, &states))?;
+        Ok((states, normed))
     })?;
 
     // The end token has the largest id of the vocabulary; the first one counts, since padding may repeat it.
     let end = g.argmax(ids, 1);
+    let last = normed[cfg.layers];
     let pooled = g.pick_row_per_batch(last, end);
     g.output("last_hidden_state", last)?;
     g.output("pooler_output", pooled)?;
     for (i, &state) in states.iter().enumerate() {
         g.output(&format!("hidden_states.{i}"), state)?;
+    }
+    for (i, &state) in normed[..cfg.layers].iter().enumerate() {
+        g.output(&format!("normed_hidden_states.{i}"), state)?;
     }
     Ok(builder.finish())
 }
@@ -178,6 +184,8 @@ mod tests {
             "hidden_states.0",
             "hidden_states.1",
             "hidden_states.2",
+            "normed_hidden_states.0",
+            "normed_hidden_states.1",
         ];
         assert_eq!(outputs, expected);
     }

@@ -9,7 +9,7 @@ mod transformer;
 
 pub use attention::{Qkv, attention, attention_by_head, masked_attention};
 pub use linear::{conv2d, linear, linear_no_bias};
-pub use norm::{group_norm, layer_norm};
+pub use norm::{group_norm, layer_norm, layer_norms};
 pub use resnet::{ResNet, resnet};
 pub use timestep::{sinusoid, time_embedding};
 pub use transformer::spatial_transformer;

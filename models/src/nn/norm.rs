@@ -33,8 +33,19 @@ pub fn group_norm(g: &mut GraphBuilder, x: Value, epsilon: f32) -> Result<Value>
 /// # Errors
 /// `x` of unknown width.
 pub fn layer_norm(g: &mut GraphBuilder, x: Value) -> Result<Value> {
-    let width = g.fixed_dim(x, g.shape(x).len() - 1)?;
+    Ok(layer_norms(g, &[x])?[0])
+}
+
+/// One [`layer_norm`] of several values of the same width.
+///
+/// # Errors
+/// Values of unknown or different widths.
+pub fn layer_norms(g: &mut GraphBuilder, values: &[Value]) -> Result<Vec<Value>> {
+    let width = g.fixed_dim(values[0], g.shape(values[0]).len() - 1)?;
     let weight = g.param("weight", [width])?;
     let bias = g.param("bias", [width])?;
-    g.layer_norm(x, weight, bias, 1e-5)
+    values
+        .iter()
+        .map(|&x| g.layer_norm(x, weight, bias, 1e-5))
+        .collect()
 }

@@ -92,7 +92,10 @@ impl Network {
             .iter()
             .map(|(name, input)| Ok(((*name).to_owned(), self.value(name, input)?)))
             .collect::<Result<Vec<_>, EngineError>>()?;
-        if let Some(missing) = outputs.iter().find(|name| !self.has_output(name)) {
+        if let Some(missing) = outputs
+            .iter()
+            .find(|&&name| self.outputs().all(|known| known != name))
+        {
             return Err(self.interface(format!("it has no output `{missing}`")));
         }
         let path = self.path.clone();
@@ -115,13 +118,9 @@ impl Network {
         outputs.iter().map(take).collect()
     }
 
-    /// Whether the graph has an output of this name.
-    #[must_use]
-    pub fn has_output(&self, name: &str) -> bool {
-        self.session
-            .outputs()
-            .iter()
-            .any(|output| output.name() == name)
+    /// Names of the graph's outputs.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.session.outputs().iter().map(ort::value::Outlet::name)
     }
 
     /// A tensor of the element type that the graph declares for its input `name`.

@@ -174,7 +174,12 @@ fn install_to(file: &Path, target: &Path) -> Result<PathBuf, EngineError> {
     if target.exists() {
         fs::remove_dir_all(target).map_err(|e| write(target, &e))?;
     }
-    fs::rename(staging.keep(), target).map_err(|e| write(target, &e))?;
+    match fs::rename(staging.path(), target) {
+        Ok(()) => drop(staging.keep()),
+        // Another process was faster.
+        Err(_) if library_in(target).is_some() => {}
+        Err(e) => return Err(write(target, &e)),
+    }
     library_in(target).ok_or_else(|| problem(format!("{} vanished", target.display())))
 }
 

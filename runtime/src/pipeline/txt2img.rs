@@ -41,6 +41,8 @@ pub struct Txt2Img {
     pub profile: Profile,
     /// Where noise comes from.
     pub rng: Rng,
+    /// Which layer of the text encoder is used, counted from the end: 1 is the last.
+    pub clip_skip: usize,
     /// A file with the first noise, instead of drawing it.
     pub initial_noise: Option<PathBuf>,
 }
@@ -61,6 +63,7 @@ impl Default for Txt2Img {
             schedule: None,
             profile: Profile::A1111,
             rng: Rng::TorchCpu,
+            clip_skip: 1,
             initial_noise: None,
         }
     }
@@ -145,6 +148,9 @@ impl Txt2Img {
         }
         if !(1..=1000).contains(&self.batch) {
             return range("batch", self.batch as f64, "1 to 1000");
+        }
+        if !(1..=12).contains(&self.clip_skip) {
+            return range("clip-skip", self.clip_skip as f64, "1 to 12");
         }
         if !(0.0..=100.0).contains(&self.guidance_scale) {
             return range("cfg", self.guidance_scale, "0 to 100");
@@ -322,7 +328,7 @@ impl Txt2Img {
             model.manifest.as_ref(),
             &[("batch", 1)],
         )?;
-        let mut encoder = TextEncoder::new(network);
+        let mut encoder = TextEncoder::new(network, self.clip_skip)?;
         Ok((encoder.encode(&cond)?, encoder.encode(&uncond)?))
     }
 
@@ -443,6 +449,9 @@ impl Txt2Img {
             pairs.push(("Model hash", hash.to_owned()));
         }
         pairs.push(("Model", model.title()));
+        if self.clip_skip > 1 {
+            pairs.push(("Clip skip", self.clip_skip.to_string()));
+        }
         let rng = match self.rng {
             Rng::TorchCpu => "CPU",
             Rng::Philox => "NV",

@@ -11,7 +11,7 @@ use crate::engine::{Input, Network};
 pub struct Conditioning {
     /// Token ids, [chunks, 77].
     pub token_ids: Array2<i64>,
-    /// Last hidden states after the final norm, emphasis applied, [1, 77 chunks, width].
+    /// Hidden states after the final norm, emphasis applied, [1, 77 chunks, width].
     pub embeddings: Array3<f32>,
 }
 
@@ -19,13 +19,29 @@ pub struct Conditioning {
 #[derive(Debug)]
 pub struct TextEncoder {
     network: Network,
+    output: String,
 }
 
 impl TextEncoder {
-    /// Takes a loaded `text_encoder`.
-    #[must_use]
-    pub fn new(network: Network) -> Self {
-        Self { network }
+    /// Takes a loaded `text_encoder`. `clip_skip` counts its layers from the end: 1 is the last one, 2 the one before.
+    ///
+    /// # Errors
+    /// More than there are layers, or a network that does not return inner ones.
+    pub fn new(network: Network, clip_skip: usize) -> Result<Self, TextError> {
+        let output = if clip_skip == 1 {
+            "last_hidden_state".to_owned()
+        } else {
+            // A1111: the state after the layer, and then the final norm.
+            let inner = network
+                .outputs()
+                .filter(|name| name.starts_with("normed_hidden_states."));
+            let layers = inner.count();
+            if !(1..=layers).contains(&clip_skip) {
+                return Err(TextError::ClipSkip { clip_skip, layers });
+            }
+            format!("normed_hidden_states.{}", layers + 1 - clip_skip)
+        };
+        Ok(Self { network, output })
     }
 
     /// Encodes chunks one by one and joins them along the tokens.
@@ -40,7 +56,7 @@ impl TextEncoder {
             let input = Input::Ids(row.view().into_dyn());
             let output = self
                 .network
-                .run(&[("input_ids", input)], &["last_hidden_state"])?
+                .run(&[("input_ids", input)], &[&self.output])?
                 .remove(0);
             let found = output.shape().to_vec();
             let expected = || format!("[1, {}, width]", chunk.ids.len());

@@ -46,6 +46,16 @@ pub enum TextError {
         /// The same text, literally.
         escaped: String,
     },
+    /// Fewer layers than are to be skipped.
+    #[error(
+        "clip skip {clip_skip}: this model's text encoder returns {layers} inner layers\nhint: models that other programs converted may return none; use 1 then"
+    )]
+    ClipSkip {
+        /// What was asked for.
+        clip_skip: usize,
+        /// How many there are.
+        layers: usize,
+    },
     /// The text encoder does not fit the tokenizer.
     #[error("the text encoder returned {found:?}; expected {expected}")]
     Shape {

@@ -53,6 +53,9 @@ pub(crate) struct Txt2ImgArgs {
     /// Where noise comes from: torch-cpu, or philox as on NVIDIA cards
     #[arg(long, default_value = "torch-cpu", value_name = "NAME")]
     rng: String,
+    /// Layer of the text encoder to use, counted from the end: 1 is the last
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    clip_skip: usize,
     /// How many pictures; the seed counts up
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
@@ -121,6 +124,7 @@ impl Txt2ImgArgs {
             schedule: schedule.or(sampler.and_then(|name| name.schedule)),
             profile: self.profile.parse::<Profile>().map_err(|e| usage(&e))?,
             rng: self.rng.parse::<Rng>().map_err(|e| usage(&e))?,
+            clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
         })
     }
