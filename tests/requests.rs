@@ -355,3 +355,33 @@ fn directories_of_other_programs_run_without_a_manifest() {
     let error = ModelDir::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("sdconvert build"), "{error}");
 }
+
+#[test]
+fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot() {
+    let request = Txt2Img {
+        profile: Profile::Diffusers,
+        steps: 2,
+        ..circle()
+    };
+    assert_eq!(run(&request, None).0.sampler, Sampler::Plms);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let config = path.join("scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&config)
+        .unwrap()
+        .replace("PNDMScheduler", "UniPCMultistepScheduler");
+    fs::write(&config, text).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    let error = request
+        .run(engine(), &model, &never(), &mut Quiet::default(), None)
+        .unwrap_err();
+    assert!(error.to_string().contains("UniPC"), "{error}");
+    let chosen = Txt2Img {
+        sampler: Some(Sampler::Euler),
+        ..request
+    };
+    chosen
+        .run(engine(), &model, &never(), &mut Quiet::default(), None)
+        .unwrap();
+}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ndarray::{Axis, Ix4, s};
+use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
 
 use super::{Dump, ModelDir, Picture, PipelineError, RequestError, infotext};
 use crate::denoise::{DenoiseError, Guided, Latents};
@@ -179,8 +180,8 @@ impl Txt2Img {
         mut dump: Option<&mut Dump>,
     ) -> Result<Outcome, PipelineError> {
         self.check()?;
-        let sampler = self.sampler(model);
-        let schedule = self.schedule(sampler, model)?;
+        let sampler = self.sampler(model)?;
+        let schedule = self.schedule(sampler, model);
         let [width, height] = self.size(model)?;
         let mut timing = Timing::default();
 
@@ -278,25 +279,29 @@ impl Txt2Img {
         })
     }
 
-    /// The profile's default solver: A1111 starts with DPM++ 2M, diffusers with the directory's class.
-    fn sampler(&self, model: &ModelDir) -> Sampler {
-        let default = match self.profile {
-            Profile::A1111 => Sampler::Dpmpp2m,
-            Profile::Diffusers => model.scheduler.sampler.unwrap_or(Sampler::Plms),
+    /// The solver: the one that is asked for, or A1111's first one, or that of the directory's scheduler class.
+    fn sampler(&self, model: &ModelDir) -> Result<Sampler, PipelineError> {
+        let sampler = match (self.sampler, self.profile) {
+            (Some(sampler), _) => sampler,
+            (None, Profile::A1111) => Sampler::Dpmpp2m,
+            (None, Profile::Diffusers) => model.scheduler.sampler().map_err(|source| {
+                let path = model.path.join("scheduler/scheduler_config.json");
+                PipelineError::Scheduler { path, source }
+            })?,
         };
-        self.sampler.unwrap_or(default)
+        Self {
+            sampler: Some(sampler),
+            ..self.clone()
+        }
+        .check()?;
+        Ok(sampler)
     }
 
-    fn schedule(&self, sampler: Sampler, model: &ModelDir) -> Result<Schedule, PipelineError> {
+    fn schedule(&self, sampler: Sampler, model: &ModelDir) -> Schedule {
         match self.profile {
-            Profile::A1111 => Ok(Schedule::a1111(sampler, self.schedule, self.steps)),
+            Profile::A1111 => Schedule::a1111(sampler, self.schedule, self.steps),
             Profile::Diffusers => {
-                Schedule::diffusers(sampler, self.schedule, self.steps, &model.scheduler).map_err(
-                    |source| PipelineError::Scheduler {
-                        path: model.path.clone(),
-                        source,
-                    },
-                )
+                Schedule::diffusers(sampler, self.schedule, self.steps, &model.scheduler)
             }
         }
     }
@@ -340,6 +345,11 @@ impl Txt2Img {
         watch: &mut dyn Watch,
     ) -> Result<Vec<Chunk>, TextError> {
         prompt::refuse_extra_networks(text)?;
+        for token in [START_OF_TEXT, END_OF_TEXT] {
+            if text.contains(token) {
+                watch.warn(&format!("`{token}` in the prompt is taken as text"));
+            }
+        }
         match self.profile {
             Profile::A1111 => {
                 prompt::refuse_unsupported(text, negative)?;
@@ -389,7 +399,7 @@ impl Txt2Img {
         latents: &Latents,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Picture>, PipelineError> {
-        let (count, channels, height, width) = latents.dim();
+        let (count, _, height, width) = latents.dim();
         let dims = [("batch", 1), ("height", height), ("width", width)];
         let mut decoder =
             engine.load(&model.path, "vae_decoder", model.manifest.as_ref(), &dims)?;
@@ -398,7 +408,6 @@ impl Txt2Img {
         let mut pictures = Vec::new();
         for i in 0..count {
             let one = unscaled.slice(s![i..=i, .., .., ..]);
-            debug_assert_eq!(one.dim().1, channels);
             let input = Input::F32(one.into_dyn());
             let decoded = decoder
                 .run(&[("latent_sample", input)], &["sample"])?

@@ -176,21 +176,19 @@ impl Schedule {
     }
 
     /// diffusers' rules for `count` steps: of the class that `sampler` stands for, built from the directory's configuration.
-    ///
-    /// # Errors
-    /// A configuration that is not supported.
+    #[must_use]
     pub fn diffusers(
         sampler: Sampler,
         sigmas: Option<SigmaSchedule>,
         count: usize,
         config: &SchedulerConfig,
-    ) -> Result<Self, ConfigError> {
+    ) -> Self {
         let table =
             NoiseTable::scaled_linear(config.beta_start, config.beta_end, Precision::Single);
         let spacing = config.spacing_for(sampler);
         let offset = config.steps_offset as f64;
         let karras_sigmas = sigmas.map_or(config.use_karras_sigmas, |s| s == SigmaSchedule::Karras);
-        Ok(match sampler {
+        match sampler {
             Sampler::Ddim => {
                 let times = spacing.times(count, offset);
                 Self {
@@ -254,7 +252,7 @@ impl Schedule {
                     initial_scale: (most * most + 1.0).sqrt(),
                 }
             }
-        })
+        }
     }
 }
 
@@ -372,8 +370,7 @@ impl Spacing {
 /// What a `scheduler_config.json` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
-    /// The class it is of, if it is one of ours.
-    pub sampler: Option<Sampler>,
+    sampler: Option<Sampler>,
     class: String,
     beta_start: f64,
     beta_end: f64,
@@ -469,10 +466,16 @@ impl SchedulerConfig {
         })
     }
 
-    /// The class named in the file.
-    #[must_use]
-    pub fn class(&self) -> &str {
-        &self.class
+    /// The sampler that the class named in the file stands for.
+    ///
+    /// # Errors
+    /// A class that is none of ours.
+    pub fn sampler(&self) -> Result<Sampler, ConfigError> {
+        self.sampler.ok_or_else(|| ConfigError {
+            field: "_class_name",
+            found: self.class.clone(),
+            supported: "a class of Euler, Euler a, DDIM, DPM++ 2M or PNDM; `--sampler` chooses one",
+        })
     }
 
     /// A spacing that the file does not name is the default of the class that runs.

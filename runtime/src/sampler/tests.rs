@@ -266,8 +266,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
     ];
     for (sampler, spacing, sigmas, count, times, scale, expected) in cases {
         let what = format!("{sampler} {spacing} {sigmas:?}");
-        let schedule =
-            Schedule::diffusers(sampler, sigmas, count, &sd15_config(Some(spacing))).unwrap();
+        let schedule = Schedule::diffusers(sampler, sigmas, count, &sd15_config(Some(spacing)));
         // DPM-Solver's state is variance preserving in diffusers, so its scale is 1 there.
         let scale = if sampler == Dpmpp2m {
             schedule.initial_scale
@@ -291,7 +290,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
 
 #[test]
 fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
-    let schedule = Schedule::diffusers(Sampler::Dpmpp2m, None, 20, &sd15_config(None)).unwrap();
+    let schedule = Schedule::diffusers(Sampler::Dpmpp2m, None, 20, &sd15_config(None));
     close(
         &run_toy(Sampler::Dpmpp2m, &schedule).0,
         [2.783_188_58, -6.562_713_15],
@@ -371,7 +370,7 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
         for count in [1, 2, 3, 7, 20, 30, 100, 150] {
             for schedule in [
                 Schedule::a1111(sampler, None, count),
-                Schedule::diffusers(sampler, None, count, &sd15_config(None)).unwrap(),
+                Schedule::diffusers(sampler, None, count, &sd15_config(None)),
             ] {
                 let steps = &schedule.steps;
                 assert!(
@@ -392,9 +391,7 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
         }
     }
     let starts = |n| {
-        let steps = Schedule::diffusers(Sampler::Ddim, None, n, &sd15_config(None))
-            .unwrap()
-            .steps;
+        let steps = Schedule::diffusers(Sampler::Ddim, None, n, &sd15_config(None)).steps;
         steps.iter().map(|s| s.level.t).collect::<Vec<f64>>()
     };
     assert_eq!(starts(4), [751.0, 501.0, 251.0, 1.0]);
@@ -458,4 +455,15 @@ fn configurations_that_would_be_followed_wrongly_are_refused() {
         let error = SchedulerConfig::read(&config).unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
     }
+    let mut config = diffusers::scheduler(ModelFamily::Sd15);
+    config["_class_name"] = json!("UniPCMultistepScheduler");
+    let error = SchedulerConfig::read(&config)
+        .unwrap()
+        .sampler()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("UniPC") && error.contains("--sampler"),
+        "{error}"
+    );
 }
