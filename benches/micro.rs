@@ -4,7 +4,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sd_converter::checkpoint::{Dtype, count_non_finite};
-use sd_models::arch::{UNetConfig, unet};
+use sd_models::arch::unet;
+use sd_models::presets::Preset;
 use sd_runtime::noise::Rng;
 use sd_runtime::text::prompt::parse_attention;
 
@@ -31,8 +32,9 @@ fn conversion(c: &mut Criterion) {
         b.iter(|| count_non_finite(Dtype::F16, black_box(&weights)));
     });
     group.finish();
+    let cfg = Preset::named("sd15").expect("a preset").unet(false);
     c.bench_function("graph of SD 1.5's UNet", |b| {
-        b.iter(|| unet(black_box(&UNetConfig::sd15())));
+        b.iter(|| unet(black_box(&cfg)));
     });
 }
 

@@ -8,8 +8,7 @@
 use ndarray::{ArrayD, Axis, arr0};
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::progress::Unwatched;
-use sd_converter::synth::Synth;
-use sd_models::family::ModelFamily;
+use sd_converter::synth::{Kind, Synth};
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Input, Network};
 use sd_runtime::noise::Rng;
@@ -269,7 +268,7 @@ fn weights_compute_the_same_in_whatever_type_they_are_stored() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source.safetensors");
     let synth = Synth {
-        family: ModelFamily::Sd15,
+        kind: Kind::named("sd15").unwrap(),
         tiny: true,
         seed: 3,
     };

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sd_converter::build::{BuildOptions, BuildPlan};
-use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::progress::Unwatched;
 use sd_converter::ui::Ui;
+use sd_converter::weights::Weights;
 
 use crate::memory::peak_during;
 use crate::spread;
@@ -63,8 +63,8 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn convert(checkpoint: &Path, to: &Path) -> anyhow::Result<()> {
-    let source = SafetensorsFile::open(checkpoint)?;
-    let plan = BuildPlan::new(Box::new(source), None, BuildOptions::default())?;
+    let weights = Weights::open(checkpoint, None)?;
+    let plan = BuildPlan::new(Box::new(weights), BuildOptions::default())?;
     plan.write(to, &Unwatched)?;
     Ok(())
 }

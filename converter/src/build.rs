@@ -1,32 +1,30 @@
-//! Checkpoint to model directory: detection, graphs, weights, configuration files, manifest.
+//! Model to model directory: detection, graphs, weights, configuration files, manifest.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use sd_models::arch::{
-    ClipTextConfig, UNetConfig, VaeConfig, clip_text_encoder, unet, vae_decoder, vae_encoder,
-};
-use sd_models::diffusers;
-use sd_models::family::{self, ModelFamily, StructureError};
-use sd_models::graph::{Graph, GraphError, OPSET};
+use sd_models::graph::{Graph, OPSET, Param};
 use sd_models::keys::Component;
-use sd_models::manifest::{self, DATA_FILE, Latent, Manifest, PredictionType, Source, Variant};
-use sd_models::tokenizer::{self, Pad};
+use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
+use sd_models::tokenizer;
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
-use crate::checkpoint::TensorSource;
+use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
+use crate::design::Design;
 use crate::error::some_of;
-use crate::onnx::{WriteError, Written, write_model};
+use crate::model::{Model, Residue};
+use crate::onnx::{Stored, WeightReader, WriteError, Written, write_model};
 use crate::output::StagedDir;
+use crate::prediction::Prediction;
 use crate::progress::Progress;
-use crate::weights::{Residue, Weights};
 
 /// Version of [`BuildReport::to_json`].
-const REPORT_SCHEMA: u32 = 1;
+const REPORT_SCHEMA: u32 = 2;
 
 /// What the user allows and asks for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,31 +33,19 @@ pub struct BuildOptions {
     pub allow_partial: bool,
     /// Replace an existing model directory.
     pub force: bool,
-    /// Take the running averages of the UNet.
-    pub ema: bool,
     /// NaN and infinity in weights are an error.
     pub strict: bool,
+    /// What the UNet predicts, if the user knows better than the file.
+    pub prediction: Option<manifest::PredictionType>,
 }
 
 /// A conversion that is known to be possible: everything is checked but the values.
-#[derive(Debug)]
 pub struct BuildPlan {
-    weights: Weights,
+    model: Box<dyn Model>,
     options: BuildOptions,
-    unet: UNetConfig,
-    vae: VaeConfig,
-    text: ClipTextConfig,
-    networks: Vec<Network>,
-    resolution: usize,
+    design: Design,
+    residue: Residue,
     warnings: Vec<String>,
-}
-
-/// One graph to be written.
-#[derive(Debug)]
-struct Network {
-    folder: &'static str,
-    component: Component,
-    graph: Graph,
 }
 
 /// What a conversion did.
@@ -73,6 +59,8 @@ pub struct BuildReport {
     pub warnings: Vec<String>,
     /// Bytes written.
     pub written: u64,
+    /// What the model was recognised as.
+    pub kind: String,
 }
 
 impl BuildReport {
@@ -89,6 +77,7 @@ impl BuildReport {
                 "without_influence": self.residue.ignorable,
                 "ema": self.residue.ema,
                 "replaced": self.residue.replaced,
+                "not_asked_for": self.residue.other,
                 "unknown": self.residue.unknown,
             },
         })
@@ -96,65 +85,32 @@ impl BuildReport {
 }
 
 impl BuildPlan {
-    /// Examines a checkpoint, with its autoencoder replaced if `vae` is given.
+    /// Examines a model.
     ///
     /// # Errors
-    /// A file that is no SD 1.x checkpoint, or one that lacks something or has tensors nobody knows.
-    pub fn new(
-        checkpoint: Box<dyn TensorSource>,
-        vae: Option<Box<dyn TensorSource>>,
-        options: BuildOptions,
-    ) -> Result<Self, ConvertError> {
-        let mut weights = Weights::from_checkpoint(checkpoint)?;
-        let mut warnings = Vec::new();
-        if options.ema {
-            weights.use_ema()?;
-        } else if weights.has_ema() {
-            warnings.push(
-                "the file also holds running averages (EMA) of its UNet; `--ema` takes those"
-                    .to_owned(),
-            );
-        }
-        if let Some(vae) = vae {
-            weights.replace_vae(vae)?;
-        }
-        let (unet, vae, text) = configurations(&weights)?;
-        let networks = networks(&unet, &vae, &text).map_err(|source| ConvertError::Graph {
-            path: weights.path().to_owned(),
-            source,
-        })?;
-        for (component, name) in [
-            (Component::TextEncoder, "text encoder"),
-            (Component::UNet, "UNet"),
-            (Component::Vae, "VAE"),
-        ] {
-            let of_component = networks
-                .iter()
-                .filter(|n| n.component == component)
-                .map(|n| &n.graph);
-            weights.match_graphs(component, name, &of_component.collect::<Vec<_>>())?;
-        }
-        let unknown = &weights.residue().unknown;
-        if !unknown.is_empty() {
-            let (count, names) = (unknown.len(), some_of(unknown));
+    /// One that is of no supported family, lacks something or has tensors nobody knows.
+    pub fn new(model: Box<dyn Model>, options: BuildOptions) -> Result<Self, ConvertError> {
+        let prediction = Prediction::choose(options.prediction, &*model)?;
+        let design = Design::of(&*model, &prediction)?;
+        let mut warnings = model.hints().notes.clone();
+        let mut residue = model.residue().clone();
+        residue.unknown.extend(match_graphs(&*model, &design)?);
+        if !residue.unknown.is_empty() {
+            let (count, names) = (residue.unknown.len(), some_of(&residue.unknown));
             if !options.allow_partial {
-                let path = weights.path().to_owned();
+                let path = model.path().to_owned();
                 return Err(ConvertError::Leftover { path, count, names });
             }
             warnings.push(format!(
                 "{count} tensors belong to nothing that is converted: {names}"
             ));
         }
-        warnings.extend(schedule_warning(&weights)?);
-        let resolution = resolution(&weights);
+        warnings.extend(schedule_warning(&*model));
         Ok(Self {
-            weights,
+            model,
             options,
-            unet,
-            vae,
-            text,
-            networks,
-            resolution,
+            design,
+            residue,
             warnings,
         })
     }
@@ -162,27 +118,19 @@ impl BuildPlan {
     /// What the tensors were recognised as, and from what.
     #[must_use]
     pub fn evidence(&self) -> String {
-        let widths: Vec<String> = self
-            .unet
-            .levels
-            .iter()
-            .map(|l| l.channels.to_string())
-            .collect();
-        let text = &self.text;
-        format!(
-            "{}: UNet widths {}, text width {} in {} layers, transformer projections by convolution, VAE widths {:?}",
-            self.weights.family(),
-            widths.join("/"),
-            text.hidden_size,
-            text.layers,
-            self.vae.channels,
-        )
+        format!("{}: {}", self.kind(), self.basis())
     }
 
-    /// Family of the checkpoint.
+    /// What the model is.
     #[must_use]
-    pub fn family(&self) -> ModelFamily {
-        self.weights.family()
+    pub fn kind(&self) -> &str {
+        &self.design.kind
+    }
+
+    /// What shows it.
+    #[must_use]
+    pub fn basis(&self) -> &str {
+        &self.design.evidence
     }
 
     /// What the user should know before anything is written.
@@ -194,29 +142,27 @@ impl BuildPlan {
     /// Tensors that will not be in the output, and why.
     #[must_use]
     pub fn residue(&self) -> &Residue {
-        self.weights.residue()
+        &self.residue
     }
 
     /// Bytes that [`Self::write`] will report to its progress: every file is hashed, every weight is written.
     #[must_use]
     pub fn work_bytes(&self) -> u64 {
-        let weights = self
-            .networks
-            .iter()
-            .map(|n| self.weights.stored_bytes(n.component, &n.graph));
-        weights.sum::<u64>()
-            + self
-                .weights
-                .sources()
-                .iter()
-                .map(|s| s.size_bytes())
-                .sum::<u64>()
+        let entries = self.model.entries();
+        let weights = self.design.networks.iter().flat_map(|network| {
+            let name = |p: &Param| (network.component, p.name.clone());
+            let params = &network.graph().params;
+            params.iter().filter_map(move |p| entries.get(&name(p)))
+        });
+        let weights: u64 = weights.map(|entry| entry.byte_len() as u64).sum();
+        let sources = self.model.sources();
+        weights + sources.iter().map(|(_, s)| s.size_bytes()).sum::<u64>()
     }
 
     /// Writes the model directory `target`.
     ///
     /// # Errors
-    /// The checkpoint cannot be read, the directory cannot be written, or the user interrupted; nothing is left then.
+    /// The model cannot be read, the directory cannot be written, or the user interrupted; nothing is left then.
     pub fn write(
         mut self,
         target: &Path,
@@ -224,7 +170,7 @@ impl BuildPlan {
     ) -> Result<BuildReport, ConvertError> {
         let staged = StagedDir::create(target, self.options.force)?;
         let (sources, components) = std::thread::scope(|scope| {
-            let sources = scope.spawn(|| self.hash_sources(progress));
+            let sources = scope.spawn(|| hash_sources(&*self.model, progress));
             let components = self.write_networks(&staged, progress);
             let sources = sources.join().expect("hashing does not panic");
             Ok::<_, ConvertError>((sources?, components?))
@@ -242,20 +188,11 @@ impl BuildPlan {
         staged.commit()?;
         Ok(BuildReport {
             manifest,
-            residue: self.weights.residue().clone(),
+            residue: self.residue,
             warnings: self.warnings,
             written,
+            kind: self.design.kind,
         })
-    }
-
-    fn hash_sources(&self, progress: &dyn Progress) -> Result<Vec<Source>, ConvertError> {
-        let roles = ["checkpoint", "vae"];
-        self.weights
-            .sources()
-            .iter()
-            .zip(roles)
-            .map(|(source, role)| hash_source(&**source, role, progress))
-            .collect()
     }
 
     #[expect(
@@ -268,30 +205,34 @@ impl BuildPlan {
         progress: &dyn Progress,
     ) -> Result<(BTreeMap<String, manifest::Component>, Vec<(String, usize)>), ConvertError> {
         let mut components = BTreeMap::new();
-        let non_finite = Mutex::new(Vec::new());
-        for network in &self.networks {
+        let mut non_finite = Vec::new();
+        for network in &self.design.networks {
             let folder = staged.path().join(network.folder);
             fs::create_dir(&folder).map_err(ConvertError::write(&folder))?;
-            let reader = self
-                .weights
-                .reader(network.component, self.options.strict, progress);
-            let written = write_model(&network.graph, &reader, &folder).map_err(|e| match e {
+            let reader = Reader {
+                model: &*self.model,
+                component: network.component,
+                strict: self.options.strict,
+                progress,
+                non_finite: Mutex::default(),
+            };
+            let graphs: Vec<(&str, &Graph)> = network
+                .graphs
+                .iter()
+                .map(|(name, graph)| (*name, graph))
+                .collect();
+            let written = write_model(&graphs, &reader, &folder).map_err(|e| match e {
                 WriteError::Io(source) => ConvertError::Write {
                     path: folder,
                     source,
                 },
                 WriteError::Weight(error) => error,
             })?;
-            non_finite
-                .lock()
-                .expect("no panic while it is held")
-                .extend(reader.into_non_finite());
+            let found = reader.non_finite.into_inner();
+            non_finite.extend(found.expect("no panic while the list is held"));
             components.insert(network.folder.to_owned(), component(&written));
         }
-        Ok((
-            components,
-            non_finite.into_inner().expect("no panic while it is held"),
-        ))
+        Ok((components, non_finite))
     }
 
     fn manifest(
@@ -299,24 +240,19 @@ impl BuildPlan {
         sources: Vec<Source>,
         components: BTreeMap<String, manifest::Component>,
     ) -> Manifest {
-        let metadata = self.weights.sources()[0].metadata();
-        let stem = self
-            .weights
-            .path()
-            .file_stem()
-            .map(|s| s.to_string_lossy().into_owned());
-        let family = self.weights.family();
+        let metadata = &self.model.hints().metadata;
+        let stem = self.model.path().file_stem();
+        let stem = stem.map(|s| s.to_string_lossy().into_owned());
+        let design = &self.design;
         Manifest {
             schema: manifest::SCHEMA,
             converter: format!("sdconvert {}", env!("CARGO_PKG_VERSION")),
-            family,
-            prediction_type: PredictionType::Epsilon,
-            latent: Latent {
-                channels: self.vae.latent_channels,
-                downscale: 1 << (self.vae.channels.len() - 1),
-                scaling_factor: family.scaling_factor(),
-            },
-            default_size: [self.resolution; 2],
+            family: design.family,
+            architecture: design.architecture.map(str::to_owned),
+            purpose: design.purpose,
+            prediction_type: design.prediction,
+            latent: design.latent,
+            default_size: [design.resolution; 2],
             components,
             sources,
             loras: Vec::new(),
@@ -330,113 +266,126 @@ impl BuildPlan {
     }
 
     fn write_configs(&self, staged: &StagedDir, manifest: &Manifest) -> Result<(), ConvertError> {
-        let factor = manifest.latent.scaling_factor;
-        let vae = diffusers::vae(&self.vae, factor, self.resolution);
-        let configs = [
-            ("model_index.json", diffusers::model_index()),
-            (
-                "scheduler/scheduler_config.json",
-                diffusers::scheduler(manifest.family),
-            ),
-            (
-                "text_encoder/config.json",
-                diffusers::text_encoder(&self.text),
-            ),
-            (
-                "unet/config.json",
-                diffusers::unet(&self.unet, self.resolution / manifest.latent.downscale),
-            ),
-            ("vae_encoder/config.json", vae.clone()),
-            ("vae_decoder/config.json", vae),
-            (
-                manifest::FILE_NAME,
-                serde_json::to_value(manifest).expect("a manifest is plain data"),
-            ),
-        ];
-        for (name, value) in configs {
+        let manifest = serde_json::to_value(manifest).expect("a manifest is plain data");
+        let own = (manifest::FILE_NAME.to_owned(), manifest);
+        for (name, value) in self.design.configs.iter().chain([&own]) {
             staged.write(name, &format!("{value:#}\n"))?;
         }
-        for (name, content) in tokenizer::files(Pad::EndOfText) {
-            staged.write(&format!("tokenizer/{name}"), &content)?;
+        for (folder, pad) in &self.design.tokenizers {
+            for (name, content) in tokenizer::files(*pad) {
+                staged.write(&format!("{folder}/{name}"), &content)?;
+            }
         }
         Ok(())
     }
 }
 
-/// Reads every network's widths and depths from the tensors, and checks that they fit each other.
-fn configurations(
-    weights: &Weights,
-) -> Result<(UNetConfig, VaeConfig, ClipTextConfig), ConvertError> {
-    let path = || weights.path().to_owned();
-    let no = |component, hint| ConvertError::NoComponent {
-        path: path(),
-        component,
-        hint,
-    };
-    if !weights.has(Component::TextEncoder) {
-        return Err(no("text encoder", ""));
+/// Checks that every parameter of the networks is there with the right shape and a type of numbers; returns the keys of
+/// weights that no network has.
+fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, ConvertError> {
+    let entries = model.entries();
+    let mut used = BTreeSet::new();
+    let mut missing: BTreeMap<Component, Vec<String>> = BTreeMap::new();
+    for network in &design.networks {
+        for param in &network.graph().params {
+            let name = (network.component, param.name.clone());
+            let Some((name, entry)) = entries.get_key_value(&name) else {
+                let missing = missing.entry(network.component).or_default();
+                missing.push(model.spelled(&name));
+                continue;
+            };
+            used.insert(name);
+            let (path, key) = (entry.file.to_path_buf(), entry.key.clone());
+            if without_trailing_ones(&entry.shape) != without_trailing_ones(&param.shape) {
+                return Err(CheckpointError::Shape {
+                    path,
+                    name: key,
+                    found: entry.shape.clone(),
+                    expected: format!("{:?} for the {}", param.shape, network.component),
+                }
+                .into());
+            }
+            if !entry.dtype.is_float() {
+                return Err(CheckpointError::UnsupportedDtype {
+                    path,
+                    name: key,
+                    dtype: entry.dtype.to_string(),
+                }
+                .into());
+            }
+        }
     }
-    if !weights.has(Component::Vae) {
-        return Err(no(
-            "VAE",
-            "\nhint: give one with `--vae FILE`; SD 1.x models share `vae-ft-mse-840000`",
-        ));
-    }
-    let structure = |source: StructureError| ConvertError::Structure {
-        path: path(),
-        source,
-    };
-    let unet = family::unet_config(&weights.shapes(Component::UNet)).map_err(structure)?;
-    let vae = family::vae_config(&weights.shapes(Component::Vae)).map_err(structure)?;
-    let shapes = weights.shapes(Component::TextEncoder);
-    let text = family::clip_text_config(&shapes).map_err(structure)?;
-    if unet.in_channels != vae.latent_channels {
-        let kind = family::purpose_of_input_channels(unet.in_channels).to_owned();
-        let evidence = format!("a UNet with {} input channels", unet.in_channels);
-        return Err(ConvertError::UnsupportedFamily {
-            path: path(),
-            kind,
-            evidence,
+    if let Some((component, names)) = missing.into_iter().next() {
+        return Err(ConvertError::Missing {
+            path: model.path().to_owned(),
+            component,
+            count: names.len(),
+            names: some_of(&names),
         });
     }
-    if unet.cross_attention_dim != text.hidden_size {
-        let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight".to_owned();
-        let expected = format!(
-            "a width of {}, that of the file's text encoder",
-            text.hidden_size
-        );
-        let found = vec![unet.cross_attention_dim];
-        return Err(structure(StructureError::Shape {
-            component: "UNet",
-            name,
-            found,
-            expected,
-        }));
-    }
-    Ok((unet, vae, text))
+    let left = entries.iter().filter(|(name, _)| !used.contains(name));
+    Ok(left.map(|(_, entry)| entry.key.clone()).collect())
 }
 
-/// The graphs of a pipeline, in the order they run.
-fn networks(
-    unet_cfg: &UNetConfig,
-    vae: &VaeConfig,
-    text: &ClipTextConfig,
-) -> Result<Vec<Network>, GraphError> {
-    let network = |folder, component, graph| Network {
-        folder,
-        component,
-        graph,
-    };
-    Ok(vec![
-        network(
-            "text_encoder",
-            Component::TextEncoder,
-            clip_text_encoder(text)?,
-        ),
-        network("unet", Component::UNet, unet(unet_cfg)?),
-        network("vae_encoder", Component::Vae, vae_encoder(vae)?),
-        network("vae_decoder", Component::Vae, vae_decoder(vae)?),
-    ])
+/// 1x1 convolutions and matrices hold the same numbers, and files spell them either way.
+fn without_trailing_ones(shape: &[usize]) -> &[usize] {
+    let end = shape.iter().rposition(|&n| n != 1).map_or(0, |i| i + 1);
+    &shape[..end]
+}
+
+/// A component's weights for the graph writer.
+struct Reader<'a> {
+    model: &'a dyn Model,
+    component: Component,
+    strict: bool,
+    progress: &'a dyn Progress,
+    /// Tensors seen so far that hold NaN or infinity, and how many values.
+    non_finite: Mutex<Vec<(String, usize)>>,
+}
+
+impl WeightReader for Reader<'_> {
+    type Error = ConvertError;
+
+    fn read(&self, param: &Param) -> Result<(Stored, Cow<'_, [u8]>), ConvertError> {
+        if self.progress.cancelled() {
+            return Err(ConvertError::Interrupted);
+        }
+        let name = (self.component, param.name.clone());
+        let entry = &self.model.entries()[&name];
+        let tensor = self.model.read(&name)?;
+        let count = count_non_finite(tensor.dtype, &tensor.bytes);
+        if count > 0 {
+            let name = entry.key.clone();
+            if self.strict {
+                return Err(ConvertError::NonFinite {
+                    path: entry.file.to_path_buf(),
+                    name,
+                    count,
+                });
+            }
+            let mut list = self.non_finite.lock();
+            let list = list.as_mut().expect("no panic while the list is held");
+            list.push((name, count));
+        }
+        self.progress.advance(tensor.bytes.len() as u64);
+        Ok(match tensor.dtype {
+            Dtype::F16 => (Stored::F16, tensor.bytes),
+            Dtype::Bf16 => (Stored::Bf16, tensor.bytes),
+            Dtype::F32 => (Stored::F32, tensor.bytes),
+            dtype => {
+                let mut values = Vec::new();
+                to_f32(dtype, &tensor.bytes, &mut values).map_err(|problem| {
+                    CheckpointError::Convert {
+                        path: entry.file.to_path_buf(),
+                        name: entry.key.clone(),
+                        problem,
+                    }
+                })?;
+                let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                (Stored::F32, Cow::Owned(bytes))
+            }
+        })
+    }
 }
 
 fn component(written: &Written) -> manifest::Component {
@@ -444,6 +393,17 @@ fn component(written: &Written) -> manifest::Component {
         size: *size,
         sha256: sha256.clone(),
     };
+    let variant = |name: &String| {
+        let variant = Variant {
+            opset: OPSET,
+            custom_domains: Vec::new(),
+        };
+        (name.clone(), variant)
+    };
+    let graphs = written
+        .graphs
+        .iter()
+        .map(|(name, f)| (name.clone(), file(f)));
     manifest::Component {
         precision: "fp32".to_owned(),
         storage: written
@@ -451,23 +411,26 @@ fn component(written: &Written) -> manifest::Component {
             .iter()
             .map(|s| s.name().to_owned())
             .collect(),
-        variants: BTreeMap::from([(
-            "model.onnx".to_owned(),
-            Variant {
-                opset: OPSET,
-                custom_domains: Vec::new(),
-            },
-        )]),
-        files: BTreeMap::from([
-            ("model.onnx".to_owned(), file(&written.model)),
-            (DATA_FILE.to_owned(), file(&written.data)),
-        ]),
+        variants: written.graphs.keys().map(variant).collect(),
+        files: graphs
+            .chain([(DATA_FILE.to_owned(), file(&written.data))])
+            .collect(),
     }
 }
 
+fn hash_sources(model: &dyn Model, progress: &dyn Progress) -> Result<Vec<Source>, ConvertError> {
+    let sources = model.sources();
+    let hashed = sources
+        .iter()
+        .map(|(role, source)| hash_source(*source, role, model.path(), progress));
+    hashed.collect()
+}
+
+/// Files are named without their folder, but for folders inside the model.
 fn hash_source(
     source: &dyn TensorSource,
     role: &str,
+    model: &Path,
     progress: &dyn Progress,
 ) -> Result<Source, ConvertError> {
     let mut hash = Sha256::new();
@@ -478,15 +441,15 @@ fn hash_source(
         hash.update(chunk);
         progress.advance(chunk.len() as u64);
     }
-    let name = source
-        .path()
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let path = source.path();
+    let inside = path.strip_prefix(model).ok();
+    let inside = inside.filter(|p| !p.as_os_str().is_empty());
+    let name = inside.or_else(|| path.file_name().map(Path::new));
+    let name = name.map(|n| n.to_string_lossy().into_owned());
     let sha256 = manifest::hex(&hash.finalize());
     Ok(Source {
         role: role.to_owned(),
-        name,
+        name: name.unwrap_or_default(),
         size: source.size_bytes(),
         sha256,
     })
@@ -541,29 +504,9 @@ fn folder_size(path: &Path) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Side in pixels that the file declares, or its family's.
-fn resolution(weights: &Weights) -> usize {
-    let declared = weights.sources()[0].metadata().get("modelspec.resolution");
-    let side = declared.and_then(|text| text.split('x').next()?.trim().parse::<usize>().ok());
-    side.filter(|n| n % 8 == 0 && (64..=4096).contains(n))
-        .unwrap_or(weights.family().resolution())
-}
-
-/// A file whose noise schedule is not the family's would be sampled wrongly; no SD 1.x release has one.
-fn schedule_warning(weights: &Weights) -> Result<Option<String>, ConvertError> {
-    const NAME: &str = "alphas_cumprod";
-    let source = &weights.sources()[0];
-    let Some(info) = source
-        .tensors()
-        .get(NAME)
-        .filter(|info| info.shape == [1000] && info.dtype.is_float())
-    else {
-        return Ok(None);
-    };
-    let mut stored = Vec::new();
-    if crate::checkpoint::to_f32(info.dtype, &source.bytes(NAME)?, &mut stored).is_err() {
-        return Ok(None);
-    }
+/// A file whose noise schedule is not the usual one would be sampled wrongly.
+fn schedule_warning(model: &dyn Model) -> Option<String> {
+    let stored = model.hints().alphas_cumprod.as_ref()?;
     let (first, last) = (0.00085f64.sqrt(), 0.012f64.sqrt());
     let mut product = 1.0;
     let differs = stored.iter().enumerate().any(|(i, &found)| {
@@ -573,5 +516,5 @@ fn schedule_warning(weights: &Weights) -> Result<Option<String>, ConvertError> {
     });
     let text =
         "the file's own noise schedule (`alphas_cumprod`) is not the usual one, and is not used";
-    Ok(differs.then(|| text.to_owned()))
+    differs.then(|| text.to_owned())
 }

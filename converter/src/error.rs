@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use sd_models::family::StructureError;
 use sd_models::graph::GraphError;
+use sd_models::keys::Component;
+use sd_models::structure::StructureError;
 
 use crate::checkpoint::CheckpointError;
 
@@ -16,7 +17,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The file is of a family that is not supported.
-    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported yet\nhint: SD 1.x checkpoints in one .safetensors file are", path.display())]
+    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported\nhint: Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are", path.display())]
     UnsupportedFamily {
         /// The file.
         path: PathBuf,
@@ -26,7 +27,7 @@ pub enum ConvertError {
         evidence: String,
     },
     /// The file holds tensors, but no model.
-    #[error("{}: no UNet found among its {count} tensors (the first are {first}){hint}", path.display())]
+    #[error("{}: no part of a model found among its {count} tensors (the first are {first})", path.display())]
     NotACheckpoint {
         /// The file.
         path: PathBuf,
@@ -34,8 +35,6 @@ pub enum ConvertError {
         count: usize,
         /// Some of their names.
         first: String,
-        /// What to do, starting with a line break, or nothing.
-        hint: &'static str,
     },
     /// A whole component is absent.
     #[error("{}: it has no {component}{hint}", path.display())]
@@ -45,7 +44,21 @@ pub enum ConvertError {
         /// What is absent.
         component: &'static str,
         /// What to do, starting with a line break, or nothing.
-        hint: &'static str,
+        hint: String,
+    },
+    /// A configuration file says something else than the weights.
+    #[error("{}: the {component}'s config.json says {field} = {config}, but its weights say {weights}", path.display())]
+    ConfigContradictsWeights {
+        /// The folder.
+        path: PathBuf,
+        /// Whose configuration.
+        component: Component,
+        /// Name in the configuration.
+        field: &'static str,
+        /// What the configuration says.
+        config: String,
+        /// What the weights say.
+        weights: String,
     },
     /// Tensors do not form a known network.
     #[error("{}: {source}", path.display())]
@@ -69,7 +82,7 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
         /// Which network.
-        component: &'static str,
+        component: Component,
         /// How many.
         count: usize,
         /// Their keys, as the file would spell them.

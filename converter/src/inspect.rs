@@ -1,19 +1,20 @@
 //! What a file or model directory holds, without converting anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use sd_models::family;
-use sd_models::keys::ldm::Layout;
-use sd_models::keys::{Component, Key};
+use sd_models::keys::Key;
+use sd_models::keys::layout::Layout;
 use sd_models::manifest::Manifest;
 use serde::Serialize;
 
 use crate::ConvertError;
 use crate::build::{BuildOptions, BuildPlan};
-use crate::checkpoint::{SafetensorsFile, TensorSource};
+use crate::checkpoint::folder::open_folder;
+use crate::checkpoint::{TensorSource, open};
 use crate::verify::read_manifest;
+use crate::weights::Weights;
 
 /// Version of [`FileReport`]'s JSON form.
 pub const SCHEMA: u32 = 1;
@@ -51,18 +52,70 @@ pub struct Part {
     pub dtypes: BTreeMap<String, usize>,
 }
 
-/// Reads the header of a file of tensors.
+/// Reads the headers of a file of tensors, or of the files of a folder.
 ///
 /// # Errors
-/// It is no safetensors file, or a damaged one.
+/// It cannot be read, or is damaged.
 pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
-    let source = SafetensorsFile::open(path)?;
+    let sources = if path.is_dir() {
+        let folder = open_folder(path, None)?;
+        let components = folder.components.into_iter();
+        components
+            .flat_map(|c| {
+                c.files
+                    .into_iter()
+                    .map(move |file| (Some(c.component), file))
+            })
+            .collect()
+    } else {
+        vec![(None, open(path)?)]
+    };
     let mut parts: BTreeMap<String, Part> = BTreeMap::new();
+    for (component, source) in &sources {
+        let names: BTreeSet<&str> = source.tensors().keys().map(String::as_str).collect();
+        let layout = match component {
+            Some(component) => Layout::of_component(*component, &names),
+            None => Layout::detect(&names),
+        };
+        count_parts(&**source, &layout, &mut parts);
+    }
+    let name = path.file_name();
+    let name = name.map(|n| n.to_string_lossy().into_owned());
+    let size_bytes = sources.iter().map(|(_, source)| source.size_bytes()).sum();
+    let metadata = sources[0].1.metadata().clone();
+    let options = BuildOptions {
+        allow_partial: true,
+        ..BuildOptions::default()
+    };
+    let plan = Weights::open(path, None).and_then(|w| BuildPlan::new(Box::new(w), options));
+    let (kind, evidence, refused) = match plan {
+        Ok(plan) => (plan.kind().to_owned(), plan.basis().to_owned(), None),
+        Err(ConvertError::UnsupportedFamily { kind, evidence, .. }) => {
+            let evidence = format!("it holds `{evidence}`");
+            (kind, evidence, Some("not supported".to_owned()))
+        }
+        Err(e) => (
+            "no complete model".to_owned(),
+            "its names and shapes".to_owned(),
+            Some(e.to_string()),
+        ),
+    };
+    Ok(FileReport {
+        schema: SCHEMA,
+        name: name.unwrap_or_default(),
+        size_bytes,
+        kind,
+        evidence,
+        refused,
+        parts,
+        metadata,
+    })
+}
+
+fn count_parts(source: &dyn TensorSource, layout: &Layout, parts: &mut BTreeMap<String, Part>) {
     for (name, info) in source.tensors() {
-        let part = match Layout::SD.classify(name) {
-            Key::Weight(Component::UNet, _) => "unet",
-            Key::Weight(Component::Vae, _) => "vae",
-            Key::Weight(Component::TextEncoder, _) => "text_encoder",
+        let part = match layout.classify(name) {
+            Key::Weight(component, _) => component.name(),
             Key::Ema => "ema",
             Key::Ignorable => "without influence",
             Key::Unknown => "unknown",
@@ -72,38 +125,6 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
         part.parameters += info.shape.iter().product::<usize>() as u64;
         *part.dtypes.entry(info.dtype.to_string()).or_default() += 1;
     }
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let (size_bytes, metadata) = (source.size_bytes(), source.metadata().clone());
-    let foreign = family::foreign(source.tensors().keys().map(String::as_str));
-    let foreign =
-        foreign.map(|(kind, evidence)| (kind.to_owned(), format!("it holds `{evidence}`")));
-    let options = BuildOptions {
-        allow_partial: true,
-        ..BuildOptions::default()
-    };
-    let (kind, evidence, refused) = match (foreign, BuildPlan::new(Box::new(source), None, options))
-    {
-        (_, Ok(plan)) => (plan.family().to_string(), plan.evidence(), None),
-        (Some((kind, evidence)), Err(_)) => (kind, evidence, Some("not supported yet".to_owned())),
-        (None, Err(e)) => (
-            "no complete SD 1.x checkpoint".to_owned(),
-            "its names and shapes".to_owned(),
-            Some(e.to_string()),
-        ),
-    };
-    Ok(FileReport {
-        schema: SCHEMA,
-        name,
-        size_bytes,
-        kind,
-        evidence,
-        refused,
-        parts,
-        metadata,
-    })
 }
 
 impl fmt::Display for FileReport {
@@ -152,12 +173,23 @@ pub fn inspect_dir(path: &Path) -> Result<Manifest, ConvertError> {
     })
 }
 
+/// What a directory holds, by its manifest.
+fn kind_of(manifest: &Manifest) -> String {
+    match (&manifest.family, &manifest.architecture) {
+        (Some(family), Some(architecture)) => format!("{family} ({architecture})"),
+        (Some(family), None) => family.to_string(),
+        (None, _) => "an autoencoder".to_owned(),
+    }
+}
+
 /// A model directory's manifest in lines for people.
 #[must_use]
 pub fn describe(manifest: &Manifest) -> String {
     let mut lines = vec![format!(
         "{}: {}, converted by {}",
-        manifest.title, manifest.family, manifest.converter
+        manifest.title,
+        kind_of(manifest),
+        manifest.converter
     )];
     for (name, component) in &manifest.components {
         let size: u64 = component.files.values().map(|file| file.size).sum();

@@ -8,11 +8,15 @@
 
 pub mod build;
 pub mod checkpoint;
+mod design;
 pub mod error;
 pub mod inspect;
+pub mod model;
 pub mod onnx;
 pub mod output;
+pub mod prediction;
 pub mod progress;
+pub mod replace;
 pub mod synth;
 pub mod ui;
 pub mod verify;

@@ -4,22 +4,26 @@
 //! Each tensor depends on its name and the seed alone, by a rule any language can follow:
 //! `key` = the first 8 bytes, little-endian, of SHA-256 of the text `seed:name`; element `i` is the SplitMix64 output
 //! (Steele et al. 2014) of the state `key + (i + 1) * 0x9E3779B97F4A7C15`; its upper 24 bits over 2^24 are `u` in [0, 1); the
-//! value is `base + amplitude * (2 u - 1)` in single precision, then rounded to half precision.
+//! value is `base + amplitude * (2 u - 1)` in single precision, then rounded to half precision. Base and amplitude are 0
+//! and 0.05 for biases and embeddings, 1 and 0.1 for other vectors, otherwise 0 and the root of 3 over the product of all
+//! dimensions but the first. One bias of models that predict velocity has the amplitude 0.2, by which they are known.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use half::f16;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, View};
 use sd_models::arch::{
-    ClipTextConfig, UNetConfig, VaeConfig, clip_text_encoder, unet, vae_decoder, vae_encoder,
+    ControlNetConfig, TaesdConfig, clip_text_encoder, controlnet, taesd_decoder, taesd_encoder,
+    unet, vae_decoder, vae_encoder,
 };
 use sd_models::family::ModelFamily;
-use sd_models::graph::GraphError;
-use sd_models::keys::Component;
-use sd_models::keys::ldm::Layout;
+use sd_models::graph::{Graph, GraphError};
+use sd_models::keys::layout::Layout;
+use sd_models::keys::{Component, Part};
+use sd_models::presets::{PRESETS, Preset};
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
@@ -29,11 +33,51 @@ use crate::progress::Progress;
 /// Rows of the causal mask: what `position_ids` count.
 const POSITIONS: usize = 77;
 
+/// What kind of file.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole checkpoint.
+    Checkpoint(&'static Preset),
+    /// A ControlNet for the preset's UNet.
+    ControlNet(&'static Preset),
+    /// Both halves of a tiny autoencoder.
+    Taesd,
+}
+
+/// Presets that there are ControlNets for.
+const CONTROLLED: [&str; 3] = ["sd15", "sd21", "sdxl"];
+
+impl Kind {
+    /// The kind called `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        if name == "taesd" {
+            return Some(Self::Taesd);
+        }
+        match name.strip_prefix("controlnet-") {
+            Some(base) if CONTROLLED.contains(&base) => Preset::named(base).map(Self::ControlNet),
+            Some(_) => None,
+            None => Preset::named(name).map(Self::Checkpoint),
+        }
+    }
+
+    /// Every name.
+    #[must_use]
+    pub fn names() -> Vec<String> {
+        let presets = PRESETS.iter().map(|preset| preset.name.to_owned());
+        let controls = CONTROLLED.iter().map(|base| format!("controlnet-{base}"));
+        presets
+            .chain(controls)
+            .chain(["taesd".to_owned()])
+            .collect()
+    }
+}
+
 /// A synthetic checkpoint to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Synth {
     /// Whose layout.
-    pub family: ModelFamily,
+    pub kind: Kind,
     /// A narrow model of the same structure, for tests.
     pub tiny: bool,
     /// Other seeds give other weights.
@@ -75,8 +119,13 @@ impl Synth {
                 source,
             })?;
         // One entry only: the order of several would vary between runs, and so would the file's hash.
-        let resolution = if self.tiny { "128x128" } else { "512x512" };
-        let metadata = HashMap::from([("modelspec.resolution".to_owned(), resolution.to_owned())]);
+        let side = match self.kind {
+            _ if self.tiny => 128,
+            Kind::Checkpoint(preset) | Kind::ControlNet(preset) => preset.resolution(),
+            Kind::Taesd => 512,
+        };
+        let resolution = format!("{side}x{side}");
+        let metadata = HashMap::from([("modelspec.resolution".to_owned(), resolution)]);
         write_file(path, force, |file| {
             let named = tensors.iter().map(|t| (t.name.as_str(), t));
             let written = safetensors::serialize_to_file(named, Some(metadata), file);
@@ -110,69 +159,144 @@ impl Synth {
     }
 
     fn tensors<'a>(&self, progress: &'a dyn Progress) -> Result<Vec<Tensor<'a>>, GraphError> {
-        let (unet_cfg, vae_cfg, text_cfg) = match (self.family, self.tiny) {
-            (ModelFamily::Sd15, false) => (
-                UNetConfig::sd15(),
-                VaeConfig::sd(),
-                ClipTextConfig::clip_l(),
-            ),
-            (_, _) => (
-                UNetConfig::tiny(),
-                VaeConfig::tiny(),
-                ClipTextConfig::tiny(),
-            ),
-        };
-        let graphs = [
-            (Component::UNet, unet(&unet_cfg)?),
-            (Component::Vae, vae_encoder(&vae_cfg)?),
-            (Component::Vae, vae_decoder(&vae_cfg)?),
-            (Component::TextEncoder, clip_text_encoder(&text_cfg)?),
-        ];
-        let mut tensors = Vec::new();
+        let mut tensors: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut order = Vec::new();
+        let (layout, graphs) = self.graphs()?;
         for (component, graph) in graphs {
             for param in graph.params {
-                let name = Layout::SD
+                let (name, part) = layout
                     .key(component, &param.name)
                     .expect("every canonical name has a single-file key");
                 let mut shape = param.shape;
+                match part {
+                    Part::Whole => {}
+                    Part::Third(_) => shape[0] *= 3,
+                    Part::Transposed => shape.reverse(),
+                }
                 if component == Component::Vae && name.contains(".attn_1.") && shape.len() == 2 {
                     shape.extend([1, 1]); // 1x1 convolutions in this layout
                 }
-                let fill = self.fill(&name, &shape);
-                tensors.push(Tensor {
-                    name,
-                    shape,
-                    fill,
-                    progress,
-                });
+                if tensors.insert(name.clone(), shape).is_none() {
+                    order.push(name);
+                }
             }
         }
-        let name = "cond_stage_model.transformer.text_model.embeddings.position_ids".to_owned();
-        tensors.push(Tensor {
-            name,
-            shape: vec![1, POSITIONS],
-            fill: Fill::Count,
-            progress,
-        });
-        for (name, values) in schedule_buffers() {
+        let named = |name: String| {
+            let shape = tensors[&name].clone();
+            let fill = self.fill(&name, &shape);
+            Tensor {
+                name,
+                shape,
+                fill,
+                progress,
+            }
+        };
+        let mut tensors: Vec<Tensor<'a>> = order.into_iter().map(named).collect();
+        for (name, shape, fill) in self.buffers() {
             tensors.push(Tensor {
-                name: name.to_owned(),
-                shape: vec![values.len()],
-                fill: Fill::F32(values),
+                name,
+                shape,
+                fill,
                 progress,
             });
         }
         Ok(tensors)
     }
 
+    /// The networks, and how a file names their tensors.
+    fn graphs(&self) -> Result<(Layout, Vec<(Component, Graph)>), GraphError> {
+        match self.kind {
+            Kind::Checkpoint(preset) => self.checkpoint(preset),
+            Kind::ControlNet(preset) => {
+                let trunk = preset.unet(self.tiny);
+                let layout = Layout::ldm_controlnet(&trunk);
+                let graph = controlnet(&ControlNetConfig::of(trunk))?;
+                Ok((layout, vec![(Component::ControlNet, graph)]))
+            }
+            Kind::Taesd => {
+                let cfg = TaesdConfig {
+                    channels: if self.tiny { 8 } else { 64 },
+                    latent_channels: 4,
+                };
+                let graphs = [taesd_encoder(cfg)?, taesd_decoder(cfg)?];
+                let names = graphs.iter().flat_map(|g| &g.params);
+                let names = names.map(|p| p.name.as_str()).collect();
+                let layout = Layout::of_component(Component::Taesd, &names);
+                let graphs = graphs.into_iter().map(|g| (Component::Taesd, g));
+                Ok((layout, graphs.collect()))
+            }
+        }
+    }
+
+    fn checkpoint(&self, preset: &Preset) -> Result<(Layout, Vec<(Component, Graph)>), GraphError> {
+        let (unet_cfg, vae_cfg) = (preset.unet(self.tiny), preset.vae(self.tiny));
+        let layout = Layout::single_file(
+            preset.family(),
+            &unet_cfg,
+            vae_cfg.channels.len(),
+            preset.generative_models_layout,
+        );
+        let mut graphs = vec![
+            (Component::UNet, unet(&unet_cfg)?),
+            (Component::Vae, vae_encoder(&vae_cfg)?),
+            (Component::Vae, vae_decoder(&vae_cfg)?),
+        ];
+        for (component, mut cfg) in preset.family().text_encoders(self.tiny) {
+            // OpenCLIP's files hold a projection and, for SD 2, a last layer that go unused.
+            if preset.family() == ModelFamily::Sd21 {
+                cfg.layers += 1;
+                cfg.projection = Some(cfg.hidden_size);
+            }
+            graphs.push((component, clip_text_encoder(&cfg)?));
+        }
+        Ok((layout, graphs))
+    }
+
+    /// Tensors that are no weights.
+    fn buffers(&self) -> Vec<(String, Vec<usize>, Fill)> {
+        let Kind::Checkpoint(preset) = self.kind else {
+            return Vec::new();
+        };
+        let family = preset.family();
+        let prefix = match family {
+            ModelFamily::Sd15 => "cond_stage_model.transformer.",
+            ModelFamily::Sdxl => "conditioner.embedders.0.transformer.",
+            _ => "",
+        };
+        let mut buffers = Vec::new();
+        if !prefix.is_empty() {
+            let name = format!("{prefix}text_model.embeddings.position_ids");
+            buffers.push((name, vec![1, POSITIONS], Fill::Count));
+        }
+        let open_clip = match family {
+            ModelFamily::Sd15 => None,
+            ModelFamily::Sd21 if !preset.generative_models_layout => Some("cond_stage_model"),
+            ModelFamily::Sdxl => Some("conditioner.embedders.1"),
+            _ => Some("conditioner.embedders.0"),
+        };
+        if let Some(prefix) = open_clip {
+            let name = format!("{prefix}.model.logit_scale");
+            buffers.push((name, vec![], Fill::F32(vec![100f32.ln()])));
+        }
+        let saved_by_compvis = matches!(family, ModelFamily::Sd15 | ModelFamily::Sd21);
+        if saved_by_compvis && !preset.generative_models_layout {
+            for (name, values) in schedule_buffers() {
+                buffers.push((name.to_owned(), vec![values.len()], Fill::F32(values)));
+            }
+        }
+        buffers
+    }
+
     fn fill(&self, name: &str, shape: &[usize]) -> Fill {
         let digest = Sha256::digest(format!("{}:{name}", self.seed));
         let key = u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"));
-        let (base, amplitude) = if name.ends_with(".bias") {
+        let (base, amplitude) = if self.is_telling(name) {
+            (0.0, 0.2)
+        } else if name.ends_with("bias") {
             (0.0, 0.05)
         } else if shape.len() == 1 {
             (1.0, 0.1)
-        } else if name.ends_with("_embedding.weight") {
+        } else if name.ends_with("_embedding.weight") || name.ends_with("positional_embedding") {
             (0.0, 0.05)
         } else {
             let fan_in: usize = shape[1..].iter().product();
@@ -183,6 +307,13 @@ impl Synth {
             base,
             amplitude,
         }
+    }
+
+    /// The bias whose spread tells a Stable Diffusion 2 model that predicts velocity from one that predicts noise.
+    fn is_telling(&self, name: &str) -> bool {
+        const TELLING: &str =
+            "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias";
+        name == TELLING && matches!(self.kind, Kind::Checkpoint(preset) if preset.velocity)
     }
 }
 
@@ -298,7 +429,7 @@ mod tests {
     #[test]
     fn the_rule_is_pinned() {
         let synth = Synth {
-            family: ModelFamily::Sd15,
+            kind: Kind::named("sd15").unwrap(),
             tiny: true,
             seed: 0,
         };

@@ -98,12 +98,25 @@ pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, C
         }
     }
     for folder in COMPONENTS {
-        let path = dir.join(folder).join("model.onnx");
-        report
-            .graphs
-            .push((folder.to_owned(), verify_graph(&path)?));
+        for name in graphs_in(&dir.join(folder)) {
+            let path = dir.join(folder).join(&name);
+            let label = format!("{folder}/{name}");
+            report.graphs.push((label, verify_graph(&path)?));
+        }
+    }
+    if report.graphs.is_empty() {
+        return Err(damaged(dir, "it holds no graph".to_owned()));
     }
     Ok(report)
+}
+
+/// Names of the graphs in a component's folder.
+fn graphs_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".onnx")).collect();
+    names.sort();
+    names
 }
 
 /// Checks one graph and where it expects its weights; returns the number of nodes.

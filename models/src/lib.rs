@@ -15,4 +15,6 @@ pub mod graph;
 pub mod keys;
 pub mod manifest;
 pub mod nn;
+pub mod presets;
+pub mod structure;
 pub mod tokenizer;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::family::ModelFamily;
+use crate::family::{ModelFamily, Purpose};
 
 /// File name of the manifest, at the top of the model directory.
 pub const FILE_NAME: &str = "sdrt.json";
@@ -25,8 +25,15 @@ pub struct Manifest {
     pub schema: u32,
     /// Name and version of the program that wrote the directory.
     pub converter: String,
-    /// Family the weights were recognised as.
-    pub family: ModelFamily,
+    /// Family the weights were recognised as; directories without a pipeline have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<ModelFamily>,
+    /// Name of the UNet's structure, if it has one (`sd15`, `ssd-1b`, ..).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// What the UNet's input channels are for.
+    #[serde(default)]
+    pub purpose: Purpose,
     /// What the UNet predicts.
     pub prediction_type: PredictionType,
     /// The latent space.
@@ -141,7 +148,9 @@ mod tests {
         let manifest = Manifest {
             schema: SCHEMA,
             converter: "sdconvert 0.1.0".into(),
-            family: ModelFamily::Sd15,
+            family: Some(ModelFamily::Sd15),
+            architecture: Some("sd15".into()),
+            purpose: Purpose::TextToImage,
             prediction_type: PredictionType::Epsilon,
             latent: Latent {
                 channels: 4,

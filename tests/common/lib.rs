@@ -9,9 +9,9 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{SafetensorsFile, TensorSource};
 use sd_converter::progress::Unwatched;
-use sd_converter::synth::Synth;
+use sd_converter::synth::{Kind, Synth};
+use sd_converter::weights::Weights;
 use sd_models::demo;
-use sd_models::family::ModelFamily;
 use sd_runtime::engine::{Engine, EngineError, EngineOptions, setup};
 use sd_runtime::pipeline::{Phase, Watch};
 use tempfile::TempDir;
@@ -54,26 +54,33 @@ pub fn demo_model() -> &'static Path {
     path
 }
 
-/// The tiny synthetic model with seed 0, converted.
+/// The tiny synthetic SD 1.5 with seed 0, converted once.
 ///
 /// # Panics
 /// It cannot be made or converted.
 pub fn synthetic_model() -> &'static Path {
     static MODEL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = MODEL.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let file = dir.path().join("tiny.safetensors");
-        let synth = Synth {
-            family: ModelFamily::Sd15,
-            tiny: true,
-            seed: 0,
-        };
-        synth
-            .write(&file, false, &Unwatched)
-            .expect("the folder can be written");
-        converted(SafetensorsFile::open(&file).expect("it was just written"))
-    });
+    let (_, path) = MODEL.get_or_init(|| synthetic("sd15"));
     path
+}
+
+/// A family's tiny synthetic model with seed 0, converted.
+///
+/// # Panics
+/// It cannot be made or converted.
+#[must_use]
+pub fn synthetic(family: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("tiny.safetensors");
+    let synth = Synth {
+        kind: Kind::named(family).expect("a known family"),
+        tiny: true,
+        seed: 0,
+    };
+    synth
+        .write(&file, false, &Unwatched)
+        .expect("the folder can be written");
+    converted(SafetensorsFile::open(&file).expect("it was just written"))
 }
 
 /// Converts a checkpoint into a temporary folder.
@@ -83,8 +90,9 @@ pub fn synthetic_model() -> &'static Path {
 pub fn converted(source: impl TensorSource + 'static) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("model");
-    let plan = BuildPlan::new(Box::new(source), None, BuildOptions::default())
-        .expect("a whole checkpoint");
+    let weights = Weights::from_source(Box::new(source)).expect("a checkpoint");
+    let plan =
+        BuildPlan::new(Box::new(weights), BuildOptions::default()).expect("a whole checkpoint");
     plan.write(&path, &Unwatched)
         .expect("the folder can be written");
     (dir, path)
@@ -126,6 +134,14 @@ impl Reference {
     #[must_use]
     pub fn get(&self, name: &str) -> ArrayD<f32> {
         self.read(name, Dtype::F32, |b| f32::from_le_bytes(*b))
+    }
+
+    /// [`Self::get`], if there is such a tensor.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<ArrayD<f32>> {
+        let file = SafeTensors::deserialize(&self.bytes).expect("a safetensors file");
+        file.tensor(name).ok()?;
+        Some(self.get(name))
     }
 
     /// A tensor of token ids.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::header::HeaderError;
+use super::pickle::PickleError;
+use super::torch_zip::TorchError;
 
 /// A checkpoint that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -17,14 +19,48 @@ pub enum CheckpointError {
         /// Why.
         source: io::Error,
     },
-    /// A folder was given.
-    #[error("{} is a folder\nhint: give the checkpoint file; folders in diffusers' layout are not supported yet", path.display())]
+    /// A PyTorch file that asks for more than data, or a damaged one.
+    #[error("{}: {problem}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its pickle.
+        problem: PickleError,
+    },
+    /// Not a checkpoint of PyTorch, or a damaged one.
+    #[error("{}: {problem}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: TorchError,
+    },
+    /// A folder without weights.
+    #[error("{}: {problem}\nhint: expected a pipeline folder (`unet/`, `vae/`, `text_encoder/`, ..), or one component's, with `config.json` and weights", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
+        /// What is missing.
+        problem: String,
+    },
+    /// The list of a model's parts is wrong.
+    #[error("{}: {problem}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        problem: IndexError,
+    },
+    /// A configuration file cannot be understood.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// The file is of another format.
-    #[error("{}: not a safetensors file but {kind}\nhint: {hint}", path.display())]
+    #[error("{}: not a checkpoint but {kind}\nhint: {hint}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -50,7 +86,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// A tensor does not fit the network.
-    #[error("{}: tensor `{name}` has shape {found:?}, but the {needed_by} needs {expected:?}", path.display())]
+    #[error("{}: tensor `{name}` has shape {found:?}; expected {expected}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
@@ -58,10 +94,8 @@ pub enum CheckpointError {
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The network's shape.
-        expected: Vec<usize>,
-        /// Which network.
-        needed_by: &'static str,
+        /// What it should be, and for what.
+        expected: String,
     },
     /// A weight is stored in a type that holds no weights.
     #[error("{}: tensor `{name}` is a weight, but its type is {dtype}; expected F64, F32, F16, BF16, F8_E4M3 or F8_E5M2", path.display())]
@@ -90,5 +124,36 @@ pub enum CheckpointError {
         path: PathBuf,
         /// A tensor that gives it away.
         evidence: String,
+    },
+}
+
+/// What is wrong with the list of a model's parts ("shards").
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// It is no list of parts.
+    #[error("not an index: {0}")]
+    Format(String),
+    /// A part would lie outside the folder.
+    #[error("part `{0}` is not a plain file name")]
+    PathUnsafe(String),
+    /// A part is not there.
+    #[error("part `{0}` is missing")]
+    Missing(String),
+    /// A tensor is not where the index says.
+    #[error("tensor `{tensor}` is not in `{part}`, where the index has it")]
+    Absent {
+        /// The tensor.
+        tensor: String,
+        /// The part.
+        part: String,
+    },
+    /// A part has a tensor that the index does not know, or has elsewhere.
+    #[error("part `{part}` holds tensor `{tensor}`, which the index does not have there")]
+    Unlisted {
+        /// The tensor.
+        tensor: String,
+        /// The part.
+        part: String,
     },
 }

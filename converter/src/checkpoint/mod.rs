@@ -1,20 +1,31 @@
 //! Checkpoint files, read lazily: names, types and shapes at once, data one tensor at a time.
 //!
-//! One file here per container format; [`TensorSource`] is what they have in common.
+//! One file here per container format; [`TensorSource`] is what they have in common, and [`open`] finds out which it is.
+//! [`folder`] finds the files of a pipeline folder.
 
 mod dtype;
 mod error;
+pub mod folder;
 pub mod header;
+mod mapped;
+mod pickle;
 pub mod safetensors;
+mod torch_legacy;
+mod torch_tensor;
+mod torch_zip;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use dtype::{Dtype, count_non_finite, to_f32};
-pub use error::CheckpointError;
+pub use error::{CheckpointError, IndexError};
 pub use header::TensorInfo;
+pub use pickle::PickleError;
 pub use safetensors::SafetensorsFile;
+pub use torch_zip::TorchError;
+
+use mapped::Mapped;
 
 /// The tensors of one file.
 pub trait TensorSource: Send + Sync {
@@ -30,7 +41,7 @@ pub trait TensorSource: Send + Sync {
     /// A tensor's data: little-endian, row-major.
     ///
     /// # Errors
-    /// The file has no such tensor.
+    /// The file has no such tensor, or it cannot be unpacked.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError>;
 
     /// The whole file, for hashing.
@@ -40,4 +51,27 @@ pub trait TensorSource: Send + Sync {
     fn size_bytes(&self) -> u64 {
         self.file_bytes().len() as u64
     }
+}
+
+/// Opens a file of tensors, whatever its name says of its format.
+///
+/// # Errors
+/// It cannot be read, is of no known format, or breaks a rule of its format.
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
+    let bytes = Mapped::open(path).map_err(|source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let path = path.to_owned();
+    Ok(match bytes.get() {
+        start if start.starts_with(b"PK") => Box::new(torch_zip::TorchZip::new(path, bytes)?),
+        start if torch_legacy::is_legacy(start) => {
+            Box::new(torch_legacy::TorchLegacy::new(&path, bytes)?)
+        }
+        start if start.get(257..262) == Some(b"ustar") => {
+            let problem = TorchError::LegacyTar;
+            return Err(CheckpointError::Torch { path, problem });
+        }
+        _ => Box::new(SafetensorsFile::new(path, bytes)?),
+    })
 }

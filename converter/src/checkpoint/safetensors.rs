@@ -2,12 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
-use super::header::{Header, HeaderError, TensorInfo};
+use super::header::{Header, TensorInfo};
+use super::mapped::Mapped;
 use super::{CheckpointError, TensorSource};
 
 /// A safetensors file whose header has been checked.
@@ -15,13 +13,7 @@ use super::{CheckpointError, TensorSource};
 pub struct SafetensorsFile {
     path: PathBuf,
     header: Header,
-    bytes: Bytes,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
-    Static(&'static [u8]),
+    bytes: Mapped,
 }
 
 impl SafetensorsFile {
@@ -30,30 +22,10 @@ impl SafetensorsFile {
     /// # Errors
     /// It cannot be read, is of another format, or breaks a rule of this one.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let io = |source| CheckpointError::Io {
+        let bytes = Mapped::open(path).map_err(|source| CheckpointError::Io {
             path: path.to_owned(),
             source,
-        };
-        if path.is_dir() {
-            return Err(CheckpointError::Folder {
-                path: path.to_owned(),
-            });
-        }
-        let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
-            let problem = HeaderError::HeaderTooSmall(0);
-            return Err(CheckpointError::Header {
-                path: path.to_owned(),
-                problem,
-            });
-        }
-        #[expect(
-            unsafe_code,
-            reason = "a map is how gigabytes are read without copying them"
-        )]
-        // SAFETY: the map is read-only, and only ever read as bytes, for which every value is valid. Another program
-        // that truncates the file meanwhile ends this one with SIGBUS, as it does every program that maps files.
-        let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(io)?);
+        })?;
         Self::new(path.to_owned(), bytes)
     }
 
@@ -62,10 +34,10 @@ impl SafetensorsFile {
     /// # Errors
     /// As for [`Self::open`].
     pub fn from_static(label: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
-        Self::new(PathBuf::from(label), Bytes::Static(bytes))
+        Self::new(PathBuf::from(label), Mapped::Static(bytes))
     }
 
-    fn new(path: PathBuf, bytes: Bytes) -> Result<Self, CheckpointError> {
+    pub(super) fn new(path: PathBuf, bytes: Mapped) -> Result<Self, CheckpointError> {
         let content = bytes.get();
         if let Some((kind, hint)) = other_format(content) {
             return Err(CheckpointError::Format { path, kind, hint });
@@ -87,15 +59,6 @@ impl SafetensorsFile {
             header,
             bytes,
         })
-    }
-}
-
-impl Bytes {
-    fn get(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
-        }
     }
 }
 
@@ -127,23 +90,10 @@ impl TensorSource for SafetensorsFile {
     }
 }
 
-/// What people give instead of safetensors files, by how it begins, and what they should do.
+/// What people give instead of checkpoints, by how it begins, and what they should do.
 fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    const PICKLE: &str =
-        "pickled checkpoints are not supported yet; get the model's .safetensors file";
     const DOWNLOAD: &str = "the download went wrong (a login page?); fetch the file again";
-    let starts: [(&[u8], &str, &str); 8] = [
-        (
-            b"PK\x03\x04",
-            "a zip archive, as .ckpt and .pt files are",
-            PICKLE,
-        ),
-        (
-            b"\x80\x02",
-            "a pickle, as old .ckpt and .pt files are",
-            PICKLE,
-        ),
-        (b"\x80\x04", "a pickle", PICKLE),
+    let starts: [(&[u8], &str, &str); 5] = [
         (b"<!DOCTYPE", "a web page", DOWNLOAD),
         (b"<!doctype", "a web page", DOWNLOAD),
         (b"<html", "a web page", DOWNLOAD),
@@ -167,6 +117,7 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::header::HeaderError;
 
     #[test]
     fn tensors_are_read_from_a_file() {
@@ -189,9 +140,7 @@ mod tests {
     #[test]
     fn other_formats_are_named() {
         for (start, expected) in [
-            (&b"PK\x03\x04rest"[..], "zip"),
-            (b"\x80\x02}q\x00", "pickle"),
-            (b"<!DOCTYPE html>", "web page"),
+            (&b"<!DOCTYPE html>"[..], "web page"),
             (b"version https://git-lfs.github.com/spec/v1", "LFS"),
             (b"GGUF\x03\x00\x00\x00", "GGUF"),
         ] {
@@ -207,12 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_there_empty_or_folders_are_errors() {
+    fn files_that_are_not_there_or_empty_are_errors() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            SafetensorsFile::open(dir.path()),
-            Err(CheckpointError::Folder { .. })
-        ));
         assert!(matches!(
             SafetensorsFile::open(&dir.path().join("no")),
             Err(CheckpointError::Io { .. })

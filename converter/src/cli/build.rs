@@ -4,13 +4,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use sd_converter::build::{BuildOptions, BuildPlan};
-use sd_converter::checkpoint::{SafetensorsFile, TensorSource};
+use sd_converter::model::Model;
+use sd_converter::replace::Replaced;
 use sd_converter::ui::Ui;
+use sd_converter::weights::Weights;
+use sd_models::diffusers::prediction_type;
+use sd_models::keys::Component;
+use sd_models::manifest::PredictionType;
 
 /// Convert a checkpoint into an ONNX model directory
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildArgs {
-    /// Checkpoint: one `.safetensors` file of the Stable Diffusion 1.x family
+    /// Model: a `.safetensors` or `.ckpt` file, or a folder in diffusers' layout
     checkpoint: PathBuf,
     /// Directory to write; it appears when it is complete
     #[arg(short, long, value_name = "DIR")]
@@ -21,6 +26,12 @@ pub(crate) struct BuildArgs {
     /// Take the UNet's running averages (EMA) instead of its final weights
     #[arg(long)]
     ema: bool,
+    /// Of a folder's variants of weights (`fp16`, ..), take this one
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// What the UNet predicts, if the file does not tell: `epsilon` or `v_prediction`
+    #[arg(long, value_name = "TYPE", value_parser = prediction)]
+    prediction_type: Option<PredictionType>,
     /// Convert even if some tensors belong to nothing that is converted
     #[arg(long)]
     allow_partial: bool,
@@ -38,20 +49,30 @@ pub(crate) struct BuildArgs {
     json: bool,
 }
 
+fn prediction(name: &str) -> Result<PredictionType, String> {
+    prediction_type(name).ok_or_else(|| "epsilon, v_prediction or sample expected".to_owned())
+}
+
 pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
-    let checkpoint: Box<dyn TensorSource> = Box::new(SafetensorsFile::open(&args.checkpoint)?);
-    let vae = match &args.vae {
-        Some(path) => Some(Box::new(SafetensorsFile::open(path)?) as Box<dyn TensorSource>),
-        None => None,
-    };
+    let mut weights = Weights::open(&args.checkpoint, args.variant.as_deref())?;
+    if args.ema {
+        weights.use_ema()?;
+    } else if weights.has_ema() {
+        ui.note("the file also holds running averages (EMA) of its UNet; `--ema` takes those");
+    }
+    let mut model: Box<dyn Model> = Box::new(weights);
+    if let Some(path) = &args.vae {
+        let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
+        model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
+    }
     let options = BuildOptions {
         allow_partial: args.allow_partial,
         force: args.force,
-        ema: args.ema,
         strict: args.strict,
+        prediction: args.prediction_type,
     };
-    let plan = BuildPlan::new(checkpoint, vae, options)?;
+    let plan = BuildPlan::new(model, options)?;
     ui.note(plan.evidence());
     let bar = ui.bytes("writing", plan.work_bytes());
     let report = plan.write(&args.output, &bar)?;
@@ -70,11 +91,13 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     ui.note(report.residue.summary());
     ui.result(format!(
         "{output}: {}, {megabytes:.0} MB in {:.1} s",
-        report.manifest.family,
+        report.kind,
         start.elapsed().as_secs_f64()
     ))?;
-    ui.note(format!(
-        "next: sdrun txt2img -m {output} -p \"a photo of a cat\""
-    ));
+    if report.manifest.components.contains_key("unet") {
+        ui.note(format!(
+            "next: sdrun txt2img -m {output} -p \"a photo of a cat\""
+        ));
+    }
     Ok(())
 }

@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 
-use sd_converter::synth::Synth;
+use sd_converter::synth::{Kind, Synth};
 use sd_converter::ui::Ui;
-use sd_models::family::ModelFamily;
 
 /// Write a checkpoint of random weights, so that a family can be tried and timed without owning one
 #[derive(Debug, clap::Args)]
 pub(crate) struct SynthArgs {
-    /// Family whose layout and widths to use
-    #[arg(long, value_parser = family)]
-    family: ModelFamily,
+    #[arg(long = "family", value_name = "FAMILY", value_parser = kind, help = help())]
+    kind: Kind,
     /// A narrow model of the same structure
     #[arg(long)]
     tiny: bool,
@@ -26,17 +24,20 @@ pub(crate) struct SynthArgs {
     force: bool,
 }
 
-fn family(name: &str) -> Result<ModelFamily, String> {
-    let known = || ModelFamily::ALL.map(ModelFamily::name).join(", ");
-    ModelFamily::ALL
-        .into_iter()
-        .find(|f| f.name() == name)
-        .ok_or_else(|| format!("known families: {}", known()))
+fn help() -> String {
+    format!(
+        "Family whose layout and widths to use: {}",
+        Kind::names().join(", ")
+    )
+}
+
+fn kind(name: &str) -> Result<Kind, String> {
+    Kind::named(name).ok_or_else(|| format!("known families: {}", Kind::names().join(", ")))
 }
 
 pub(crate) fn run(args: &SynthArgs, ui: &Ui) -> anyhow::Result<()> {
     let synth = Synth {
-        family: args.family,
+        kind: args.kind,
         tiny: args.tiny,
         seed: args.seed,
     };
@@ -46,8 +47,7 @@ pub(crate) fn run(args: &SynthArgs, ui: &Ui) -> anyhow::Result<()> {
     drop(bar);
     let output = args.output.display();
     Ok(ui.result(format!(
-        "{output}: {} with random weights, {:.0} MB",
-        args.family,
+        "{output}: random weights, {:.0} MB",
         bytes as f64 / 1e6
     ))?)
 }

@@ -7,16 +7,18 @@ const BLOCK: usize = 32;
 ///
 /// # Panics
 /// If the length of `bytes` is not `rows * cols * size`.
-pub(super) fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+pub(crate) fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
     assert_eq!(
         bytes.len(),
         rows * cols * size,
         "the caller checked the tensor's length"
     );
     match size {
+        1 => transpose_elements::<1>(bytes, rows, cols),
         2 => transpose_elements::<2>(bytes, rows, cols),
         4 => transpose_elements::<4>(bytes, rows, cols),
-        _ => unreachable!("weights are stored in 2 or 4 bytes"),
+        8 => transpose_elements::<8>(bytes, rows, cols),
+        _ => unreachable!("elements have 1, 2, 4 or 8 bytes"),
     }
 }
 

@@ -4,7 +4,7 @@
 //! runtimes fold when they load the graph, makes it single precision. Small tensors are single precision and inline.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -109,47 +109,73 @@ impl<E> From<io::Error> for WriteError<E> {
 /// What was written.
 #[derive(Debug)]
 pub struct Written {
-    /// SHA-256 and length of `model.onnx`.
-    pub model: (String, u64),
+    /// SHA-256 and length of each graph's file.
+    pub graphs: BTreeMap<String, (String, u64)>,
     /// SHA-256 and length of `model.onnx_data`.
     pub data: (String, u64),
     /// Types that weights are stored in.
     pub storage: BTreeSet<Stored>,
 }
 
-/// Writes `graph` and its weights into `folder`.
+/// Writes graphs of one network, which have the same parameters, and their weights into `folder`. The first graph
+/// decides in which order and orientation weights are stored.
 ///
 /// # Errors
 /// The folder cannot be written, or `weights` fails.
 pub fn write_model<R: WeightReader>(
-    graph: &Graph,
+    graphs: &[(&str, &Graph)],
     weights: &R,
     folder: &Path,
 ) -> Result<Written, WriteError<R::Error>> {
     let (params, data) = write_external_data(&folder.join(DATA_FILE), |data| {
         let mut params = Params::default();
-        for param in &graph.params {
+        for param in &graphs[0].1.params {
             params.write(param, weights, data)?;
         }
         Ok::<_, WriteError<R::Error>>(params)
     })?;
+    let mut files = BTreeMap::new();
+    for (name, graph) in graphs {
+        let bytes = model_proto(graph, &params).encode_to_vec();
+        let mut file = File::create(folder.join(name))?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        let hash = hex(&Sha256::digest(&bytes));
+        files.insert((*name).to_owned(), (hash, bytes.len() as u64));
+    }
+    Ok(Written {
+        graphs: files,
+        data,
+        storage: params.storage,
+    })
+}
+
+fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
+    let mut names: Vec<String> = graph.values.iter().map(|info| info.name.clone()).collect();
+    let mut tensors = Vec::new();
+    let mut casts = Vec::new();
+    for param in &graph.params {
+        let tensor = &params.tensors[&param.name];
+        if tensor.data_type != data_type::FLOAT {
+            let cast = format!("{}:f32", param.name);
+            casts.push(cast_to_f32(&param.name, &cast));
+            names[param.value.index()] = cast;
+        }
+        tensors.push(tensor.clone());
+    }
     let constants = graph
         .constants
         .iter()
         .map(|c| constant_tensor(graph, c.value, &c.data));
-    let mut names: Vec<String> = graph.values.iter().map(|info| info.name.clone()).collect();
-    for (value, cast) in params.cast_values {
-        names[value.index()] = cast;
-    }
     let nodes = graph.nodes.iter().map(|node| node_proto(node, &names));
-    let model = ModelProto {
+    ModelProto {
         ir_version: IR_VERSION,
         producer_name: "sdconvert".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         graph: Some(GraphProto {
             name: graph.name.clone(),
-            initializer: constants.chain(params.tensors).collect(),
-            node: params.casts.into_iter().chain(nodes).collect(),
+            initializer: constants.chain(tensors).collect(),
+            node: casts.into_iter().chain(nodes).collect(),
             input: graph.inputs.iter().map(|&v| value_info(graph, v)).collect(),
             output: graph
                 .outputs
@@ -161,26 +187,13 @@ pub fn write_model<R: WeightReader>(
             domain: String::new(),
             version: OPSET,
         }],
-    };
-    let bytes = model.encode_to_vec();
-    let mut file = File::create(folder.join("model.onnx"))?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    let hash = hex(&Sha256::digest(&bytes));
-    Ok(Written {
-        model: (hash, bytes.len() as u64),
-        data,
-        storage: params.storage,
-    })
+    }
 }
 
-/// Parameters as the graph file declares them.
+/// Parameters as graph files declare them, by name.
 #[derive(Default)]
 struct Params {
-    tensors: Vec<TensorProto>,
-    casts: Vec<NodeProto>,
-    /// Parameters that nodes read through a cast, and its output.
-    cast_values: Vec<(Value, String)>,
+    tensors: BTreeMap<String, TensorProto>,
     storage: BTreeSet<Stored>,
 }
 
@@ -212,13 +225,8 @@ impl Params {
             tensor.data_location = EXTERNAL;
             tensor.external_data = location(data.append(bytes)?, length);
             self.storage.insert(stored);
-            if stored != Stored::F32 {
-                let cast = format!("{}:f32", param.name);
-                self.casts.push(cast_to_f32(&param.name, &cast));
-                self.cast_values.push((param.value, cast));
-            }
         }
-        self.tensors.push(tensor);
+        self.tensors.insert(param.name.clone(), tensor);
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! CLIP's text transformer (Radford et al. 2021, section 2.4), which turns token ids into the UNet's context.
 
 use crate::graph::{DType, Graph, GraphBuilder, Result, Value};
-use crate::nn::{Qkv, gelu, layer_norm, layer_norms, linear, masked_attention, quick_gelu};
+use crate::nn::{
+    Qkv, gelu, layer_norm, layer_norms, linear, linear_no_bias, masked_attention, quick_gelu,
+};
 
 /// Nonlinearity of the feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct ClipTextConfig {
     pub heads: usize,
     /// Feed-forward nonlinearity.
     pub activation: Activation,
+    /// Width that the pooled output is projected to, where it is.
+    pub projection: Option<usize>,
 }
 
 impl ClipTextConfig {
@@ -43,25 +47,54 @@ impl ClipTextConfig {
             layers: 12,
             heads: 12,
             activation: Activation::QuickGelu,
+            projection: None,
         }
     }
 
-    /// A narrow encoder of the same structure and vocabulary, for tests.
+    /// OpenCLIP ViT-H/14 without its last layer, which Stable Diffusion 2 does not use.
     #[must_use]
-    pub fn tiny() -> Self {
+    pub fn open_clip_h() -> Self {
         Self {
-            hidden_size: 64,
-            intermediate_size: 256,
-            layers: 2,
-            heads: 1,
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            layers: 23,
+            heads: 16,
+            activation: Activation::Gelu,
             ..Self::clip_l()
+        }
+    }
+
+    /// OpenCLIP ViT-bigG/14, the second text encoder of SDXL.
+    #[must_use]
+    pub fn open_clip_big_g() -> Self {
+        Self {
+            hidden_size: 1280,
+            intermediate_size: 5120,
+            layers: 32,
+            heads: 20,
+            projection: Some(1280),
+            ..Self::open_clip_h()
+        }
+    }
+
+    /// A narrow encoder with this one's vocabulary, activation and kind of output, for tests.
+    #[must_use]
+    pub fn narrowed(self, width: usize, layers: usize) -> Self {
+        Self {
+            hidden_size: width,
+            intermediate_size: 4 * width,
+            layers,
+            heads: width / 64,
+            projection: self.projection.map(|_| width),
+            ..self
         }
     }
 }
 
 /// `input_ids` [batch, sequence] i64 -> `last_hidden_state` [batch, sequence, C] after the final norm, `pooler_output`
-/// [batch, C] at the end token, `hidden_states.N` for N = 0 (embeddings) to `layers`, before the final norm, and
-/// `normed_hidden_states.N` below `layers`, after it: what "clip skip" takes.
+/// [batch, C] at the end token (with a projection: `text_embeds` [batch, P], its projection, in its place),
+/// `hidden_states.N` for N = 0 (embeddings) to `layers`, before the final norm, and `normed_hidden_states.N` below
+/// `layers`, after it: what "clip skip" takes.
 ///
 /// # Errors
 /// A configuration whose widths do not fit together.
@@ -90,8 +123,15 @@ pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
     let end = g.argmax(ids, 1);
     let last = normed[cfg.layers];
     let pooled = g.pick_row_per_batch(last, end);
-    g.output("last_hidden_state", last)?;
-    g.output("pooler_output", pooled)?;
+    // In transformers' order, on which optimum's pipelines rely.
+    if let Some(width) = cfg.projection {
+        let projected = g.scope("text_projection", |g| linear_no_bias(g, pooled, width))?;
+        g.output("text_embeds", projected)?;
+        g.output("last_hidden_state", last)?;
+    } else {
+        g.output("last_hidden_state", last)?;
+        g.output("pooler_output", pooled)?;
+    }
     for (i, &state) in states.iter().enumerate() {
         g.output(&format!("hidden_states.{i}"), state)?;
     }
@@ -164,29 +204,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clip_l_has_the_published_number_of_tensors_and_parameters() {
-        let graph = clip_text_encoder(&ClipTextConfig::clip_l()).unwrap();
-        assert_eq!(graph.params.len(), 196);
-        assert_eq!(graph.parameter_count(), 123_060_480);
+    fn the_published_encoders_have_their_numbers_of_tensors_and_parameters() {
+        for (cfg, tensors, parameters) in [
+            (ClipTextConfig::clip_l(), 196, 123_060_480),
+            (ClipTextConfig::open_clip_h(), 372, 340_387_840),
+            (ClipTextConfig::open_clip_big_g(), 517, 694_659_840),
+        ] {
+            let graph = clip_text_encoder(&cfg).unwrap();
+            assert_eq!(
+                (graph.params.len(), graph.parameter_count()),
+                (tensors, parameters)
+            );
+        }
     }
 
     #[test]
     fn outputs_are_named_as_optimum_names_them() {
-        let graph = clip_text_encoder(&ClipTextConfig::tiny()).unwrap();
-        let outputs: Vec<&str> = graph
-            .outputs
-            .iter()
-            .map(|&v| graph.info(v).name.as_str())
-            .collect();
-        let expected = [
-            "last_hidden_state",
-            "pooler_output",
+        let outputs = |cfg: ClipTextConfig| {
+            let graph = clip_text_encoder(&cfg.narrowed(64, 2)).unwrap();
+            let name = |&v| graph.info(v).name.clone();
+            graph.outputs.iter().map(name).collect::<Vec<_>>()
+        };
+        let states = [
             "hidden_states.0",
             "hidden_states.1",
             "hidden_states.2",
             "normed_hidden_states.0",
             "normed_hidden_states.1",
         ];
-        assert_eq!(outputs, expected);
+        let plain = outputs(ClipTextConfig::clip_l());
+        assert_eq!(plain[..2], ["last_hidden_state", "pooler_output"]);
+        assert_eq!(plain[2..], states);
+        let projected = outputs(ClipTextConfig::open_clip_big_g());
+        assert_eq!(projected[..2], ["text_embeds", "last_hidden_state"]);
+        assert_eq!(projected[2..], states);
     }
 }

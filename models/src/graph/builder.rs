@@ -17,6 +17,12 @@ impl From<&str> for Scope {
     }
 }
 
+impl From<String> for Scope {
+    fn from(name: String) -> Self {
+        Self(name)
+    }
+}
+
 impl From<(&str, usize)> for Scope {
     fn from((name, index): (&str, usize)) -> Self {
         Self(format!("{name}.{index}"))

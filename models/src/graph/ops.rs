@@ -52,11 +52,17 @@ fn ints<const N: usize>(values: [usize; N]) -> Attr {
 }
 
 impl GraphBuilder {
-    /// `x` [N, C, h, w], `weight` [O, C, k, k], `bias` `[O]` -> [N, O, h', w']
+    /// `x` [N, C, h, w], `weight` [O, C, k, k], maybe `bias` `[O]` -> [N, O, h', w']
     ///
     /// # Errors
     /// Channels that differ.
-    pub fn conv2d(&mut self, x: Value, weight: Value, bias: Value, conv: Conv) -> Result<Value> {
+    pub fn conv2d(
+        &mut self,
+        x: Value,
+        weight: Value,
+        bias: Option<Value>,
+        conv: Conv,
+    ) -> Result<Value> {
         let (xs, ws) = (self.shape(x).to_vec(), self.shape(weight));
         if xs.len() != 4 || ws.len() != 4 || !xs[1].agrees(&ws[1]) {
             return Err(self.impossible(
@@ -76,7 +82,9 @@ impl GraphBuilder {
             ("strides", ints([conv.stride, conv.stride])),
             ("pads", ints(conv.pads)),
         ];
-        Ok(self.node("Conv", [x, weight, bias], shape, attributes))
+        let mut inputs = vec![Some(x), Some(weight)];
+        inputs.extend(bias.map(Some));
+        Ok(self.typed_node("Conv", inputs, DType::F32, shape, attributes))
     }
 
     /// Matrix product over the last two dimensions; leading ones broadcast.
@@ -150,6 +158,16 @@ impl GraphBuilder {
     /// `1 / (1 + exp(-x))`
     pub fn sigmoid(&mut self, x: Value) -> Value {
         self.unary("Sigmoid", x)
+    }
+
+    /// Hyperbolic tangent.
+    pub fn tanh(&mut self, x: Value) -> Value {
+        self.unary("Tanh", x)
+    }
+
+    /// `max(x, 0)`
+    pub fn relu(&mut self, x: Value) -> Value {
+        self.unary("Relu", x)
     }
 
     /// Gauss error function.
@@ -407,12 +425,12 @@ mod tests {
         let (mut g, x) = builder(["batch".into(), 4.into(), "height".into(), 9.into()]);
         let w = g.param("w", [8, 4, 3, 3]).unwrap();
         let b = g.param("b", [8]).unwrap();
-        let same = g.conv2d(x, w, b, Conv::K3).unwrap();
+        let same = g.conv2d(x, w, Some(b), Conv::K3).unwrap();
         assert_eq!(
             g.shape(same),
             ["batch".into(), 8.into(), "height".into(), 9.into()]
         );
-        let half = g.conv2d(x, w, b, Conv::K3_STRIDE_2).unwrap();
+        let half = g.conv2d(x, w, Some(b), Conv::K3_STRIDE_2).unwrap();
         assert_eq!(
             g.shape(half),
             ["batch".into(), 8.into(), Dim::Unknown, 5.into()]
@@ -426,7 +444,7 @@ mod tests {
             .scope(("down_blocks", 1), |g| {
                 let w = g.param("w", [8, 5, 3, 3])?;
                 let b = g.param("b", [8])?;
-                g.conv2d(x, w, b, Conv::K3)
+                g.conv2d(x, w, Some(b), Conv::K3)
             })
             .unwrap_err();
         let expected = "down_blocks.1: Conv of [batch, 4, height, width] and [8, 5, 3, 3] is impossible: \

@@ -1,45 +1,11 @@
-//! CompVis' single-file layout ("LDM"), in which SD 1.x checkpoints are distributed.
+//! CompVis' names ("LDM"), in which most checkpoints are distributed.
 //!
 //! UNet blocks are numbered in one row per direction (`input_blocks.4.1`), where diffusers counts levels and layers
-//! (`down_blocks.1.attentions.0`), so the map needs to know how many layers a level has.
+//! (`down_blocks.1.attentions.0`), so the map needs to know how many numbers a level takes.
 
-use super::{Component, Key};
+use std::collections::BTreeSet;
 
-const UNET: &str = "model.diffusion_model.";
-const VAE: &str = "first_stage_model.";
-const TEXT: &str = "cond_stage_model.transformer.";
-const EMA: &str = "model_ema.";
-
-/// Schedule buffers and training state at the top level of a file.
-const IGNORABLE: &[&str] = &[
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "lvlb_weights",
-    "logvar",
-    "scale_factor",
-    "global_step",
-    "model_ema.decay",
-    "model_ema.num_updates",
-];
-
-/// Parts of the training set-up that some files still carry.
-const IGNORABLE_PREFIXES: &[&str] = &[
-    "loss.",
-    "embedding_manager.",
-    "first_stage_model.loss.",
-    "first_stage_model.model_ema.",
-    "cond_stage_model.transformer.vision_model.",
-];
+use crate::arch::UNetConfig;
 
 /// Names of the same residual block's layers, LDM and diffusers.
 const RESNET: &[(&str, &str)] = &[
@@ -58,6 +24,13 @@ const UNET_TOP: &[(&str, &str)] = &[
     ("input_blocks.0.0", "conv_in"),
     ("out.0", "conv_norm_out"),
     ("out.2", "conv_out"),
+    ("label_emb.0.0", "add_embedding.linear_1"),
+    ("label_emb.0.2", "add_embedding.linear_2"),
+    ("time_embed.cond_proj", "time_embedding.cond_proj"),
+    // Only the ControlNet has these.
+    ("input_hint_block.0", "controlnet_cond_embedding.conv_in"),
+    ("input_hint_block.14", "controlnet_cond_embedding.conv_out"),
+    ("middle_block_out.0", "controlnet_mid_block"),
 ];
 
 /// The VAE's middle, LDM and diffusers.
@@ -71,65 +44,66 @@ const VAE_MID: &[(&str, &str)] = &[
     ("mid.attn_1.proj_out", "mid_block.attentions.0.to_out.0"),
 ];
 
-/// What the numbering of a single file depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Residual blocks per level on the way down.
-    pub layers_per_block: usize,
-    /// Levels of the VAE; the decoder counts them from the other end than diffusers does.
-    pub vae_levels: usize,
+/// The numbering of a UNet's blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UNetNames {
+    /// Numbers that a level takes: its residual blocks and a downsampling. Models with one residual block per level are
+    /// also found numbered as if they had two, with gaps.
+    stride: usize,
+    /// Place of the upsampler in its block: after the attention where there is one. By level on the way up.
+    upsampler_slots: Vec<usize>,
 }
 
-impl Layout {
-    /// Stable Diffusion 1, 2 and XL.
-    pub const SD: Self = Self {
-        layers_per_block: 2,
-        vae_levels: 4,
-    };
-
-    /// What the key of a single file stands for.
+impl UNetNames {
+    /// Numbers without gaps.
     #[must_use]
-    pub fn classify(&self, key: &str) -> Key {
-        if IGNORABLE.contains(&key) || IGNORABLE_PREFIXES.iter().any(|p| key.starts_with(p)) {
-            return Key::Ignorable;
+    pub fn of(cfg: &UNetConfig) -> Self {
+        let attends = |depths: &[usize]| depths.last().is_some_and(|&depth| depth > 0);
+        let coarsest_first = cfg.levels.iter().rev();
+        Self {
+            stride: cfg.layers_per_block() + 1,
+            upsampler_slots: coarsest_first
+                .map(|level| if attends(&level.up) { 2 } else { 1 })
+                .collect(),
         }
-        if key.starts_with(EMA) {
-            return Key::Ema;
-        }
-        let mapped = if let Some(rest) = key.strip_prefix(UNET) {
-            self.unet_to_canonical(rest)
-                .map(|name| Key::Weight(Component::UNet, name))
-        } else if let Some(rest) = key.strip_prefix(VAE) {
-            self.vae_to_canonical(rest)
-                .map(|name| Key::Weight(Component::Vae, name))
-        } else {
-            key.strip_prefix(TEXT).map(text_to_canonical)
+    }
+
+    /// The numbering of a file's names under `prefix`: the first level ends with the first downsampling.
+    #[must_use]
+    pub fn detect(names: &BTreeSet<&str>, prefix: &str) -> Self {
+        let has = |name: &str| names.contains(format!("{prefix}{name}").as_str());
+        let first = (1..10).find(|n| has(&format!("input_blocks.{n}.0.op.weight")));
+        let stride = first.unwrap_or(3);
+        let slot = |i: usize| {
+            let n = i * stride + stride - 1;
+            let place = (1..3).find(|slot| has(&format!("output_blocks.{n}.{slot}.conv.weight")));
+            place.unwrap_or(2)
         };
-        mapped.unwrap_or(Key::Unknown)
-    }
-
-    /// The name of the running average of the UNet weight called `key` in the same file: all dots are removed.
-    #[must_use]
-    pub fn ema_key(key: &str) -> Option<String> {
-        let flat = key.strip_prefix("model.")?.replace('.', "");
-        Some(format!("{EMA}{flat}"))
-    }
-
-    /// The single-file key of a canonical name.
-    #[must_use]
-    pub fn key(&self, component: Component, canonical: &str) -> Option<String> {
-        match component {
-            Component::UNet => Some(format!("{UNET}{}", self.unet_from_canonical(canonical)?)),
-            Component::Vae => Some(format!("{VAE}{}", self.vae_from_canonical(canonical)?)),
-            Component::TextEncoder => Some(format!("{TEXT}{canonical}")),
+        Self {
+            stride,
+            upsampler_slots: (0..10).map(slot).collect(),
         }
     }
 
-    fn unet_to_canonical(&self, key: &str) -> Option<String> {
-        let per_level = self.layers_per_block + 1;
+    /// The canonical name of a key without its prefix.
+    #[must_use]
+    pub fn to_canonical(&self, key: &str) -> Option<String> {
         let (layer, parameter) = key.rsplit_once('.')?;
         if let Some(name) = lookup(UNET_TOP, layer) {
             return Some(format!("{name}.{parameter}"));
+        }
+        if key == "time_embedding.cond_proj.weight" {
+            return Some(key.to_owned());
+        }
+        if let Some(rest) = key.strip_prefix("zero_convs.") {
+            let (n, rest) = split_index(rest)?;
+            let parameter = rest.strip_prefix("0.")?;
+            return Some(format!("controlnet_down_blocks.{n}.{parameter}"));
+        }
+        if let Some(rest) = key.strip_prefix("input_hint_block.") {
+            let (n, parameter) = split_index(rest)?;
+            let i = (n % 2 == 0).then(|| (n / 2).checked_sub(1)).flatten()?;
+            return Some(format!("controlnet_cond_embedding.blocks.{i}.{parameter}"));
         }
         if let Some(rest) = key.strip_prefix("middle_block.") {
             let (i, rest) = split_index(rest)?;
@@ -151,7 +125,7 @@ impl Layout {
         let (slot, rest) = split_index(rest)?;
         // Block 0 of the way down is `conv_in`.
         let n = if down { n.checked_sub(1)? } else { n };
-        let (level, layer) = (n / per_level, n % per_level);
+        let (level, layer) = (n / self.stride, n % self.stride);
         let block = if down { "down_blocks" } else { "up_blocks" };
         if let Some(parameter) = rest.strip_prefix("op.").filter(|_| down && slot == 0) {
             return Some(format!(
@@ -172,19 +146,24 @@ impl Layout {
         }
     }
 
-    fn unet_from_canonical(&self, name: &str) -> Option<String> {
-        let per_level = self.layers_per_block + 1;
+    /// The key of a canonical name, without prefix.
+    #[must_use]
+    pub fn key_of(&self, name: &str) -> Option<String> {
         let (layer, parameter) = name.rsplit_once('.')?;
         if let Some(key) = reverse_lookup(UNET_TOP, layer) {
             return Some(format!("{key}.{parameter}"));
         }
+        if let Some(rest) = name.strip_prefix("controlnet_down_blocks.") {
+            let (n, parameter) = split_index(rest)?;
+            return Some(format!("zero_convs.{n}.0.{parameter}"));
+        }
+        if let Some(rest) = name.strip_prefix("controlnet_cond_embedding.blocks.") {
+            let (i, parameter) = split_index(rest)?;
+            return Some(format!("input_hint_block.{}.{parameter}", 2 * (i + 1)));
+        }
         if let Some(rest) = name.strip_prefix("mid_block.resnets.") {
             let (i, rest) = split_index(rest)?;
-            return Some(format!(
-                "middle_block.{}.{}",
-                2 * i,
-                resnet_from_canonical(rest)?
-            ));
+            return Some(format!("middle_block.{}.{}", 2 * i, resnet_key_of(rest)?));
         }
         if let Some(rest) = name.strip_prefix("mid_block.attentions.0.") {
             return Some(format!("middle_block.1.{rest}"));
@@ -200,28 +179,48 @@ impl Layout {
             ("output_blocks", 0)
         };
         if let Some(parameter) = rest.strip_prefix("downsamplers.0.conv.") {
-            let n = level * per_level + per_level;
+            let n = level * self.stride + self.stride;
             return Some(format!("input_blocks.{n}.0.op.{parameter}"));
         }
         if let Some(parameter) = rest.strip_prefix("upsamplers.0.conv.") {
-            // In SD 1 the first level on the way up is the only one without attention.
-            let slot = if level == 0 { 1 } else { 2 };
-            let n = level * per_level + self.layers_per_block;
+            let slot = self.upsampler_slots.get(level)?;
+            let n = level * self.stride + self.stride - 1;
             return Some(format!("output_blocks.{n}.{slot}.conv.{parameter}"));
         }
         if let Some(rest) = rest.strip_prefix("resnets.") {
             let (layer, rest) = split_index(rest)?;
-            let n = first + level * per_level + layer;
-            return Some(format!("{blocks}.{n}.0.{}", resnet_from_canonical(rest)?));
+            let n = first + level * self.stride + layer;
+            return Some(format!("{blocks}.{n}.0.{}", resnet_key_of(rest)?));
         }
         let (layer, rest) = split_index(rest.strip_prefix("attentions.")?)?;
-        Some(format!(
-            "{blocks}.{}.1.{rest}",
-            first + level * per_level + layer
-        ))
+        let n = first + level * self.stride + layer;
+        Some(format!("{blocks}.{n}.1.{rest}"))
+    }
+}
+
+/// The numbering of an autoencoder's levels: the decoder counts them from the other end than diffusers does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VaeNames {
+    /// Levels.
+    pub levels: usize,
+}
+
+impl VaeNames {
+    /// The numbering of a file's names under `prefix`.
+    #[must_use]
+    pub fn detect(names: &BTreeSet<&str>, prefix: &str) -> Self {
+        let has = |half: &str, i: usize| {
+            names.contains(format!("{prefix}{half}.{i}.block.0.conv1.weight").as_str())
+        };
+        let count = |half: &str| (0..10).take_while(|&i| has(half, i)).count();
+        Self {
+            levels: count("decoder.up").max(count("encoder.down")),
+        }
     }
 
-    fn vae_to_canonical(&self, key: &str) -> Option<String> {
+    /// The canonical name of a key without its prefix.
+    #[must_use]
+    pub fn to_canonical(self, key: &str) -> Option<String> {
         let Some((half, rest)) = split_half(key) else {
             return (key.starts_with("quant_conv.") || key.starts_with("post_quant_conv."))
                 .then(|| key.to_owned());
@@ -243,11 +242,7 @@ impl Layout {
         let (blocks, i, sampler) = if half == "encoder" {
             ("down_blocks", i, "downsample")
         } else {
-            (
-                "up_blocks",
-                (self.vae_levels - 1).checked_sub(i)?,
-                "upsample",
-            )
+            ("up_blocks", (self.levels - 1).checked_sub(i)?, "upsample")
         };
         if let Some(rest) = rest_of_level.strip_prefix("block.") {
             return Some(format!(
@@ -263,7 +258,9 @@ impl Layout {
         ))
     }
 
-    fn vae_from_canonical(&self, name: &str) -> Option<String> {
+    /// The key of a canonical name, without prefix.
+    #[must_use]
+    pub fn key_of(self, name: &str) -> Option<String> {
         let Some((half, rest)) = split_half(name) else {
             return Some(name.to_owned());
         };
@@ -286,33 +283,13 @@ impl Layout {
         let (level, i) = if half == "encoder" {
             ("down", i)
         } else {
-            ("up", (self.vae_levels - 1).checked_sub(i)?)
+            ("up", (self.levels - 1).checked_sub(i)?)
         };
         let rest = rest
             .replace("resnets.", "block.")
             .replace("conv_shortcut", "nin_shortcut")
             .replace("samplers.0.conv", "sample.conv");
         Some(format!("{half}.{level}.{i}.{rest}"))
-    }
-}
-
-fn text_to_canonical(rest: &str) -> Key {
-    if rest.ends_with("embeddings.position_ids") {
-        return Key::Ignorable;
-    }
-    // Old saves lack the level `text_model`.
-    let levels = ["embeddings.", "encoder.", "final_layer_norm."];
-    let missing = levels.iter().any(|l| rest.starts_with(l));
-    let name = if missing {
-        format!("text_model.{rest}")
-    } else {
-        rest.to_owned()
-    };
-    match name.strip_prefix("text_model.") {
-        Some(rest) if levels.iter().any(|l| rest.starts_with(l)) => {
-            Key::Weight(Component::TextEncoder, name)
-        }
-        _ => Key::Unknown,
     }
 }
 
@@ -323,19 +300,19 @@ fn split_half(key: &str) -> Option<(&'static str, &str)> {
 }
 
 /// `4.1.norm.weight` -> 4 and `1.norm.weight`
-fn split_index(key: &str) -> Option<(usize, &str)> {
+pub(super) fn split_index(key: &str) -> Option<(usize, &str)> {
     let (index, rest) = key.split_once('.')?;
     Some((index.parse().ok()?, rest))
 }
 
-fn lookup<'a>(table: &[(&str, &'a str)], key: &str) -> Option<&'a str> {
+pub(super) fn lookup<'a>(table: &[(&str, &'a str)], key: &str) -> Option<&'a str> {
     table
         .iter()
         .find(|(from, _)| *from == key)
         .map(|(_, to)| *to)
 }
 
-fn reverse_lookup<'a>(table: &[(&'a str, &str)], name: &str) -> Option<&'a str> {
+pub(super) fn reverse_lookup<'a>(table: &[(&'a str, &str)], name: &str) -> Option<&'a str> {
     table
         .iter()
         .find(|(_, to)| *to == name)
@@ -343,7 +320,7 @@ fn reverse_lookup<'a>(table: &[(&'a str, &str)], name: &str) -> Option<&'a str> 
 }
 
 /// Replaces a whole-component prefix found in the table's first column by the second.
-fn replace_prefix(table: &[(&str, &str)], key: &str) -> Option<String> {
+pub(super) fn replace_prefix(table: &[(&str, &str)], key: &str) -> Option<String> {
     table.iter().find_map(|(from, to)| {
         Some(format!(
             "{to}.{}",
@@ -357,171 +334,7 @@ fn resnet_to_canonical(rest: &str) -> Option<String> {
     Some(format!("{}.{parameter}", lookup(RESNET, layer)?))
 }
 
-fn resnet_from_canonical(rest: &str) -> Option<String> {
+fn resnet_key_of(rest: &str) -> Option<String> {
     let (layer, parameter) = rest.rsplit_once('.')?;
     Some(format!("{}.{parameter}", reverse_lookup(RESNET, layer)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-    use crate::arch::{
-        ClipTextConfig, UNetConfig, VaeConfig, clip_text_encoder, unet, vae_decoder, vae_encoder,
-    };
-
-    fn canonical_names() -> Vec<(Component, String)> {
-        let graphs = [
-            (Component::UNet, unet(&UNetConfig::sd15()).unwrap()),
-            (Component::Vae, vae_encoder(&VaeConfig::sd()).unwrap()),
-            (Component::Vae, vae_decoder(&VaeConfig::sd()).unwrap()),
-            (
-                Component::TextEncoder,
-                clip_text_encoder(&ClipTextConfig::clip_l()).unwrap(),
-            ),
-        ];
-        graphs
-            .into_iter()
-            .flat_map(|(c, g)| g.params.into_iter().map(move |p| (c, p.name)))
-            .collect()
-    }
-
-    #[test]
-    fn canonical_to_ldm_and_back_is_the_identity() {
-        let names = canonical_names();
-        assert_eq!(names.len(), 686 + 248 + 196);
-        let mut keys = HashSet::new();
-        for (component, name) in names {
-            let key = Layout::SD.key(component, &name).unwrap();
-            assert_eq!(Layout::SD.classify(&key), Key::Weight(component, name));
-            assert!(keys.insert(key));
-        }
-    }
-
-    #[test]
-    fn keys_of_real_files_land_where_diffusers_has_them() {
-        let cases = [
-            ("input_blocks.0.0.weight", "conv_in.weight"),
-            (
-                "input_blocks.1.0.in_layers.0.weight",
-                "down_blocks.0.resnets.0.norm1.weight",
-            ),
-            (
-                "input_blocks.11.0.in_layers.0.weight",
-                "down_blocks.3.resnets.1.norm1.weight",
-            ),
-            (
-                "input_blocks.3.0.op.bias",
-                "down_blocks.0.downsamplers.0.conv.bias",
-            ),
-            (
-                "output_blocks.2.1.conv.weight",
-                "up_blocks.0.upsamplers.0.conv.weight",
-            ),
-            (
-                "output_blocks.2.2.conv.weight",
-                "up_blocks.0.upsamplers.0.conv.weight",
-            ),
-            (
-                "output_blocks.5.2.conv.weight",
-                "up_blocks.1.upsamplers.0.conv.weight",
-            ),
-            (
-                "middle_block.2.out_layers.3.bias",
-                "mid_block.resnets.1.conv2.bias",
-            ),
-            (
-                "output_blocks.11.1.transformer_blocks.0.attn2.to_out.0.bias",
-                "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0.bias",
-            ),
-        ];
-        for (key, name) in cases {
-            let classified = Layout::SD.classify(&format!("model.diffusion_model.{key}"));
-            assert_eq!(
-                classified,
-                Key::Weight(Component::UNet, name.to_owned()),
-                "{key}"
-            );
-        }
-        let vae = [
-            (
-                "decoder.up.3.block.0.conv1.weight",
-                "decoder.up_blocks.0.resnets.0.conv1.weight",
-            ),
-            (
-                "decoder.up.1.upsample.conv.bias",
-                "decoder.up_blocks.2.upsamplers.0.conv.bias",
-            ),
-            (
-                "encoder.down.1.block.0.nin_shortcut.bias",
-                "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
-            ),
-            (
-                "encoder.mid.attn_1.proj_out.weight",
-                "encoder.mid_block.attentions.0.to_out.0.weight",
-            ),
-            ("quant_conv.bias", "quant_conv.bias"),
-            ("decoder.norm_out.bias", "decoder.conv_norm_out.bias"),
-        ];
-        for (key, name) in vae {
-            let classified = Layout::SD.classify(&format!("first_stage_model.{key}"));
-            assert_eq!(
-                classified,
-                Key::Weight(Component::Vae, name.to_owned()),
-                "{key}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_level_text_model_may_be_missing() {
-        let name = "text_model.encoder.layers.3.mlp.fc1.bias";
-        let expected = Key::Weight(Component::TextEncoder, name.to_owned());
-        assert_eq!(
-            Layout::SD.classify(&format!("cond_stage_model.transformer.{name}")),
-            expected
-        );
-        assert_eq!(
-            Layout::SD.classify("cond_stage_model.transformer.encoder.layers.3.mlp.fc1.bias"),
-            expected
-        );
-    }
-
-    #[test]
-    fn what_does_not_matter_is_known_and_what_is_unknown_is_said() {
-        for key in [
-            "betas",
-            "model_ema.decay",
-            "cond_stage_model.transformer.text_model.embeddings.position_ids",
-        ] {
-            assert_eq!(Layout::SD.classify(key), Key::Ignorable, "{key}");
-        }
-        let unknown = [
-            "nonsense",
-            "model.diffusion_model.input_blocks.1.7.x",
-            "model.diffusion_model.input_blocks.0.0",
-            "first_stage_model.encoder.down.9.block",
-            "first_stage_model.decoder.up.9.block.0.conv1.weight",
-            "model.diffusion_model.",
-            "first_stage_model.",
-            "cond_stage_model.transformer.",
-        ];
-        for key in unknown {
-            assert_eq!(Layout::SD.classify(key), Key::Unknown, "{key}");
-        }
-    }
-
-    #[test]
-    fn ema_names_have_no_dots() {
-        let key = "model.diffusion_model.input_blocks.0.0.weight";
-        assert_eq!(
-            Layout::ema_key(key).unwrap(),
-            "model_ema.diffusion_modelinput_blocks00weight"
-        );
-        assert_eq!(
-            Layout::SD.classify("model_ema.diffusion_modelinput_blocks00weight"),
-            Key::Ema
-        );
-    }
 }

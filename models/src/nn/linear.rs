@@ -27,8 +27,21 @@ pub fn linear_no_bias(g: &mut GraphBuilder, x: Value, out: usize) -> Result<Valu
 /// # Errors
 /// `x` of unknown channels.
 pub fn conv2d(g: &mut GraphBuilder, x: Value, out: usize, conv: Conv) -> Result<Value> {
-    let channels = g.fixed_dim(x, 1)?;
-    let weight = g.param("weight", [out, channels, conv.kernel, conv.kernel])?;
+    let weight = kernel(g, x, out, conv)?;
     let bias = g.param("bias", [out])?;
-    g.conv2d(x, weight, bias, conv)
+    g.conv2d(x, weight, Some(bias), conv)
+}
+
+/// [`conv2d`] without `bias`.
+///
+/// # Errors
+/// `x` of unknown channels.
+pub fn conv2d_no_bias(g: &mut GraphBuilder, x: Value, out: usize, conv: Conv) -> Result<Value> {
+    let weight = kernel(g, x, out, conv)?;
+    g.conv2d(x, weight, None, conv)
+}
+
+fn kernel(g: &mut GraphBuilder, x: Value, out: usize, conv: Conv) -> Result<Value> {
+    let channels = g.fixed_dim(x, 1)?;
+    g.param("weight", [out, channels, conv.kernel, conv.kernel])
 }

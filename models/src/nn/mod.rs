@@ -8,11 +8,11 @@ mod timestep;
 mod transformer;
 
 pub use attention::{Qkv, attention, attention_by_head, masked_attention};
-pub use linear::{conv2d, linear, linear_no_bias};
+pub use linear::{conv2d, conv2d_no_bias, linear, linear_no_bias};
 pub use norm::{group_norm, layer_norm, layer_norms};
 pub use resnet::{ResNet, resnet};
-pub use timestep::{sinusoid, time_embedding};
-pub use transformer::spatial_transformer;
+pub use timestep::{column, sinusoid, time_embedding};
+pub use transformer::{Projection, SpatialTransformer, spatial_transformer};
 
 use crate::graph::{GraphBuilder, Result, Value};
 

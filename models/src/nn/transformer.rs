@@ -5,31 +5,88 @@ use super::{
 };
 use crate::graph::{Conv, GraphBuilder, Result, Value};
 
-/// `x` [N, C, h, w], `context` [N, t, D] -> [N, C, h, w]: pixels become tokens, pass `depth` blocks, and are added to `x`.
+/// How pixels become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projection {
+    /// A 1x1 convolution; with it go 8 heads on every level.
+    Convolution,
+    /// A matrix; with it go heads of width 64.
+    Linear,
+}
+
+/// What varies between transformers.
+#[derive(Clone, Copy, Debug)]
+pub struct SpatialTransformer {
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// How pixels become tokens and tokens pixels.
+    pub projection: Projection,
+}
+
+/// `x` [N, C, h, w], `context` [N, t, D] -> [N, C, h, w]: pixels become tokens, pass the blocks, and are added to `x`.
 ///
 /// # Errors
-/// `x` of unknown channels, or channels that are no multiple of `heads`.
+/// `x` of unknown channels, or channels that are no multiple of the heads.
 pub fn spatial_transformer(
     g: &mut GraphBuilder,
     x: Value,
     context: Value,
-    depth: usize,
-    heads: usize,
+    shape: SpatialTransformer,
 ) -> Result<Value> {
-    let channels = g.fixed_dim(x, 1)?;
     let h = g.scope("norm", |g| group_norm(g, x, 1e-6))?;
-    let h = g.scope("proj_in", |g| conv2d(g, h, channels, Conv::K1))?;
-    let pixels = g.reshape(h, &[0, channels as i64, -1])?;
-    let mut tokens = g.transpose(pixels, [0, 2, 1])?;
-    for k in 0..depth {
+    let mut tokens = g.scope("proj_in", |g| to_tokens(g, h, shape.projection))?;
+    for k in 0..shape.depth {
         tokens = g.scope(("transformer_blocks", k), |g| {
-            block(g, tokens, context, heads)
+            block(g, tokens, context, shape.heads)
         })?;
     }
-    let pixels = g.transpose(tokens, [0, 2, 1])?;
-    let h = g.reshape_like(pixels, x);
-    let h = g.scope("proj_out", |g| conv2d(g, h, channels, Conv::K1))?;
+    let h = g.scope("proj_out", |g| to_pixels(g, tokens, x, shape.projection))?;
     g.add(h, x)
+}
+
+/// `x` [N, C, h, w] -> [N, h * w, C]
+fn to_tokens(g: &mut GraphBuilder, x: Value, projection: Projection) -> Result<Value> {
+    let channels = g.fixed_dim(x, 1)?;
+    let flatten = |g: &mut GraphBuilder, x| {
+        let pixels = g.reshape(x, &[0, channels as i64, -1])?;
+        g.transpose(pixels, [0, 2, 1])
+    };
+    match projection {
+        Projection::Convolution => {
+            let h = conv2d(g, x, channels, Conv::K1)?;
+            flatten(g, h)
+        }
+        Projection::Linear => {
+            let tokens = flatten(g, x)?;
+            linear(g, tokens, channels)
+        }
+    }
+}
+
+/// `tokens` [N, h * w, C] -> [N, C, h, w], the shape of `like`
+fn to_pixels(
+    g: &mut GraphBuilder,
+    tokens: Value,
+    like: Value,
+    projection: Projection,
+) -> Result<Value> {
+    let channels = g.fixed_dim(tokens, 2)?;
+    let raise = |g: &mut GraphBuilder, tokens| {
+        let pixels = g.transpose(tokens, [0, 2, 1])?;
+        Ok(g.reshape_like(pixels, like))
+    };
+    match projection {
+        Projection::Convolution => {
+            let h = raise(g, tokens)?;
+            conv2d(g, h, channels, Conv::K1)
+        }
+        Projection::Linear => {
+            let tokens = linear(g, tokens, channels)?;
+            raise(g, tokens)
+        }
+    }
 }
 
 fn block(g: &mut GraphBuilder, x: Value, context: Value, heads: usize) -> Result<Value> {

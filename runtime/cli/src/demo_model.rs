@@ -6,6 +6,7 @@ use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::ui::Ui;
+use sd_converter::weights::Weights;
 use sd_models::demo;
 use sd_runtime::engine::library::data_dir;
 use sd_runtime::pipeline::ModelDir;
@@ -28,7 +29,8 @@ pub(crate) fn directory(ui: &Ui) -> anyhow::Result<ModelDir> {
         force: true,
         ..BuildOptions::default()
     };
-    let plan = BuildPlan::new(Box::new(checkpoint), None, options)?;
+    let weights = Weights::from_source(Box::new(checkpoint))?;
+    let plan = BuildPlan::new(Box::new(weights), options)?;
     let bar = ui.bytes("converting", plan.work_bytes());
     plan.write(&path, &bar)
         .context("cannot convert the demo model")?;

@@ -106,11 +106,26 @@ impl Engine {
         manifest: Option<&Manifest>,
         dims: &[(&str, usize)],
     ) -> Result<Network, EngineError> {
+        self.load_variant(dir, component, "model.onnx", manifest, dims)
+    }
+
+    /// [`Self::load`] of another graph over the same weights, by its file name.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn load_variant(
+        &self,
+        dir: &Path,
+        component: &str,
+        graph: &str,
+        manifest: Option<&Manifest>,
+        dims: &[(&str, usize)],
+    ) -> Result<Network, EngineError> {
         let folder = dir.join(component);
         let files = manifest
             .and_then(|m| m.components.get(component))
             .map(|c| &c.files);
         network::check_files(&folder, files)?;
-        Network::load(self, &folder.join("model.onnx"), dims)
+        Network::load(self, &folder.join(graph), dims)
     }
 }

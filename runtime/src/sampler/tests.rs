@@ -2,7 +2,8 @@
 
 use ndarray::Array4;
 use sd_models::diffusers;
-use sd_models::family::ModelFamily;
+use sd_models::diffusers::Pipeline;
+use sd_models::family::{ModelFamily, Purpose};
 use sd_models::manifest::PredictionType;
 use serde_json::json;
 
@@ -114,8 +115,16 @@ fn run_toy(sampler: Sampler, schedule: &Schedule) -> (Latents, Vec<f64>) {
     (x, times)
 }
 
+const SD15: Pipeline = Pipeline {
+    family: ModelFamily::Sd15,
+    purpose: Purpose::TextToImage,
+    prediction: PredictionType::Epsilon,
+    consistency: false,
+    zero_snr: false,
+};
+
 fn sd15_config(spacing: Option<&str>) -> SchedulerConfig {
-    let mut config = diffusers::scheduler(ModelFamily::Sd15);
+    let mut config = diffusers::scheduler(SD15);
     if let Some(spacing) = spacing {
         config["timestep_spacing"] = json!(spacing);
     }
@@ -450,12 +459,12 @@ fn configurations_that_would_be_followed_wrongly_are_refused() {
         ("timestep_spacing", json!("curly")),
         ("skip_prk_steps", json!(false)),
     ] {
-        let mut config = diffusers::scheduler(ModelFamily::Sd15);
+        let mut config = diffusers::scheduler(SD15);
         config[field] = value;
         let error = SchedulerConfig::read(&config).unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
     }
-    let mut config = diffusers::scheduler(ModelFamily::Sd15);
+    let mut config = diffusers::scheduler(SD15);
     config["_class_name"] = json!("UniPCMultistepScheduler");
     let error = SchedulerConfig::read(&config)
         .unwrap()

@@ -1,0 +1,316 @@
+//! Folders in diffusers' layout: one folder per component with `config.json` and weights, whole or in parts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sd_models::keys::Component;
+use serde_json::Value;
+
+use super::{CheckpointError, IndexError, TensorSource, open};
+
+/// Largest JSON file that is read.
+const MAX_JSON: u64 = 64 << 20;
+
+/// Names without extension of the files that hold weights.
+const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
+
+/// One component of a folder.
+pub struct ComponentFolder {
+    /// Which.
+    pub component: Component,
+    /// Its `config.json`, if there is one.
+    pub config: Option<Value>,
+    /// Its files of weights.
+    pub files: Vec<Box<dyn TensorSource>>,
+}
+
+/// What a folder holds.
+pub struct Folder {
+    /// Its components.
+    pub components: Vec<ComponentFolder>,
+    /// Its `scheduler/scheduler_config.json`.
+    pub scheduler: Option<Value>,
+    /// What the user should know of the choice of files.
+    pub notes: Vec<String>,
+}
+
+/// Opens a pipeline's folder, or one component's.
+///
+/// # Errors
+/// Nothing to convert in it, parts that are missing, or files that cannot be read.
+pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointError> {
+    let mut folder = Folder {
+        components: Vec::new(),
+        scheduler: read_json(&path.join("scheduler/scheduler_config.json"))?,
+        notes: Vec::new(),
+    };
+    for (name, component) in [
+        ("text_encoder", Component::TextEncoder),
+        ("text_encoder_2", Component::TextEncoder2),
+        ("unet", Component::UNet),
+        ("vae", Component::Vae),
+        ("controlnet", Component::ControlNet),
+    ] {
+        let path = path.join(name);
+        if path.is_dir() {
+            folder.add(&path, component, variant)?;
+        }
+    }
+    if folder.components.is_empty() {
+        let config = read_json(&path.join("config.json"))?;
+        let component = config.as_ref().and_then(component_of).ok_or_else(|| {
+            let problem = "it holds no component of a pipeline".to_owned();
+            CheckpointError::Folder {
+                path: path.to_owned(),
+                problem,
+            }
+        })?;
+        folder.add(path, component, variant)?;
+    }
+    Ok(folder)
+}
+
+/// Which component a `config.json` describes.
+fn component_of(config: &Value) -> Option<Component> {
+    let class = config["_class_name"]
+        .as_str()
+        .or_else(|| config["architectures"][0].as_str())?;
+    match class {
+        "UNet2DConditionModel" => Some(Component::UNet),
+        "AutoencoderKL" => Some(Component::Vae),
+        "AutoencoderTiny" => Some(Component::Taesd),
+        "ControlNetModel" => Some(Component::ControlNet),
+        "CLIPTextModel" => Some(Component::TextEncoder),
+        "CLIPTextModelWithProjection" => Some(Component::TextEncoder2),
+        _ => None,
+    }
+}
+
+impl Folder {
+    fn add(
+        &mut self,
+        path: &Path,
+        component: Component,
+        variant: Option<&str>,
+    ) -> Result<(), CheckpointError> {
+        let found = weight_files(path)?;
+        let chosen = choose(&found, variant);
+        let Some(chosen) = chosen else {
+            return Err(CheckpointError::Folder {
+                path: path.to_owned(),
+                problem: "it holds no weights".to_owned(),
+            });
+        };
+        if chosen.variant.as_deref() != variant {
+            let has = match &chosen.variant {
+                Some(name) => format!("only the variant `{name}`"),
+                None => "no such variant".to_owned(),
+            };
+            self.notes.push(format!(
+                "{}: {has}; taking `{}`",
+                path.display(),
+                chosen.name
+            ));
+        }
+        let file = path.join(&chosen.name);
+        self.components.push(ComponentFolder {
+            component,
+            config: read_json(&path.join("config.json"))?,
+            files: match chosen.index {
+                true => open_parts(path, &file)?,
+                false => vec![open(&file)?],
+            },
+        });
+        Ok(())
+    }
+}
+
+/// A file of weights or an index of such files, by what its name says.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct WeightFile {
+    variant: Option<String>,
+    pickled: bool,
+    index: bool,
+    name: String,
+}
+
+impl WeightFile {
+    /// Reads `STEM[.VARIANT].safetensors`, `STEM.safetensors.index[.VARIANT].json` and their relatives. Parts of a
+    /// larger file, and anything else, are none.
+    fn of(name: &str) -> Option<Self> {
+        let mut words = name.split('.');
+        if !STEMS.contains(&words.next()?) {
+            return None;
+        }
+        let mut words: Vec<&str> = words.collect();
+        let mut remove = |word: &str| {
+            let at = words.iter().position(|w| *w == word);
+            at.map(|at| words.remove(at)).is_some()
+        };
+        let index = remove("index");
+        if index != remove("json") {
+            return None;
+        }
+        let (safetensors, bin) = (remove("safetensors"), remove("bin"));
+        let variant = match words[..] {
+            [] => None,
+            [variant] if !variant.contains("-of-") => Some(variant.to_owned()),
+            _ => return None,
+        };
+        (safetensors != bin).then(|| Self {
+            variant,
+            pickled: bin,
+            index,
+            name: name.to_owned(),
+        })
+    }
+}
+
+fn weight_files(folder: &Path) -> Result<Vec<WeightFile>, CheckpointError> {
+    let io = |source| CheckpointError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        files.extend(name.to_str().and_then(WeightFile::of));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The wanted variant, else the file without one, else whatever there is; safetensors before pickles.
+fn choose<'a>(files: &'a [WeightFile], variant: Option<&str>) -> Option<&'a WeightFile> {
+    let of_variant =
+        |variant: Option<&str>| files.iter().find(|file| file.variant.as_deref() == variant);
+    of_variant(variant)
+        .or_else(|| of_variant(None))
+        .or_else(|| files.first())
+}
+
+/// The parts that an index lists, each with exactly the tensors it should have.
+fn open_parts(folder: &Path, index: &Path) -> Result<Vec<Box<dyn TensorSource>>, CheckpointError> {
+    let wrong = |problem| CheckpointError::Index {
+        path: index.to_owned(),
+        problem,
+    };
+    let json = read_json(index)?.unwrap_or_default();
+    let Some(map) = json["weight_map"].as_object() else {
+        return Err(wrong(IndexError::Format(
+            "it has no `weight_map`".to_owned(),
+        )));
+    };
+    let mut parts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (tensor, part) in map {
+        let Some(part) = part.as_str() else {
+            let problem = format!("the part of `{tensor}` is no text");
+            return Err(wrong(IndexError::Format(problem)));
+        };
+        let plain = !part.contains(['/', '\\', ':', '\0']) && ![".", "..", ""].contains(&part);
+        if !plain {
+            return Err(wrong(IndexError::PathUnsafe(part.to_owned())));
+        }
+        parts.entry(part).or_default().insert(tensor);
+    }
+    let mut files = Vec::new();
+    for (part, tensors) in parts {
+        let path: PathBuf = folder.join(part);
+        if !path.is_file() {
+            return Err(wrong(IndexError::Missing(part.to_owned())));
+        }
+        let file = open(&path)?;
+        if let Some(tensor) = tensors.iter().find(|t| !file.tensors().contains_key(**t)) {
+            return Err(wrong(IndexError::Absent {
+                tensor: (*tensor).to_owned(),
+                part: part.to_owned(),
+            }));
+        }
+        if let Some(tensor) = file
+            .tensors()
+            .keys()
+            .find(|t| !tensors.contains(t.as_str()))
+        {
+            return Err(wrong(IndexError::Unlisted {
+                tensor: tensor.clone(),
+                part: part.to_owned(),
+            }));
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// A JSON file's content, or nothing where there is no such file.
+fn read_json(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    let config = |problem: String| CheckpointError::Config {
+        path: path.to_owned(),
+        problem,
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_JSON => {
+            Err(config(format!("it has {} bytes", metadata.len())))
+        }
+        Ok(_) => {
+            let text = fs::read_to_string(path).map_err(|e| config(e.to_string()))?;
+            let json = serde_json::from_str(&text).map_err(|e| config(format!("not JSON: {e}")))?;
+            Ok(Some(json))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_weight_files_are_understood_whichever_version_wrote_them() {
+        let of = |name: &str| WeightFile::of(name).map(|f| (f.variant, f.pickled, f.index));
+        let fp16 = || Some("fp16".to_owned());
+        assert_eq!(of("model.safetensors"), Some((None, false, false)));
+        assert_eq!(of("model.fp16.safetensors"), Some((fp16(), false, false)));
+        assert_eq!(of("pytorch_model.bin"), Some((None, true, false)));
+        let index = "diffusion_pytorch_model.safetensors.index";
+        assert_eq!(of(&format!("{index}.json")), Some((None, false, true)));
+        assert_eq!(
+            of(&format!("{index}.fp16.json")),
+            Some((fp16(), false, true))
+        );
+        let newer = "diffusion_pytorch_model.fp16.safetensors.index.json";
+        assert_eq!(of(newer), Some((fp16(), false, true)));
+        for other in [
+            "config.json",
+            "model.onnx",
+            "diffusion_pytorch_model-00001-of-00002.safetensors",
+            "diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+            "diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+            "openvino_model.bin",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_wanted_variant_comes_first_and_safetensors_before_pickles() {
+        let files = |names: &[&str]| {
+            let mut files: Vec<WeightFile> =
+                names.iter().filter_map(|n| WeightFile::of(n)).collect();
+            files.sort();
+            files
+        };
+        let all = files(&[
+            "model.fp16.safetensors",
+            "pytorch_model.bin",
+            "model.safetensors",
+        ]);
+        let name = |files: &[WeightFile], variant| choose(files, variant).unwrap().name.clone();
+        assert_eq!(name(&all, None), "model.safetensors");
+        assert_eq!(name(&all, Some("fp16")), "model.fp16.safetensors");
+        assert_eq!(name(&all, Some("bf16")), "model.safetensors");
+        let one = files(&["model.fp16.safetensors"]);
+        assert_eq!(name(&one, None), "model.fp16.safetensors");
+        assert_eq!(choose(&[], None), None);
+    }
+}

@@ -1,0 +1,524 @@
+//! What a model becomes: its family, graphs and configuration files, from the shapes of its weights and what its files say.
+
+use std::fmt::Write;
+
+use sd_models::arch::{
+    Activation, ClipTextConfig, ControlNetConfig, TaesdConfig, UNetConfig, VaeConfig,
+    clip_text_encoder, controlled_unet, controlnet, taesd_decoder, taesd_encoder, unet,
+    vae_decoder, vae_encoder,
+};
+use sd_models::diffusers::{self, Pipeline};
+use sd_models::family::{ModelFamily, Purpose};
+use sd_models::graph::{Graph, GraphError};
+use sd_models::keys::Component;
+use sd_models::manifest::{Latent, PredictionType};
+use sd_models::presets::Trunk;
+use sd_models::structure::{self, StructureError};
+use sd_models::tokenizer::Pad;
+use serde_json::Value;
+
+use crate::ConvertError;
+use crate::model::Model;
+use crate::prediction::Prediction;
+
+/// One network to be written.
+pub(crate) struct Network {
+    pub(crate) folder: &'static str,
+    pub(crate) component: Component,
+    /// File names and graphs over the same parameters.
+    pub(crate) graphs: Vec<(&'static str, Graph)>,
+}
+
+impl Network {
+    fn new(folder: &'static str, component: Component, graph: Graph) -> Self {
+        Self {
+            folder,
+            component,
+            graphs: vec![("model.onnx", graph)],
+        }
+    }
+
+    /// The graph that decides how weights are stored.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.graphs[0].1
+    }
+}
+
+/// What is going to be written.
+pub(crate) struct Design {
+    /// What the model is, for people.
+    pub(crate) kind: String,
+    /// What shows it.
+    pub(crate) evidence: String,
+    pub(crate) family: Option<ModelFamily>,
+    pub(crate) architecture: Option<&'static str>,
+    pub(crate) purpose: Purpose,
+    pub(crate) prediction: PredictionType,
+    pub(crate) latent: Latent,
+    /// Side in pixels that the model was trained at.
+    pub(crate) resolution: usize,
+    pub(crate) networks: Vec<Network>,
+    /// Configuration files by path.
+    pub(crate) configs: Vec<(String, Value)>,
+    /// Folders of tokenizers.
+    pub(crate) tokenizers: Vec<(&'static str, Pad)>,
+}
+
+impl Design {
+    /// Reads it from a model.
+    ///
+    /// # Errors
+    /// A structure that is not supported, or components that do not fit each other.
+    pub(crate) fn of(model: &dyn Model, prediction: &Prediction) -> Result<Self, ConvertError> {
+        if model.has(Component::UNet) {
+            pipeline(model, prediction)
+        } else if model.has(Component::ControlNet) {
+            control(model)
+        } else if model.has(Component::Taesd) {
+            tiny_autoencoder(model)
+        } else {
+            let hint = if model.has(Component::Vae) {
+                "\nhint: this looks like a VAE; give it with `--vae` beside a checkpoint"
+            } else {
+                "\nhint: a whole checkpoint or pipeline folder is needed"
+            };
+            Err(ConvertError::NoComponent {
+                path: model.path().to_owned(),
+                component: "UNet",
+                hint: hint.to_owned(),
+            })
+        }
+    }
+}
+
+fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, ConvertError> {
+    let structure = in_file(model);
+    let mut unet_cfg =
+        structure::unet_config(&model.shapes(Component::UNet)).map_err(&structure)?;
+    let family = ModelFamily::of(&unet_cfg);
+    let encoders = text_encoders(model, family)?;
+    let vae_cfg = vae(model, family)?;
+    let config = Config {
+        model,
+        component: Component::UNet,
+    };
+    config.apply_heads(&mut unet_cfg)?;
+    config.agrees("in_channels", unet_cfg.in_channels)?;
+    config.agrees("cross_attention_dim", unet_cfg.cross_attention_dim)?;
+    let purpose = Purpose::of(unet_cfg.in_channels, vae_cfg.latent_channels).ok_or_else(|| {
+        ConvertError::UnsupportedFamily {
+            path: model.path().to_owned(),
+            kind: structure::purpose_of_input_channels(unet_cfg.in_channels).to_owned(),
+            evidence: format!("a UNet with {} input channels", unet_cfg.in_channels),
+        }
+    })?;
+    check_text_width(model, &unet_cfg, &encoders)?;
+
+    let hints = model.hints();
+    let described = Pipeline {
+        family,
+        purpose,
+        prediction: prediction.kind,
+        consistency: unet_cfg.guidance_width.is_some(),
+        zero_snr: hints.zero_snr,
+    };
+    let latent = Latent {
+        channels: vae_cfg.latent_channels,
+        downscale: 1 << (vae_cfg.channels.len() - 1),
+        scaling_factor: hints
+            .configs
+            .get(&Component::Vae)
+            .and_then(|config| config["scaling_factor"].as_f64())
+            .unwrap_or(family.scaling_factor()),
+    };
+    let velocity = prediction.kind == PredictionType::VPrediction;
+    let resolution = resolution(model, family.resolution(velocity), latent.downscale);
+    let trunk = Trunk::of(&unet_cfg, family);
+    let (evidence, kind) = describe(&unet_cfg, trunk, purpose, family);
+
+    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg).map_err(unfit(model))?;
+    let vae_config = diffusers::vae(&vae_cfg, latent.scaling_factor, resolution);
+    let mut configs = vec![
+        ("vae_encoder/config.json".to_owned(), vae_config.clone()),
+        ("vae_decoder/config.json".to_owned(), vae_config),
+    ];
+    let mut tokenizers = Vec::new();
+    for (component, cfg) in &encoders {
+        let pad = family.pad(*component);
+        let (folder, tokenizer) = text_folders(*component);
+        let config = diffusers::text_encoder(cfg, pad);
+        configs.push((format!("{folder}/config.json"), config));
+        tokenizers.push((tokenizer, pad));
+    }
+    let mut evidence = format!("{evidence}; {}", prediction.evidence);
+    if model.has(Component::ControlNet) {
+        let control = control(model)?;
+        networks.extend(control.networks);
+        configs.extend(control.configs);
+        evidence = format!("{evidence}; with a ControlNet");
+    }
+    let scheduler = hints
+        .scheduler
+        .clone()
+        .unwrap_or_else(|| diffusers::scheduler(described));
+    let class = scheduler["_class_name"].as_str().unwrap_or_default();
+    configs.push((
+        "model_index.json".to_owned(),
+        diffusers::model_index(described, class),
+    ));
+    configs.push(("scheduler/scheduler_config.json".to_owned(), scheduler));
+    configs.push((
+        "unet/config.json".to_owned(),
+        diffusers::unet(&unet_cfg, resolution / latent.downscale),
+    ));
+    Ok(Design {
+        kind,
+        evidence,
+        family: Some(family),
+        architecture: trunk.map(|trunk| trunk.name),
+        purpose,
+        prediction: prediction.kind,
+        latent,
+        resolution,
+        networks,
+        configs,
+        tokenizers,
+    })
+}
+
+/// Folders of a text encoder and its tokenizer.
+fn text_folders(component: Component) -> (&'static str, &'static str) {
+    match component {
+        Component::TextEncoder2 => ("text_encoder_2", "tokenizer_2"),
+        _ => ("text_encoder", "tokenizer"),
+    }
+}
+
+/// The graphs of a pipeline, in the order they run.
+fn networks(
+    encoders: &[(Component, ClipTextConfig)],
+    unet_cfg: &UNetConfig,
+    vae_cfg: &VaeConfig,
+) -> Result<Vec<Network>, GraphError> {
+    let mut networks = Vec::new();
+    for (component, cfg) in encoders {
+        let (folder, _) = text_folders(*component);
+        networks.push(Network::new(folder, *component, clip_text_encoder(cfg)?));
+    }
+    networks.push(Network {
+        folder: "unet",
+        component: Component::UNet,
+        graphs: vec![
+            ("model.onnx", unet(unet_cfg)?),
+            ("controlnet.onnx", controlled_unet(unet_cfg)?),
+        ],
+    });
+    let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
+    networks.push(Network::new("vae_encoder", Component::Vae, encoder));
+    networks.push(Network::new("vae_decoder", Component::Vae, decoder));
+    Ok(networks)
+}
+
+/// What a UNet is for people, and by which of its properties.
+fn describe(
+    cfg: &UNetConfig,
+    trunk: Option<&Trunk>,
+    purpose: Purpose,
+    family: ModelFamily,
+) -> (String, String) {
+    let per_level = |of: &dyn Fn(&sd_models::arch::Level) -> String| {
+        cfg.levels.iter().map(of).collect::<Vec<_>>().join("/")
+    };
+    let widths = per_level(&|level| level.channels.to_string());
+    let depths = per_level(&|level| level.down[0].to_string());
+    let kind_of = match cfg.projection {
+        sd_models::arch::Projection::Convolution => "convolution",
+        sd_models::arch::Projection::Linear => "matrix",
+    };
+    let mut evidence = format!(
+        "UNet widths {widths}, transformer depths {depths} by {kind_of}, text width {}, {} input channels",
+        cfg.cross_attention_dim, cfg.in_channels
+    );
+    if let Some(added) = cfg.added {
+        let _ = write!(evidence, ", added conditioning {}", added.width());
+    }
+    let mut kind = trunk.map_or_else(
+        || format!("{family} of a structure without a name"),
+        |trunk| trunk.title.to_owned(),
+    );
+    if cfg.guidance_width.is_some() {
+        kind += ", latent consistency model (LCM)";
+        evidence += ", embedded guidance scale";
+    }
+    if purpose != Purpose::TextToImage {
+        kind = format!("{kind}, for {purpose}");
+    }
+    (evidence, kind)
+}
+
+fn control(model: &dyn Model) -> Result<Design, ConvertError> {
+    let mut cfg = structure::controlnet_config(&model.shapes(Component::ControlNet))
+        .map_err(in_file(model))?;
+    let config = Config {
+        model,
+        component: Component::ControlNet,
+    };
+    config.apply_heads(&mut cfg.trunk)?;
+    config.agrees("in_channels", cfg.trunk.in_channels)?;
+    let family = ModelFamily::of(&cfg.trunk);
+    let graph = controlnet(&cfg).map_err(unfit(model))?;
+    Ok(Design {
+        kind: format!("ControlNet for {family}"),
+        evidence: control_evidence(&cfg),
+        family: Some(family),
+        architecture: None,
+        purpose: Purpose::TextToImage,
+        prediction: PredictionType::Epsilon,
+        latent: Latent {
+            channels: cfg.trunk.in_channels,
+            downscale: 8,
+            scaling_factor: family.scaling_factor(),
+        },
+        resolution: family.resolution(false),
+        networks: vec![Network::new("controlnet", Component::ControlNet, graph)],
+        configs: vec![(
+            "controlnet/config.json".to_owned(),
+            diffusers::controlnet(&cfg),
+        )],
+        tokenizers: Vec::new(),
+    })
+}
+
+fn control_evidence(cfg: &ControlNetConfig) -> String {
+    let widths: Vec<String> = cfg
+        .trunk
+        .levels
+        .iter()
+        .map(|level| level.channels.to_string())
+        .collect();
+    format!(
+        "hint convolutions {:?}, widths {}, text width {}",
+        cfg.hint_widths,
+        widths.join("/"),
+        cfg.trunk.cross_attention_dim
+    )
+}
+
+fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
+    let shapes = model.shapes(Component::Taesd);
+    let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
+    let mut networks = Vec::new();
+    let mut configs = Vec::new();
+    for (half, folder, graph) in [
+        ("encoder.", "vae_encoder", taesd_encoder(cfg)),
+        ("decoder.", "vae_decoder", taesd_decoder(cfg)),
+    ] {
+        if shapes.keys().any(|name| name.starts_with(half)) {
+            let graph = graph.map_err(unfit(model))?;
+            networks.push(Network::new(folder, Component::Taesd, graph));
+            configs.push((format!("{folder}/config.json"), diffusers::taesd(cfg)));
+        }
+    }
+    Ok(Design {
+        kind: "TAESD, a tiny autoencoder".to_owned(),
+        evidence: format!(
+            "{} channels, {} latent channels; whether it is for SD 1/2 or SDXL cannot be told",
+            cfg.channels, cfg.latent_channels
+        ),
+        family: None,
+        architecture: None,
+        purpose: Purpose::TextToImage,
+        prediction: PredictionType::Epsilon,
+        latent: Latent {
+            channels: cfg.latent_channels,
+            downscale: 8,
+            scaling_factor: 1.0,
+        },
+        resolution: 512,
+        networks,
+        configs,
+        tokenizers: Vec::new(),
+    })
+}
+
+/// The family's text encoders as the model has them.
+fn text_encoders(
+    model: &dyn Model,
+    family: ModelFamily,
+) -> Result<Vec<(Component, ClipTextConfig)>, ConvertError> {
+    let mut encoders = Vec::new();
+    for (component, published) in family.text_encoders(false) {
+        if !model.has(component) {
+            return Err(ConvertError::NoComponent {
+                path: model.path().to_owned(),
+                component: match component {
+                    Component::TextEncoder2 => "second text encoder",
+                    _ => "text encoder",
+                },
+                hint: format!("\nhint: {family} needs one"),
+            });
+        }
+        let config = Config { model, component };
+        let activation = match config.get("hidden_act").and_then(Value::as_str) {
+            Some("quick_gelu") => Activation::QuickGelu,
+            Some("gelu") => Activation::Gelu,
+            _ => published.activation,
+        };
+        let mut cfg = structure::clip_text_config(&model.shapes(component), activation)
+            .map_err(in_file(model))?;
+        config.agrees("hidden_size", cfg.hidden_size)?;
+        config.agrees("num_hidden_layers", cfg.layers)?;
+        // A projection that should be there and is not will be missed by name.
+        cfg.projection = cfg
+            .projection
+            .or(published.projection.map(|_| cfg.hidden_size));
+        encoders.push((component, cfg));
+    }
+    Ok(encoders)
+}
+
+fn vae(model: &dyn Model, family: ModelFamily) -> Result<VaeConfig, ConvertError> {
+    if !model.has(Component::Vae) {
+        return Err(ConvertError::NoComponent {
+            path: model.path().to_owned(),
+            component: "VAE",
+            hint: format!(
+                "\nhint: give one with `--vae FILE`; {}",
+                match family {
+                    ModelFamily::Sd15 | ModelFamily::Sd21 =>
+                        "SD 1.x and 2.x models share `vae-ft-mse-840000`",
+                    _ => "SDXL models share `sdxl_vae`",
+                }
+            ),
+        });
+    }
+    let shapes = model.shapes(Component::Vae);
+    if !shapes.keys().any(|name| name.starts_with("encoder.")) {
+        return Err(ConvertError::NoComponent {
+            path: model.path().to_owned(),
+            component: "VAE encoder",
+            hint: "\nhint: its VAE has only a decoder; give a whole one with `--vae FILE`"
+                .to_owned(),
+        });
+    }
+    structure::vae_config(&shapes).map_err(in_file(model))
+}
+
+/// The text encoders' embeddings, side by side, are the UNet's context, and the last one's pooled output is added.
+fn check_text_width(
+    model: &dyn Model,
+    unet: &UNetConfig,
+    encoders: &[(Component, ClipTextConfig)],
+) -> Result<(), ConvertError> {
+    let width: usize = encoders.iter().map(|(_, cfg)| cfg.hidden_size).sum();
+    let wrong = |name: &str, found: usize, expected: String| {
+        in_file(model)(StructureError::Shape {
+            component: "UNet",
+            name: name.to_owned(),
+            found: vec![found],
+            expected,
+        })
+    };
+    if unet.cross_attention_dim != width {
+        return Err(wrong(
+            "attn2.to_k.weight",
+            unet.cross_attention_dim,
+            format!("a width of {width}, that of the model's text embeddings"),
+        ));
+    }
+    let pooled = encoders.last().and_then(|(_, cfg)| cfg.projection);
+    match (unet.added, pooled) {
+        (Some(added), Some(pooled)) if added.pooled_width != pooled => Err(wrong(
+            "add_embedding.linear_1.weight",
+            added.width(),
+            format!(
+                "{} columns, for pooled text of width {pooled} and {} numbers",
+                added.width() - added.pooled_width + pooled,
+                added.time_ids
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What a component's `config.json` says. Shapes decide; the rest is taken from here.
+struct Config<'a> {
+    model: &'a dyn Model,
+    component: Component,
+}
+
+impl Config<'_> {
+    fn get(&self, field: &str) -> Option<&Value> {
+        let config = self.model.hints().configs.get(&self.component)?;
+        config.get(field).filter(|value| !value.is_null())
+    }
+
+    /// # Errors
+    /// The configuration says something else than the weights.
+    fn agrees(&self, field: &'static str, weights: usize) -> Result<(), ConvertError> {
+        match self.get(field).and_then(Value::as_u64) {
+            Some(config) if config != weights as u64 => {
+                Err(self.contradiction(field, config.to_string(), weights.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn contradiction(&self, field: &'static str, config: String, weights: String) -> ConvertError {
+        ConvertError::ConfigContradictsWeights {
+            path: self.model.path().to_owned(),
+            component: self.component,
+            field,
+            config,
+            weights,
+        }
+    }
+
+    /// The numbers of heads, which diffusers calls `attention_head_dim` by a historic mistake.
+    fn apply_heads(&self, cfg: &mut UNetConfig) -> Result<(), ConvertError> {
+        const FIELD: &str = "attention_head_dim";
+        let Some(value) = self.get("num_attention_heads").or_else(|| self.get(FIELD)) else {
+            return Ok(());
+        };
+        let heads = |i: usize| value.as_u64().or_else(|| value.get(i)?.as_u64());
+        for (i, level) in cfg.levels.iter_mut().enumerate() {
+            match heads(i).map(|n| n as usize) {
+                Some(n) if n > 0 && level.channels % n == 0 => level.heads = n,
+                _ => {
+                    let weights = format!("level {i} has {} channels", level.channels);
+                    return Err(self.contradiction(FIELD, value.to_string(), weights));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Side in pixels that the files declare, or the family's.
+fn resolution(model: &dyn Model, usual: usize, downscale: usize) -> usize {
+    let hints = model.hints();
+    let declared = hints.metadata.get("modelspec.resolution");
+    let declared = declared.and_then(|text| text.split('x').next()?.trim().parse::<usize>().ok());
+    let configured = hints.configs.get(&Component::UNet);
+    let configured = configured
+        .and_then(|config| config["sample_size"].as_u64())
+        .map(|side| side as usize * downscale);
+    declared
+        .or(configured)
+        .filter(|n| n % 8 == 0 && (64..=4096).contains(n))
+        .unwrap_or(usual)
+}
+
+fn in_file(model: &dyn Model) -> impl Fn(StructureError) -> ConvertError {
+    |source| ConvertError::Structure {
+        path: model.path().to_owned(),
+        source,
+    }
+}
+
+fn unfit(model: &dyn Model) -> impl FnOnce(GraphError) -> ConvertError {
+    |source| ConvertError::Graph {
+        path: model.path().to_owned(),
+        source,
+    }
+}

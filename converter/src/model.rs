@@ -1,0 +1,169 @@
+//! A model's weights under canonical names, made one at a time when they are asked for.
+//!
+//! What graphs, merges and LoRAs speak of. [`crate::weights`] takes them from files; others are computed from models.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sd_models::keys::Component;
+use sd_models::structure::Shapes;
+use serde_json::Value;
+
+use crate::ConvertError;
+use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
+
+/// Which weight: its component and canonical name.
+pub type Name = (Component, String);
+
+/// What is known of a weight before it is read.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its canonical shape.
+    pub shape: Vec<usize>,
+    /// File that it comes from, for messages.
+    pub file: Arc<PathBuf>,
+    /// Its name there, for messages.
+    pub key: String,
+}
+
+impl Entry {
+    /// Bytes of its data.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// A weight's data: little-endian, row-major.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// The elements.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// What files say of a model beyond its weights.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// Configuration of each component, in diffusers' form.
+    pub configs: BTreeMap<Component, Value>,
+    /// Configuration of the scheduler.
+    pub scheduler: Option<Value>,
+    /// Free-form text in the first file.
+    pub metadata: BTreeMap<String, String>,
+    /// Whether a tensor or a sibling file says that the UNet predicts velocity, and which.
+    pub velocity: Option<String>,
+    /// Whether a tensor says that the noise schedule ends in pure noise.
+    pub zero_snr: bool,
+    /// The file's own noise schedule: products of `1 - beta`.
+    pub alphas_cumprod: Option<Vec<f32>>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// A model's weights.
+pub trait Model: Sync {
+    /// File or folder that it goes by.
+    fn path(&self) -> &Path;
+
+    /// Every weight.
+    fn entries(&self) -> &BTreeMap<Name, Entry>;
+
+    /// A weight's data. Asking for one that is not among the entries is an error of the caller.
+    ///
+    /// # Errors
+    /// It cannot be read or computed.
+    fn read(&self, name: &Name) -> Result<Tensor<'_>, ConvertError>;
+
+    /// The files that weights are taken from, and what each is to the model.
+    fn sources(&self) -> Vec<(&'static str, &dyn TensorSource)>;
+
+    /// What files say of it.
+    fn hints(&self) -> &Hints;
+
+    /// Tensors of its files that are not among the entries.
+    fn residue(&self) -> &Residue;
+
+    /// How the model's files would spell a weight, whether they have it or not.
+    fn spelled(&self, name: &Name) -> String {
+        name.1.clone()
+    }
+
+    /// Whether there is anything of `component`.
+    fn has(&self, component: Component) -> bool {
+        self.entries().keys().any(|(c, _)| *c == component)
+    }
+
+    /// Shapes of a component's weights.
+    fn shapes(&self, component: Component) -> Shapes {
+        let of_component = self.entries().iter().filter(|((c, _), _)| *c == component);
+        of_component
+            .map(|((_, name), entry)| (name.clone(), entry.shape.clone()))
+            .collect()
+    }
+
+    /// A weight in single precision.
+    ///
+    /// # Errors
+    /// It cannot be read or computed, or does not survive in single precision.
+    fn read_f32(&self, name: &Name) -> Result<Vec<f32>, ConvertError> {
+        let tensor = self.read(name)?;
+        let mut values = Vec::new();
+        to_f32(tensor.dtype, &tensor.bytes, &mut values).map_err(|problem| {
+            let entry = &self.entries()[name];
+            CheckpointError::Convert {
+                path: entry.file.to_path_buf(),
+                name: entry.key.clone(),
+                problem,
+            }
+        })?;
+        Ok(values)
+    }
+}
+
+/// What happened to tensors that are not weights of the model.
+#[derive(Clone, Debug, Default)]
+pub struct Residue {
+    /// Without influence on the network: schedule buffers, positions, training state.
+    pub ignorable: Vec<String>,
+    /// Running averages that were not asked for.
+    pub ema: Vec<String>,
+    /// Replaced by a tensor of another file.
+    pub replaced: Vec<String>,
+    /// Of components that are not converted.
+    pub other: Vec<String>,
+    /// Nothing knows them.
+    pub unknown: Vec<String>,
+}
+
+impl Residue {
+    /// One line for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let parts = [
+            (
+                &self.ignorable,
+                "have no influence (schedule buffers, positions)",
+            ),
+            (&self.ema, "are running averages, not asked for"),
+            (&self.replaced, "were replaced"),
+            (&self.other, "are of networks that were not asked for"),
+            (&self.unknown, "belong to nothing"),
+        ];
+        let told: Vec<String> = parts
+            .iter()
+            .filter(|(list, _)| !list.is_empty())
+            .map(|(list, what)| format!("{} {what}", list.len()))
+            .collect();
+        if told.is_empty() {
+            "every tensor is in the output".to_owned()
+        } else {
+            format!("of the other tensors, {}", told.join(", "))
+        }
+    }
+}

@@ -1,0 +1,858 @@
+//! Which names a file uses for which component, and where.
+//!
+//! A single file holds several components under prefixes; a file of a pipeline folder holds one, without. Both are
+//! described by a list of sections, found by tensors that only one way of naming has.
+
+use std::collections::BTreeSet;
+
+use super::ldm::{UNetNames, VaeNames};
+use super::{Component, Key, Part, Parts, open_clip, taesd};
+use crate::arch::UNetConfig;
+use crate::family::ModelFamily;
+
+/// Prefix of running averages.
+const EMA: &str = "model_ema.";
+
+/// Schedule buffers and training state at the top level of a file, and marks that [`super::super::family`] reads.
+const IGNORABLE: &[&str] = &[
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
+    "logvar",
+    "scale_factor",
+    "global_step",
+    "model_ema.decay",
+    "model_ema.num_updates",
+    "denoiser.sigmas",
+    "v_pred",
+    "ztsnr",
+    "difference",
+    "lora_controlnet",
+];
+
+/// Parts of the training set-up that some files still carry.
+const IGNORABLE_PREFIXES: &[&str] = &[
+    "loss.",
+    "embedding_manager.",
+    "first_stage_model.loss.",
+    "first_stage_model.model_ema.",
+];
+
+/// Tensors of a text encoder's file without influence: training state, the other half of CLIP.
+const IGNORABLE_TEXT: &[&str] = &["logit_scale", "logit_bias", "attn_mask"];
+const IGNORABLE_TEXT_PREFIXES: &[&str] = &["visual.", "vision_model.", "visual_projection."];
+
+/// A way of naming, as far as it is known before a file is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// diffusers' and transformers' names.
+    Canonical,
+    /// transformers' without the level `text_model`.
+    BareText,
+    LdmUNet,
+    LdmVae,
+    OpenClip,
+    TaesdEncoder,
+    TaesdDecoder,
+}
+
+/// A prefix under which a component may lie, and a tensor that is there if it does.
+type Candidate = (Component, &'static str, &'static str, Kind);
+
+const LDM_UNET: &str = "input_blocks.0.0.weight";
+const UNET: &str = "down_blocks.0.resnets.0.conv1.weight";
+const LDM_VAE: &str = "decoder.up.0.block.0.conv1.weight";
+const VAE: &str = "decoder.up_blocks.0.resnets.0.conv1.weight";
+const TEXT: &str = "text_model.embeddings.token_embedding.weight";
+const BARE_TEXT: &str = "embeddings.token_embedding.weight";
+const OPEN_CLIP: &str = "transformer.resblocks.0.ln_1.weight";
+const LDM_CONTROL: &str = "zero_convs.0.0.weight";
+const CONTROL: &str = "controlnet_cond_embedding.conv_in.weight";
+
+/// Of each component, the first that a file has counts.
+const CANDIDATES: &[Candidate] = {
+    use Component::{ControlNet, TextEncoder, TextEncoder2, UNet, Vae};
+    use Kind::{BareText, Canonical, LdmUNet, LdmVae, OpenClip};
+    &[
+        (ControlNet, "control_model.", LDM_CONTROL, LdmUNet),
+        (ControlNet, "controlnet.", CONTROL, Canonical),
+        (ControlNet, "", LDM_CONTROL, LdmUNet),
+        (ControlNet, "", CONTROL, Canonical),
+        (UNet, "model.diffusion_model.", LDM_UNET, LdmUNet),
+        (UNet, "diffusion_model.", LDM_UNET, LdmUNet),
+        (UNet, "unet.", UNET, Canonical),
+        (UNet, "", LDM_UNET, LdmUNet),
+        (UNet, "", UNET, Canonical),
+        (Vae, "first_stage_model.", LDM_VAE, LdmVae),
+        (Vae, "first_stage_model.", VAE, Canonical),
+        (Vae, "vae.", LDM_VAE, LdmVae),
+        (Vae, "vae.", VAE, Canonical),
+        (Vae, "", LDM_VAE, LdmVae),
+        (Vae, "", VAE, Canonical),
+        (
+            TextEncoder,
+            "cond_stage_model.transformer.",
+            TEXT,
+            Canonical,
+        ),
+        (
+            TextEncoder,
+            "cond_stage_model.transformer.",
+            BARE_TEXT,
+            BareText,
+        ),
+        (TextEncoder, "cond_stage_model.model.", OPEN_CLIP, OpenClip),
+        (
+            TextEncoder,
+            "conditioner.embedders.0.transformer.",
+            TEXT,
+            Canonical,
+        ),
+        (
+            TextEncoder,
+            "conditioner.embedders.0.transformer.",
+            BARE_TEXT,
+            BareText,
+        ),
+        (
+            TextEncoder,
+            "conditioner.embedders.0.model.",
+            OPEN_CLIP,
+            OpenClip,
+        ),
+        (TextEncoder, "text_encoder.", TEXT, Canonical),
+        (TextEncoder, "text_encoder.", BARE_TEXT, BareText),
+        (
+            TextEncoder,
+            "text_encoders.clip_l.transformer.",
+            TEXT,
+            Canonical,
+        ),
+        (TextEncoder, "clip_l.transformer.", TEXT, Canonical),
+        (TextEncoder, "", TEXT, Canonical),
+        (TextEncoder, "", BARE_TEXT, BareText),
+        (TextEncoder, "", OPEN_CLIP, OpenClip),
+        (
+            TextEncoder2,
+            "conditioner.embedders.1.model.",
+            OPEN_CLIP,
+            OpenClip,
+        ),
+        (
+            TextEncoder2,
+            "conditioner.embedders.0.model.",
+            OPEN_CLIP,
+            OpenClip,
+        ),
+        (TextEncoder2, "text_encoder_2.", TEXT, Canonical),
+        (TextEncoder2, "text_encoder_2.", BARE_TEXT, BareText),
+        (
+            TextEncoder2,
+            "text_encoders.clip_g.transformer.",
+            TEXT,
+            Canonical,
+        ),
+        (TextEncoder2, "clip_g.transformer.", TEXT, Canonical),
+        (TextEncoder2, "", TEXT, Canonical),
+        (TextEncoder2, "", BARE_TEXT, BareText),
+        (TextEncoder2, "", OPEN_CLIP, OpenClip),
+    ]
+};
+
+/// A tiny autoencoder's halves are found one by one, each by the convolution it begins with and its first block.
+const TAESD: &[(&str, [&str; 2], Kind)] = &[
+    (
+        "taesd_encoder.",
+        ["0.weight", "1.conv.0.weight"],
+        Kind::TaesdEncoder,
+    ),
+    (
+        "taesd_decoder.",
+        ["1.weight", "3.conv.0.weight"],
+        Kind::TaesdDecoder,
+    ),
+    (
+        "encoder.",
+        ["0.weight", "1.conv.0.weight"],
+        Kind::TaesdEncoder,
+    ),
+    (
+        "decoder.",
+        ["1.weight", "3.conv.0.weight"],
+        Kind::TaesdDecoder,
+    ),
+    ("", ["0.weight", "1.conv.0.weight"], Kind::TaesdEncoder),
+    ("", ["1.weight", "3.conv.0.weight"], Kind::TaesdDecoder),
+    (
+        "",
+        ["encoder.layers.0.weight", "encoder.layers.1.conv.0.weight"],
+        Kind::Canonical,
+    ),
+    (
+        "",
+        ["decoder.layers.0.weight", "decoder.layers.2.conv.0.weight"],
+        Kind::Canonical,
+    ),
+];
+
+/// A way of naming.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Naming {
+    Canonical,
+    BareText,
+    LdmUNet(UNetNames),
+    LdmVae(VaeNames),
+    /// With the number of a layer that the model has and does not use.
+    OpenClip {
+        unused_layer: Option<usize>,
+    },
+    TaesdEncoder,
+    TaesdDecoder,
+}
+
+/// One component's place in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Section {
+    component: Component,
+    prefix: &'static str,
+    naming: Naming,
+}
+
+/// Where a file has which component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    sections: Vec<Section>,
+}
+
+impl Layout {
+    /// Finds out from a file's names.
+    #[must_use]
+    pub fn detect(names: &BTreeSet<&str>) -> Self {
+        let mut layout = Self::default();
+        for &(component, prefix, marker, kind) in CANDIDATES {
+            let bare_trunk = component == Component::UNet && prefix.is_empty();
+            let taken = layout.has(component)
+                || (bare_trunk && layout.has(Component::ControlNet))
+                || (prefix == "conditioner.embedders.0.model."
+                    && component != owner_of_first_embedder(names))
+                // A text encoder without prefix is the whole file.
+                || (marker_is_text(component) && prefix.is_empty() && !layout.sections.is_empty());
+            if !taken && has(names, prefix, marker) {
+                layout.push(names, component, prefix, kind);
+            }
+        }
+        layout.find_taesd(names);
+        layout
+    }
+
+    /// Finds out how a file names the one component that it holds.
+    #[must_use]
+    pub fn of_component(component: Component, names: &BTreeSet<&str>) -> Self {
+        let mut layout = Self::default();
+        let found = CANDIDATES
+            .iter()
+            .find(|&&(c, prefix, marker, _)| c == component && has(names, prefix, marker));
+        match found {
+            Some(&(_, prefix, _, kind)) => layout.push(names, component, prefix, kind),
+            // One shard of several need not have the telling tensor.
+            None if component != Component::Taesd => {
+                layout.push(names, component, "", Kind::Canonical);
+            }
+            None => {}
+        }
+        if component == Component::Taesd {
+            layout.find_taesd(names);
+        }
+        layout
+    }
+
+    /// The layout in which a family's single files are published.
+    #[must_use]
+    pub fn single_file(
+        family: ModelFamily,
+        unet: &UNetConfig,
+        vae_levels: usize,
+        generative_models: bool,
+    ) -> Self {
+        let unused_layer = |c| {
+            let (_, cfg) = family.text_encoders(false).into_iter().find(|e| e.0 == c)?;
+            cfg.projection.is_none().then_some(cfg.layers)
+        };
+        let section = |component, prefix, naming| Section {
+            component,
+            prefix,
+            naming,
+        };
+        let mut sections = vec![
+            section(
+                Component::UNet,
+                "model.diffusion_model.",
+                Naming::LdmUNet(UNetNames::of(unet)),
+            ),
+            section(
+                Component::Vae,
+                "first_stage_model.",
+                Naming::LdmVae(VaeNames { levels: vae_levels }),
+            ),
+        ];
+        let text = |component, prefix, naming| section(component, prefix, naming);
+        let open_clip = |component| Naming::OpenClip {
+            unused_layer: unused_layer(component),
+        };
+        let (first, second) = (Component::TextEncoder, Component::TextEncoder2);
+        sections.extend(match family {
+            ModelFamily::Sd15 => vec![text(
+                first,
+                "cond_stage_model.transformer.",
+                Naming::Canonical,
+            )],
+            ModelFamily::Sd21 if generative_models => vec![text(
+                first,
+                "conditioner.embedders.0.model.",
+                open_clip(first),
+            )],
+            ModelFamily::Sd21 => vec![text(first, "cond_stage_model.model.", open_clip(first))],
+            ModelFamily::Sdxl => vec![
+                text(
+                    first,
+                    "conditioner.embedders.0.transformer.",
+                    Naming::Canonical,
+                ),
+                text(second, "conditioner.embedders.1.model.", open_clip(second)),
+            ],
+            ModelFamily::SdxlRefiner => vec![text(
+                second,
+                "conditioner.embedders.0.model.",
+                open_clip(second),
+            )],
+        });
+        Self { sections }
+    }
+
+    /// The layout in which ControlNets for a UNet like `unet` are first saved.
+    #[must_use]
+    pub fn ldm_controlnet(unet: &UNetConfig) -> Self {
+        let section = Section {
+            component: Component::ControlNet,
+            prefix: "control_model.",
+            naming: Naming::LdmUNet(UNetNames::of(unet)),
+        };
+        Self {
+            sections: vec![section],
+        }
+    }
+
+    /// Whether there is anything of `component`.
+    #[must_use]
+    pub fn has(&self, component: Component) -> bool {
+        self.sections.iter().any(|s| s.component == component)
+    }
+
+    /// The components there are.
+    pub fn components(&self) -> impl Iterator<Item = Component> {
+        self.sections.iter().map(|s| s.component)
+    }
+
+    /// Whether any section has names of its own, rather than canonical ones under a prefix.
+    #[must_use]
+    pub fn is_single_file(&self) -> bool {
+        self.sections
+            .iter()
+            .any(|s| matches!(s.naming, Naming::LdmUNet(_)) && !s.prefix.is_empty())
+    }
+
+    fn find_taesd(&mut self, names: &BTreeSet<&str>) {
+        for (prefix, markers, kind) in TAESD {
+            let known = self.sections.iter().any(|s| s.prefix == *prefix);
+            if !known && markers.iter().all(|marker| has(names, prefix, marker)) {
+                self.push(names, Component::Taesd, prefix, *kind);
+            }
+        }
+    }
+
+    fn push(
+        &mut self,
+        names: &BTreeSet<&str>,
+        component: Component,
+        prefix: &'static str,
+        kind: Kind,
+    ) {
+        let naming = match kind {
+            Kind::Canonical => Naming::Canonical,
+            Kind::BareText => Naming::BareText,
+            Kind::LdmUNet => Naming::LdmUNet(UNetNames::detect(names, prefix)),
+            Kind::LdmVae => Naming::LdmVae(VaeNames::detect(names, prefix)),
+            Kind::OpenClip => Naming::OpenClip {
+                unused_layer: (component == Component::TextEncoder)
+                    .then(|| last_layer(names, prefix))
+                    .flatten(),
+            },
+            Kind::TaesdEncoder => Naming::TaesdEncoder,
+            Kind::TaesdDecoder => Naming::TaesdDecoder,
+        };
+        self.sections.push(Section {
+            component,
+            prefix,
+            naming,
+        });
+        // The most specific prefix is asked first.
+        self.sections
+            .sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
+    }
+
+    /// What the key of a file stands for.
+    #[must_use]
+    pub fn classify(&self, key: &str) -> Key {
+        if IGNORABLE.contains(&key) || IGNORABLE_PREFIXES.iter().any(|p| key.starts_with(p)) {
+            return Key::Ignorable;
+        }
+        if key.starts_with(EMA) {
+            return Key::Ema;
+        }
+        let known = self.sections.iter().find_map(|section| {
+            let rest = key.strip_prefix(section.prefix)?;
+            match section.classify(rest) {
+                Key::Unknown => None,
+                known => Some(known),
+            }
+        });
+        known.unwrap_or(Key::Unknown)
+    }
+
+    /// The name of the running average of the UNet weight called `key` in the same file: all dots are removed.
+    #[must_use]
+    pub fn ema_key(key: &str) -> Option<String> {
+        let flat = key.strip_prefix("model.")?.replace('.', "");
+        Some(format!("{EMA}{flat}"))
+    }
+
+    /// The key that holds a canonical tensor, and where in it.
+    #[must_use]
+    pub fn key(&self, component: Component, canonical: &str) -> Option<(String, Part)> {
+        self.sections
+            .iter()
+            .filter(|s| s.component == component)
+            .find_map(|section| {
+                let (key, part) = section.naming.key_of(canonical)?;
+                Some((format!("{}{key}", section.prefix), part))
+            })
+    }
+}
+
+impl Section {
+    fn classify(&self, rest: &str) -> Key {
+        let is_text = matches!(
+            self.component,
+            Component::TextEncoder | Component::TextEncoder2
+        );
+        if is_text && self.is_ignorable_text(rest) {
+            return Key::Ignorable;
+        }
+        match self.naming.to_canonical(rest) {
+            Some(parts) => Key::Weight(self.component, parts),
+            None => Key::Unknown,
+        }
+    }
+
+    /// Only the encoders whose pooled output a UNet takes have a use for a projection.
+    fn is_ignorable_text(&self, rest: &str) -> bool {
+        rest.ends_with("embeddings.position_ids")
+            || IGNORABLE_TEXT.contains(&rest)
+            || IGNORABLE_TEXT_PREFIXES.iter().any(|p| rest.starts_with(p))
+            || (self.component == Component::TextEncoder && rest.starts_with("text_projection"))
+            || self.naming.is_unused_layer(rest)
+    }
+}
+
+impl Naming {
+    fn to_canonical(&self, rest: &str) -> Option<Parts> {
+        let whole = |name: String| vec![(name, Part::Whole)];
+        match self {
+            Self::Canonical => is_canonical(rest).then(|| whole(canonical(rest))),
+            Self::BareText if rest == "text_projection.weight" => Some(whole(rest.to_owned())),
+            Self::BareText => Some(whole(format!("text_model.{rest}"))),
+            Self::LdmUNet(names) => names.to_canonical(rest).map(whole),
+            Self::LdmVae(names) => names.to_canonical(rest).map(whole),
+            Self::OpenClip { .. } => open_clip::to_canonical(rest),
+            Self::TaesdEncoder => taesd::encoder(rest).map(whole),
+            Self::TaesdDecoder => taesd::decoder(rest).map(whole),
+        }
+    }
+
+    fn key_of(&self, name: &str) -> Option<(String, Part)> {
+        let whole = |key: String| (key, Part::Whole);
+        match self {
+            Self::Canonical => Some(whole(name.to_owned())),
+            Self::BareText => {
+                let bare = name.strip_prefix("text_model.").unwrap_or(name);
+                Some(whole(bare.to_owned()))
+            }
+            Self::LdmUNet(names) => names.key_of(name).map(whole),
+            Self::LdmVae(names) => names.key_of(name).map(whole),
+            Self::OpenClip { .. } => open_clip::key_of(name),
+            Self::TaesdEncoder if name.starts_with("decoder.") => None,
+            Self::TaesdDecoder if name.starts_with("encoder.") => None,
+            Self::TaesdEncoder | Self::TaesdDecoder => taesd::key_of(name).map(whole),
+        }
+    }
+
+    fn is_unused_layer(&self, rest: &str) -> bool {
+        let Self::OpenClip {
+            unused_layer: Some(layer),
+        } = self
+        else {
+            return false;
+        };
+        rest.starts_with(&format!("transformer.resblocks.{layer}."))
+    }
+}
+
+/// A name of a component's own: a path of at least two parts, ending in a parameter.
+fn is_canonical(rest: &str) -> bool {
+    matches!(rest.rsplit_once('.'), Some((path, parameter))
+        if !path.is_empty() && ["weight", "bias"].contains(&parameter))
+}
+
+/// Early diffusers named the autoencoder's attention differently.
+fn canonical(rest: &str) -> String {
+    const OLD: &[(&str, &str)] = &[
+        (".query.", ".to_q."),
+        (".key.", ".to_k."),
+        (".value.", ".to_v."),
+        (".proj_attn.", ".to_out.0."),
+    ];
+    let old = OLD
+        .iter()
+        .find(|(old, _)| rest.contains("mid_block.attentions.0") && rest.contains(old));
+    match old {
+        Some((old, new)) => rest.replace(old, new),
+        None => rest.to_owned(),
+    }
+}
+
+fn has(names: &BTreeSet<&str>, prefix: &str, marker: &str) -> bool {
+    names.contains(format!("{prefix}{marker}").as_str())
+}
+
+fn marker_is_text(component: Component) -> bool {
+    matches!(component, Component::TextEncoder | Component::TextEncoder2)
+}
+
+/// SDXL's refiner and newer saves of SD 2 have their only text encoder in the same place; only the refiner's UNet has an
+/// embedding of further conditions.
+fn owner_of_first_embedder(names: &BTreeSet<&str>) -> Component {
+    if has(names, "model.diffusion_model.", "label_emb.0.0.weight") {
+        Component::TextEncoder2
+    } else {
+        Component::TextEncoder
+    }
+}
+
+/// The last layer of an OpenCLIP encoder.
+fn last_layer(names: &BTreeSet<&str>, prefix: &str) -> Option<usize> {
+    let layer = |n: usize| {
+        has(
+            names,
+            prefix,
+            &format!("transformer.resblocks.{n}.ln_1.weight"),
+        )
+    };
+    (0..names.len()).take_while(|&n| layer(n)).last()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::arch::{
+        ControlNetConfig, VaeConfig, clip_text_encoder, controlnet, unet, vae_decoder, vae_encoder,
+    };
+    use crate::graph::Graph;
+    use crate::presets::{PRESETS, Preset};
+
+    /// Canonical names of a preset's tensors.
+    fn canonical_names(preset: &Preset) -> Vec<(Component, String)> {
+        let mut graphs = vec![
+            (Component::UNet, unet(&preset.unet(false)).unwrap()),
+            (Component::Vae, vae_encoder(&VaeConfig::sd()).unwrap()),
+            (Component::Vae, vae_decoder(&VaeConfig::sd()).unwrap()),
+        ];
+        for (component, mut cfg) in preset.family().text_encoders(false) {
+            cfg.layers += usize::from(preset.family() == ModelFamily::Sd21);
+            graphs.push((component, clip_text_encoder(&cfg).unwrap()));
+        }
+        let names = |(component, graph): (Component, Graph)| {
+            graph.params.into_iter().map(move |p| (component, p.name))
+        };
+        graphs.into_iter().flat_map(names).collect()
+    }
+
+    fn layout(preset: &Preset) -> Layout {
+        let (family, unet) = (preset.family(), preset.unet(false));
+        Layout::single_file(family, &unet, 4, preset.generative_models_layout)
+    }
+
+    /// Every preset's file, by the keys that its layout gives, is recognised and mapped back without a loss.
+    #[test]
+    fn canonical_to_single_file_and_back_is_the_identity() {
+        for preset in PRESETS {
+            let names = canonical_names(preset);
+            let layout = layout(preset);
+            let mut keys: BTreeMap<String, Vec<(Component, String, Part)>> = BTreeMap::new();
+            for (component, name) in names {
+                let (key, part) = layout.key(component, &name).unwrap();
+                keys.entry(key).or_default().push((component, name, part));
+            }
+            let set: BTreeSet<&str> = keys.keys().map(String::as_str).collect();
+            let detected = Layout::detect(&set);
+            for (key, held) in &keys {
+                for layout in [&layout, &detected] {
+                    let (component, parts) = match layout.classify(key) {
+                        Key::Weight(component, parts) => (component, parts),
+                        // Stable Diffusion 2 leaves the last stored layer unused.
+                        Key::Ignorable if key.contains("resblocks.23.") => continue,
+                        other => panic!("{key}: {other:?}"),
+                    };
+                    assert_eq!(parts.len(), held.len(), "{key}");
+                    for (held_by, name, part) in held {
+                        assert_eq!(*held_by, component, "{key}");
+                        assert!(parts.contains(&(name.clone(), *part)), "{key}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn single_files_have_their_published_number_of_unet_keys() {
+        for (name, count) in [("sd15", 686), ("sdxl", 1680), ("bk-sdm-tiny", 358)] {
+            let preset = Preset::named(name).unwrap();
+            let layout = layout(preset);
+            let keys: BTreeSet<String> = canonical_names(preset)
+                .into_iter()
+                .filter(|(component, _)| *component == Component::UNet)
+                .map(|(component, name)| layout.key(component, &name).unwrap().0)
+                .collect();
+            assert_eq!(keys.len(), count, "{name}");
+        }
+    }
+
+    fn canonical_of(layout: &Layout, key: &str) -> String {
+        match layout.classify(key) {
+            Key::Weight(_, parts) => parts[0].0.clone(),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn keys_of_real_files_land_where_diffusers_has_them() {
+        let cases = [
+            ("input_blocks.0.0.weight", "conv_in.weight"),
+            (
+                "input_blocks.1.0.in_layers.0.weight",
+                "down_blocks.0.resnets.0.norm1.weight",
+            ),
+            (
+                "input_blocks.11.0.in_layers.0.weight",
+                "down_blocks.3.resnets.1.norm1.weight",
+            ),
+            (
+                "input_blocks.3.0.op.bias",
+                "down_blocks.0.downsamplers.0.conv.bias",
+            ),
+            (
+                "output_blocks.2.1.conv.weight",
+                "up_blocks.0.upsamplers.0.conv.weight",
+            ),
+            (
+                "output_blocks.2.2.conv.weight",
+                "up_blocks.0.upsamplers.0.conv.weight",
+            ),
+            (
+                "output_blocks.5.2.conv.weight",
+                "up_blocks.1.upsamplers.0.conv.weight",
+            ),
+            (
+                "middle_block.2.out_layers.3.bias",
+                "mid_block.resnets.1.conv2.bias",
+            ),
+            (
+                "output_blocks.11.1.transformer_blocks.0.attn2.to_out.0.bias",
+                "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0.bias",
+            ),
+            ("label_emb.0.2.bias", "add_embedding.linear_2.bias"),
+            (
+                "time_embed.cond_proj.weight",
+                "time_embedding.cond_proj.weight",
+            ),
+            (
+                "time_embedding.cond_proj.weight",
+                "time_embedding.cond_proj.weight",
+            ),
+        ];
+        let sd15 = layout(Preset::named("sd15").unwrap());
+        for (key, name) in cases {
+            let key = format!("model.diffusion_model.{key}");
+            assert_eq!(canonical_of(&sd15, &key), name);
+        }
+        let vae = [
+            (
+                "decoder.up.3.block.0.conv1.weight",
+                "decoder.up_blocks.0.resnets.0.conv1.weight",
+            ),
+            (
+                "decoder.up.1.upsample.conv.bias",
+                "decoder.up_blocks.2.upsamplers.0.conv.bias",
+            ),
+            (
+                "encoder.down.1.block.0.nin_shortcut.bias",
+                "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
+            ),
+            (
+                "encoder.mid.attn_1.proj_out.weight",
+                "encoder.mid_block.attentions.0.to_out.0.weight",
+            ),
+            ("quant_conv.bias", "quant_conv.bias"),
+            ("decoder.norm_out.bias", "decoder.conv_norm_out.bias"),
+        ];
+        for (key, name) in vae {
+            let key = format!("first_stage_model.{key}");
+            assert_eq!(canonical_of(&sd15, &key), name);
+        }
+    }
+
+    /// Models with one residual block per level exist in two numberings.
+    #[test]
+    fn gaps_in_the_numbering_are_understood() {
+        let preset = Preset::named("bk-sdm-base").unwrap();
+        let natural = layout(preset);
+        let gapped = layout(Preset::named("sd15").unwrap());
+        let mut keys = BTreeSet::new();
+        for (component, name) in canonical_names(preset) {
+            if component == Component::UNet {
+                let key = gapped.key(component, &name).unwrap().0;
+                keys.insert((key, name));
+            }
+        }
+        assert!(
+            keys.iter()
+                .any(|(key, _)| key.ends_with("input_blocks.3.0.op.weight"))
+        );
+        let set: BTreeSet<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
+        let detected = Layout::detect(&set);
+        assert_ne!(detected, natural);
+        for (key, name) in &keys {
+            assert_eq!(canonical_of(&detected, key), *name, "{key}");
+        }
+    }
+
+    #[test]
+    fn controlnets_are_found_in_both_layouts_with_and_without_prefix() {
+        for name in ["sd15", "sdxl"] {
+            let cfg = ControlNetConfig::of(Preset::named(name).unwrap().unet(true));
+            let layout = Layout::ldm_controlnet(&cfg.trunk);
+            let params = controlnet(&cfg).unwrap().params;
+            let component = Component::ControlNet;
+            let keys: Vec<String> = params
+                .iter()
+                .map(|p| layout.key(component, &p.name).unwrap().0)
+                .collect();
+            for strip in ["", "control_model."] {
+                let keys = keys.iter().map(|key| key.strip_prefix(strip).unwrap());
+                let keys: Vec<&str> = keys.collect();
+                let detected = Layout::detect(&keys.iter().copied().collect());
+                for (key, param) in keys.iter().zip(&params) {
+                    assert_eq!(canonical_of(&detected, key), param.name);
+                }
+            }
+            let names: BTreeSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
+            let detected = Layout::detect(&names);
+            assert!(detected.has(component) && !detected.has(Component::UNet));
+            for name in names {
+                assert_eq!(canonical_of(&detected, name), name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_level_text_model_may_be_missing() {
+        let rest = "encoder.layers.3.mlp.fc1.bias";
+        let prefix = "cond_stage_model.transformer.";
+        let marker = format!("{prefix}{BARE_TEXT}");
+        let layout = Layout::detect(&BTreeSet::from([marker.as_str()]));
+        let found = canonical_of(&layout, &format!("{prefix}{rest}"));
+        assert_eq!(found, format!("text_model.{rest}"));
+    }
+
+    #[test]
+    fn old_names_of_the_autoencoders_attention_are_understood() {
+        let layout = Layout::detect(&BTreeSet::from([VAE]));
+        let old = "decoder.mid_block.attentions.0.proj_attn.weight";
+        let new = "decoder.mid_block.attentions.0.to_out.0.weight";
+        assert_eq!(canonical_of(&layout, old), new);
+    }
+
+    #[test]
+    fn sd_turbo_and_the_refiner_are_told_apart_by_their_unet() {
+        let encoder = format!("conditioner.embedders.0.model.{OPEN_CLIP}");
+        let turbo = Layout::detect(&BTreeSet::from([encoder.as_str()]));
+        assert!(turbo.has(Component::TextEncoder) && !turbo.has(Component::TextEncoder2));
+        let label = "model.diffusion_model.label_emb.0.0.weight";
+        let refiner = Layout::detect(&BTreeSet::from([encoder.as_str(), label]));
+        assert!(refiner.has(Component::TextEncoder2) && !refiner.has(Component::TextEncoder));
+    }
+
+    #[test]
+    fn what_does_not_matter_is_known_and_what_is_unknown_is_said() {
+        let sd15 = layout(Preset::named("sd15").unwrap());
+        for key in [
+            "betas",
+            "model_ema.decay",
+            "cond_stage_model.transformer.text_model.embeddings.position_ids",
+            "cond_stage_model.transformer.vision_model.post_layernorm.bias",
+        ] {
+            assert_eq!(sd15.classify(key), Key::Ignorable, "{key}");
+        }
+        let unknown = [
+            "nonsense",
+            "model.diffusion_model.input_blocks.1.7.x",
+            "model.diffusion_model.input_blocks.0.0",
+            "first_stage_model.encoder.down.9.block",
+            "first_stage_model.decoder.up.9.block.0.conv1.weight",
+            "model.diffusion_model.",
+            "first_stage_model.",
+            "cond_stage_model.transformer.",
+        ];
+        for key in unknown {
+            assert_eq!(sd15.classify(key), Key::Unknown, "{key}");
+        }
+        let sdxl = layout(Preset::named("sdxl").unwrap());
+        for key in ["logit_scale", "visual.proj", "attn_mask"] {
+            let key = format!("conditioner.embedders.1.model.{key}");
+            assert_eq!(sdxl.classify(&key), Key::Ignorable, "{key}");
+        }
+    }
+
+    #[test]
+    fn ema_names_have_no_dots() {
+        let key = "model.diffusion_model.input_blocks.0.0.weight";
+        assert_eq!(
+            Layout::ema_key(key).unwrap(),
+            "model_ema.diffusion_modelinput_blocks00weight"
+        );
+        let sd15 = layout(Preset::named("sd15").unwrap());
+        let ema = "model_ema.diffusion_modelinput_blocks00weight";
+        assert_eq!(sd15.classify(ema), Key::Ema);
+    }
+}
