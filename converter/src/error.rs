@@ -36,6 +36,12 @@ pub enum ConvertError {
         /// Some of their names.
         first: String,
     },
+    /// A file was given as a textual inversion and is none.
+    #[error("{}: no textual inversion: expected `emb_params`, one entry of `string_to_param`, `clip_l` and `clip_g`, or one tensor of a text encoder's width", path.display())]
+    NotAnEmbedding {
+        /// The file.
+        path: PathBuf,
+    },
     /// A whole component is absent.
     #[error("{}: it has no {component}{hint}", path.display())]
     NoComponent {

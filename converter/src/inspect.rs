@@ -13,6 +13,7 @@ use crate::ConvertError;
 use crate::build::{BuildOptions, BuildPlan};
 use crate::checkpoint::folder::open_folder;
 use crate::checkpoint::{TensorSource, open};
+use crate::embedding::{Embedding, Vectors};
 use crate::verify::read_manifest;
 use crate::weights::Weights;
 
@@ -87,6 +88,20 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
         allow_partial: true,
         ..BuildOptions::default()
     };
+    if let [(None, source)] = &sources[..]
+        && let Some(embedding) = Embedding::read(&**source)?
+    {
+        return Ok(FileReport {
+            schema: SCHEMA,
+            name: name.unwrap_or_default(),
+            size_bytes,
+            kind: "a textual inversion".to_owned(),
+            evidence: describe_embedding(&embedding),
+            refused: Some("it is a word for prompts, not a model".to_owned()),
+            parts,
+            metadata,
+        });
+    }
     let plan = Weights::open(path, None).and_then(|w| BuildPlan::new(Box::new(w), options));
     let (kind, evidence, refused) = match plan {
         Ok(plan) => (plan.kind().to_owned(), plan.basis().to_owned(), None),
@@ -110,6 +125,18 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
         parts,
         metadata,
     })
+}
+
+fn describe_embedding(embedding: &Embedding) -> String {
+    let describe = |v: &Vectors| {
+        let (tokens, width) = (v.tokens(), v.width);
+        format!("{tokens} vectors of width {width}, for {}", v.made_for())
+    };
+    let vectors: Vec<String> = embedding.vectors.iter().map(describe).collect();
+    match &embedding.name {
+        Some(name) => format!("`{name}`: {}", vectors.join("; ")),
+        None => vectors.join("; "),
+    }
 }
 
 fn count_parts(source: &dyn TensorSource, layout: &Layout, parts: &mut BTreeMap<String, Part>) {

@@ -9,6 +9,7 @@
 pub mod build;
 pub mod checkpoint;
 mod design;
+pub mod embedding;
 pub mod error;
 pub mod inspect;
 pub mod model;
