@@ -7,7 +7,8 @@ use sd_models::graph::GraphError;
 use sd_models::keys::Component;
 use sd_models::structure::StructureError;
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Dtype};
+use crate::merge::{BlockWeightsError, RecipeError};
 
 /// A conversion that could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +138,90 @@ pub enum ConvertError {
         name: String,
         /// How many values.
         count: usize,
+    },
+    /// A merge of too few or too many models.
+    #[error("method {method} takes {want} models, {got} given")]
+    MergeInputs {
+        /// Name of the method.
+        method: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many it takes.
+        want: String,
+    },
+    /// Models of different families cannot be merged.
+    #[error("{} is {family_a}, but {} is {family_b}: models of different families cannot be merged", a.display(), b.display())]
+    FamilyMismatch {
+        /// The first model.
+        a: PathBuf,
+        /// Its family.
+        family_a: String,
+        /// The other model.
+        b: PathBuf,
+        /// Its family.
+        family_b: String,
+    },
+    /// A weight that only some of the models have.
+    #[error("tensor `{key}` of {} is not in {}\nhint: `--missing keep-a` keeps the first model's weight", has.display(), lacks.display())]
+    MergeKeyMissing {
+        /// Its name in the file that has it.
+        key: String,
+        /// The file that has it.
+        has: PathBuf,
+        /// The model that lacks it.
+        lacks: PathBuf,
+    },
+    /// A weight has different shapes in different models.
+    #[error("tensor `{key}` has shape {shape_a:?} in {} and {shape_b:?} in {}", a.display(), b.display())]
+    MergeShape {
+        /// Its name in the first file.
+        key: String,
+        /// The first file.
+        a: PathBuf,
+        /// Its shape there.
+        shape_a: Vec<usize>,
+        /// The other file.
+        b: PathBuf,
+        /// Its shape there.
+        shape_b: Vec<usize>,
+    },
+    /// An inpainting or editing model is not the first.
+    #[error("{} has {channels_b} input channels, {} has {channels_a}\nhint: the model with more input channels (inpainting, editing) must be the first", b.display(), a.display())]
+    InpaintMustBeA {
+        /// The first model.
+        a: PathBuf,
+        /// Its input channels.
+        channels_a: usize,
+        /// The other model.
+        b: PathBuf,
+        /// Its input channels.
+        channels_b: usize,
+    },
+    /// Block weights that do not fit the model.
+    #[error("{source}")]
+    BlockWeights {
+        /// What is wrong with them.
+        source: BlockWeightsError,
+    },
+    /// A recipe cannot be followed.
+    #[error("{}: {source}", path.display())]
+    Recipe {
+        /// The recipe.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecipeError,
+    },
+    /// A computed weight is too large for the type it is to be stored in.
+    #[error("{}: tensor `{name}`: {value:e} is too large for {dtype}\nhint: `--storage bf16` or `f32` can hold it", path.display())]
+    OverflowOnStore {
+        /// File of the first model.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The value.
+        value: f32,
+        /// The type.
+        dtype: Dtype,
     },
     /// The output exists.
     #[error("{} exists already\nhint: `--force` replaces it", path.display())]

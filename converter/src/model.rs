@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sd_models::keys::Component;
+use sd_models::keys::layout::Layout;
 use sd_models::structure::Shapes;
 use serde_json::Value;
 
@@ -93,6 +94,9 @@ pub trait Model: Sync {
     fn spelled(&self, name: &Name) -> String {
         name.1.clone()
     }
+
+    /// How its single file names tensors, if it comes from one.
+    fn layout(&self) -> Option<&Layout>;
 
     /// Whether there is anything of `component`.
     fn has(&self, component: Component) -> bool {

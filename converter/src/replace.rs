@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use sd_models::keys::Component;
+use sd_models::keys::layout::Layout;
 
 use crate::ConvertError;
 use crate::checkpoint::TensorSource;
@@ -101,6 +102,10 @@ impl Model for Replaced {
 
     fn residue(&self) -> &Residue {
         &self.residue
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        self.base.layout()
     }
 
     fn spelled(&self, name: &Name) -> String {

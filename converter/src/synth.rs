@@ -1,10 +1,8 @@
 //! Synthetic checkpoints: random weights in a family's exact file layout, so that anybody can try and time a family
 //! without owning its weights.
 //!
-//! Each tensor depends on its name and the seed alone, by a rule any language can follow:
-//! `key` = the first 8 bytes, little-endian, of SHA-256 of the text `seed:name`; element `i` is the SplitMix64 output
-//! (Steele et al. 2014) of the state `key + (i + 1) * 0x9E3779B97F4A7C15`; its upper 24 bits over 2^24 are `u` in [0, 1); the
-//! value is `base + amplitude * (2 u - 1)` in single precision, then rounded to half precision. Base and amplitude are 0
+//! Each tensor depends on its name and the seed alone. With `u` the number `i` in [0, 1) of its name (`random.rs`), the
+//! element `i` is `base + amplitude * (2 u - 1)` in single precision, then rounded to half precision. Base and amplitude are 0
 //! and 0.05 for biases and embeddings, 1 and 0.1 for other vectors, otherwise 0 and the root of 3 over the product of all
 //! dimensions but the first. One bias of models that predict velocity has the amplitude 0.2, by which they are known.
 
@@ -24,11 +22,11 @@ use sd_models::graph::{Graph, GraphError};
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Part};
 use sd_models::presets::{PRESETS, Preset};
-use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::output::write_file;
 use crate::progress::Progress;
+use crate::random;
 
 /// Rows of the causal mask: what `position_ids` count.
 const POSITIONS: usize = 77;
@@ -288,8 +286,7 @@ impl Synth {
     }
 
     fn fill(&self, name: &str, shape: &[usize]) -> Fill {
-        let digest = Sha256::digest(format!("{}:{name}", self.seed));
-        let key = u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"));
+        let key = random::key(self.seed, name);
         let (base, amplitude) = if self.is_telling(name) {
             (0.0, 0.2)
         } else if name.ends_with("bias") {
@@ -315,15 +312,6 @@ impl Synth {
             "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias";
         name == TELLING && matches!(self.kind, Kind::Checkpoint(preset) if preset.velocity)
     }
-}
-
-/// Element `i` of the tensor with this key, in [-1, 1).
-fn uniform(key: u64, i: u64) -> f32 {
-    let mut z = key.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^= z >> 31;
-    2.0 * ((z >> 40) as f32 / (1u32 << 24) as f32) - 1.0
 }
 
 /// The buffers that CompVis' training code saves: betas `scaled_linear` from 0.00085 to 0.012 over 1000 steps.
@@ -400,7 +388,8 @@ impl View for &Tensor<'_> {
             } => {
                 let mut bytes = vec![0; 2 * count];
                 let element = |i: usize| {
-                    f16::from_f32(base + amplitude * uniform(*key, i as u64)).to_le_bytes()
+                    let v = 2.0 * random::unit(*key, i as u64) - 1.0;
+                    f16::from_f32(base + amplitude * v).to_le_bytes()
                 };
                 bytes
                     .as_chunks_mut()
@@ -425,33 +414,6 @@ impl View for &Tensor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_rule_is_pinned() {
-        let synth = Synth {
-            kind: Kind::named("sd15").unwrap(),
-            tiny: true,
-            seed: 0,
-        };
-        let Fill::Random {
-            key,
-            base,
-            amplitude,
-        } = synth.fill("a.weight", &[4, 3])
-        else {
-            panic!("random expected")
-        };
-        // SHA-256("0:a.weight") and numpy's arithmetic.
-        assert_eq!(
-            key,
-            u64::from_le_bytes(Sha256::digest("0:a.weight")[..8].try_into().unwrap())
-        );
-        assert_eq!((base, amplitude), (0.0, 1.0));
-        // SplitMix64 of state 0, from the generator's reference implementation: 0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4.
-        let expected = |z: u64| 2.0 * ((z >> 40) as f32 / 16_777_216.0) - 1.0;
-        assert_eq!(uniform(0, 0), expected(0xE220_A839_7B1D_CDAF));
-        assert_eq!(uniform(0, 1), expected(0x6E78_9E6A_A1B9_65F4));
-    }
 
     #[test]
     fn schedule_buffers_hold_the_published_table() {

@@ -262,15 +262,6 @@ impl Weights {
     pub fn has_ema(&self) -> bool {
         self.has_ema
     }
-
-    /// The layout of the only file, if there is one.
-    #[must_use]
-    pub fn layout(&self) -> Option<&Layout> {
-        match self.layouts.as_slice() {
-            [layout] => Some(layout),
-            _ => None,
-        }
-    }
 }
 
 impl Model for Weights {
@@ -308,6 +299,13 @@ impl Model for Weights {
 
     fn residue(&self) -> &Residue {
         &self.residue
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        match self.layouts.as_slice() {
+            [layout] => Some(layout),
+            _ => None,
+        }
     }
 
     fn spelled(&self, name: &Name) -> String {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
 use sd_converter::ui::Ui;
@@ -16,7 +18,11 @@ use sd_models::manifest::PredictionType;
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildArgs {
     /// Model: a `.safetensors` or `.ckpt` file, or a folder in diffusers' layout
-    checkpoint: PathBuf,
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    checkpoint: Option<PathBuf>,
+    /// Convert the merge that this TOML file describes
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
     /// Directory to write; it appears when it is complete
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -24,7 +30,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     vae: Option<PathBuf>,
     /// Take the UNet's running averages (EMA) instead of its final weights
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     ema: bool,
     /// Of a folder's variants of weights (`fp16`, ..), take this one
     #[arg(long, value_name = "NAME")]
@@ -53,15 +59,23 @@ fn prediction(name: &str) -> Result<PredictionType, String> {
     prediction_type(name).ok_or_else(|| "epsilon, v_prediction or sample expected".to_owned())
 }
 
-pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let mut weights = Weights::open(&args.checkpoint, args.variant.as_deref())?;
+fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
+    let path = args.checkpoint.as_ref().context("no model given")?;
+    let mut weights = Weights::open(path, args.variant.as_deref())?;
     if args.ema {
         weights.use_ema()?;
     } else if weights.has_ema() {
         ui.note("the file also holds running averages (EMA) of its UNet; `--ema` takes those");
     }
-    let mut model: Box<dyn Model> = Box::new(weights);
+    Ok(Box::new(weights))
+}
+
+pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut model = match &args.recipe {
+        Some(path) => Recipe::open(path)?.model()?,
+        None => checkpoint(args, ui)?,
+    };
     if let Some(path) = &args.vae {
         let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
         model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);

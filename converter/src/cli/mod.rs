@@ -2,6 +2,7 @@
 
 mod build;
 mod inspect;
+mod merge;
 mod synth;
 mod verify;
 
@@ -11,6 +12,7 @@ use sd_converter::ui::Ui;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Build(build::BuildArgs),
+    Merge(merge::MergeArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Synth(synth::SynthArgs),
@@ -20,6 +22,7 @@ impl Command {
     pub(crate) fn run(&self, ui: &Ui) -> anyhow::Result<()> {
         match self {
             Self::Build(args) => build::run(args, ui),
+            Self::Merge(args) => merge::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Verify(args) => verify::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),

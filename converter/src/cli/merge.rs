@@ -1,0 +1,193 @@
+//! `sdconvert merge`: models to one model file.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use sd_converter::checkpoint::Dtype;
+use sd_converter::merge::{BlockWeights, From, Merged, Method, Missing, Plan, Recipe};
+use sd_converter::model::Model;
+use sd_converter::replace::Replaced;
+use sd_converter::save::{save, work_bytes};
+use sd_converter::ui::{Ui, UsageError};
+use sd_converter::weights::Weights;
+use sd_models::keys::Component;
+
+/// Merge models of one family into one file
+#[derive(Debug, clap::Args)]
+pub(crate) struct MergeArgs {
+    /// Models to merge: A, B, and C where the method takes one
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    models: Vec<PathBuf>,
+    /// Merges of merges, described in a TOML file
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    #[arg(long, value_name = "NAME", value_parser = method, default_value = "weighted-sum", help = method_help())]
+    method: Method,
+    /// How far to go from A: 0 is A
+    #[arg(long, value_name = "X", default_value_t = 0.5)]
+    alpha: f64,
+    /// The third model's part, in sum-twice and triple-sum
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    beta: f64,
+    /// Alpha by block: numbers (26 for SD 1 and 2, 20 for SDXL; one less without BASE), a preset's name, or a file of them
+    #[arg(long, value_name = "LIST|PRESET|FILE")]
+    block_weights: Option<String>,
+    /// Part of each difference that ties and dare keep
+    #[arg(long, value_name = "X", default_value_t = 0.2)]
+    density: f64,
+    /// What dare drops
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where the VAE comes from: a, b or merge
+    #[arg(long, value_name = "MODEL", value_parser = from, default_value = "a")]
+    vae_from: From,
+    /// Take the VAE from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "vae_from")]
+    vae: Option<PathBuf>,
+    /// Where the text encoders come from: a, b or merge
+    #[arg(long, value_name = "MODEL", value_parser = from, default_value = "merge")]
+    te_from: From,
+    /// Weights that not every model has: refuse or keep-a
+    #[arg(long, value_name = "WHAT", value_parser = missing, default_value = "refuse")]
+    missing: Missing,
+    /// Type of the result: f32, f16 or bf16; A's, if not given
+    #[arg(long, value_name = "TYPE", value_parser = storage)]
+    storage: Option<Dtype>,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+fn method_help() -> String {
+    format!("How: {}", Method::NAMES.map(|(name, _)| name).join(", "))
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    Method::named(name).ok_or_else(|| method_help().replace("How", "methods"))
+}
+
+fn from(name: &str) -> Result<From, String> {
+    match name {
+        "a" => Ok(From::A),
+        "b" => Ok(From::B),
+        "merge" => Ok(From::Merge),
+        _ => Err("a, b or merge expected".to_owned()),
+    }
+}
+
+fn missing(name: &str) -> Result<Missing, String> {
+    match name {
+        "refuse" => Ok(Missing::Refuse),
+        "keep-a" => Ok(Missing::KeepA),
+        _ => Err("refuse or keep-a expected".to_owned()),
+    }
+}
+
+fn storage(name: &str) -> Result<Dtype, String> {
+    match name {
+        "f32" => Ok(Dtype::F32),
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::Bf16),
+        _ => Err("f32, f16 or bf16 expected".to_owned()),
+    }
+}
+
+pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let model: Box<dyn Model> = match &args.recipe {
+        Some(path) => Recipe::open(path)?.model()?,
+        None => merged(args)?,
+    };
+    for note in &model.hints().notes {
+        ui.note(note);
+    }
+    let bar = ui.bytes("merging", work_bytes(&*model));
+    save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
+    drop(bar);
+    let (output, seconds) = (args.output.display(), start.elapsed().as_secs_f64());
+    ui.result(format!(
+        "{output}: {} weights in {seconds:.1} s",
+        model.entries().len()
+    ))?;
+    Ok(())
+}
+
+fn merged(args: &MergeArgs) -> anyhow::Result<Box<dyn Model>> {
+    let usage = |text: String| Err(UsageError(text));
+    if !(args.density > 0.0 && args.density <= 1.0) {
+        usage(format!(
+            "--density {}: above 0 and at most 1 expected",
+            args.density
+        ))?;
+    }
+    if !args.alpha.is_finite() || !args.beta.is_finite() {
+        usage("--alpha and --beta must be numbers".to_owned())?;
+    }
+    if args.beta != 0.0 && !args.method.has_beta() {
+        usage(format!("method {} takes no --beta", args.method.name()))?;
+    }
+    let alpha = match &args.block_weights {
+        Some(text) => block_weights(text)?,
+        None => BlockWeights::Uniform(args.alpha),
+    };
+    let mut plan = Plan::new(args.method, alpha);
+    plan.base = args.alpha;
+    plan.beta = BlockWeights::Uniform(args.beta);
+    plan.density = args.density;
+    plan.seed = args.seed;
+    plan.weights = vec![1.0; args.models.len()];
+    (plan.vae, plan.text_encoders) = (args.vae_from, args.te_from);
+    (plan.missing, plan.storage) = (args.missing, args.storage);
+    let open = |path: &PathBuf| Ok(Box::new(Weights::open(path, None)?) as Box<dyn Model>);
+    let inputs = args
+        .models
+        .iter()
+        .map(open)
+        .collect::<anyhow::Result<_>>()?;
+    let mut model: Box<dyn Model> = Box::new(Merged::new(inputs, plan)?);
+    if let Some(path) = &args.vae {
+        let donor = Box::new(Weights::open(path, None)?);
+        model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
+    }
+    Ok(model)
+}
+
+/// A list or preset, or the name of a file with one.
+fn block_weights(text: &str) -> anyhow::Result<BlockWeights> {
+    if let Some(weights) = BlockWeights::parse(text) {
+        return Ok(weights);
+    }
+    let path = Path::new(text);
+    anyhow::ensure!(
+        path.is_file(),
+        UsageError(format!(
+            "--block-weights {text}: no list of numbers, no preset and no file"
+        ))
+    );
+    let content = std::fs::read_to_string(path).with_context(|| format!("cannot read {text}"))?;
+    BlockWeights::parse(&content).with_context(|| format!("{text}: no list of numbers"))
+}
+
+/// What the result's metadata says of its making.
+fn record(args: &MergeArgs) -> anyhow::Result<String> {
+    if let Some(path) = &args.recipe {
+        let recipe = std::fs::read_to_string(path)?;
+        return Ok(serde_json::json!({"type": "sdrt", "recipe": recipe}).to_string());
+    }
+    let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let models: Vec<_> = args.models.iter().filter_map(name).collect();
+    let record = serde_json::json!({
+        "type": "sdrt",
+        "method": args.method.name(),
+        "models": models,
+        "alpha": args.alpha,
+        "beta": args.beta,
+        "block_weights": args.block_weights,
+        "vae": args.vae.as_ref().and_then(name),
+    });
+    Ok(record.to_string())
+}

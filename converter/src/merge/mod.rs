@@ -1,0 +1,546 @@
+//! Merging models: a model whose weights are computed from those of others when they are asked for.
+//!
+//! `methods.rs` has the arithmetic, `block_weights.rs` the values by block, `recipe.rs` the text that describes merges of
+//! merges. What is written is rounded once; nothing between the inputs and the result is.
+
+mod block_weights;
+mod methods;
+mod recipe;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use sd_models::family::ModelFamily;
+use sd_models::keys::Component;
+use sd_models::keys::blocks::Blocks;
+use sd_models::keys::layout::Layout;
+use sd_models::structure::{self, unet_config};
+
+use crate::ConvertError;
+use crate::checkpoint::{Dtype, TensorSource, to_f32};
+use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
+
+pub use block_weights::{BlockWeights, BlockWeightsError, PRESETS};
+pub use methods::Method;
+pub use recipe::{Recipe, RecipeError};
+
+use block_weights::Resolved;
+use methods::{Pieces, Settings};
+
+/// From where the VAE or the text encoders of the result come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// From the first model, untouched.
+    A,
+    /// From the second model, untouched.
+    B,
+    /// Merged, with the value of `BASE`.
+    Merge,
+}
+
+/// What happens to a weight that some of the models lack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// It is an error.
+    #[default]
+    Refuse,
+    /// The first model's weight is kept.
+    KeepA,
+}
+
+/// How models are merged.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The arithmetic.
+    pub method: Method,
+    /// How far from the first model, by block.
+    pub alpha: BlockWeights,
+    /// The value of `BASE` where `alpha` has none.
+    pub base: f64,
+    /// The third model's part, in methods that have one.
+    pub beta: BlockWeights,
+    /// Part of each difference that TIES and DARE keep, above 0 and at most 1.
+    pub density: f64,
+    /// Weights of an average, one per model.
+    pub weights: Vec<f64>,
+    /// Decides what DARE drops.
+    pub seed: u64,
+    /// Source of the VAE.
+    pub vae: From,
+    /// Source of the text encoders.
+    pub text_encoders: From,
+    /// What happens to weights that are not in every model.
+    pub missing: Missing,
+    /// Type of the result; that of the first model if not given.
+    pub storage: Option<Dtype>,
+}
+
+impl Plan {
+    /// A merge with the default choices: the first model's VAE, text encoders merged.
+    #[must_use]
+    pub fn new(method: Method, alpha: BlockWeights) -> Self {
+        Self {
+            method,
+            alpha,
+            base: 0.0,
+            beta: BlockWeights::Uniform(0.0),
+            density: 0.2,
+            weights: Vec::new(),
+            seed: 0,
+            vae: From::A,
+            text_encoders: From::Merge,
+            missing: Missing::Refuse,
+            storage: None,
+        }
+    }
+
+    fn policy(&self, component: Component) -> From {
+        match component {
+            Component::Vae => self.vae,
+            Component::TextEncoder | Component::TextEncoder2 => self.text_encoders,
+            _ => From::Merge,
+        }
+    }
+}
+
+/// A merge of models.
+pub struct Merged {
+    inputs: Vec<Box<dyn Model>>,
+    plan: Plan,
+    alpha: Resolved,
+    beta: Resolved,
+    entries: BTreeMap<Name, Entry>,
+}
+
+impl Merged {
+    /// Checks that models can be merged.
+    ///
+    /// # Errors
+    /// Models of different families or structures, weights that only some have, or block weights that do not fit.
+    pub fn new(inputs: Vec<Box<dyn Model>>, plan: Plan) -> Result<Self, ConvertError> {
+        let (least, most) = plan.method.inputs();
+        if !(least..=most).contains(&inputs.len()) {
+            return Err(ConvertError::MergeInputs {
+                method: plan.method.name(),
+                got: inputs.len(),
+                want: if least == most {
+                    least.to_string()
+                } else {
+                    format!("{least} to {most}")
+                },
+            });
+        }
+        let first = &inputs[0];
+        let families = inputs.iter().map(|input| family(&**input));
+        let families: Vec<_> = families.collect::<Result<_, _>>()?;
+        for (other, (found, _)) in inputs.iter().zip(&families) {
+            if *found != families[0].0 {
+                return Err(ConvertError::FamilyMismatch {
+                    a: first.path().to_owned(),
+                    family_a: families[0].0.to_string(),
+                    b: other.path().to_owned(),
+                    family_b: found.to_string(),
+                });
+            }
+        }
+        let blocks = families[0].1;
+        let unfit = |source| ConvertError::BlockWeights { source };
+        let alpha = plan.alpha.resolve(blocks, plan.base).map_err(unfit)?;
+        let beta = plan.beta.resolve(blocks, 0.0).map_err(unfit)?;
+        let mut merged = Self {
+            entries: first.entries().clone(),
+            inputs,
+            plan,
+            alpha,
+            beta,
+        };
+        merged.check_weights()?;
+        Ok(merged)
+    }
+
+    /// Every weight must be in every model that takes part in it, with the same shape; then its type is known.
+    fn check_weights(&mut self) -> Result<(), ConvertError> {
+        let mut entries = BTreeMap::new();
+        for (name, entry) in self.inputs[0].entries() {
+            let mut entry = entry.clone();
+            for other in self.taking_part(name) {
+                let Some(found) = other.entries().get(name) else {
+                    if self.plan.missing == Missing::KeepA {
+                        break;
+                    }
+                    return Err(ConvertError::MergeKeyMissing {
+                        key: entry.key.clone(),
+                        has: entry.file.to_path_buf(),
+                        lacks: other.path().to_owned(),
+                    });
+                };
+                check_shapes(name, &entry, found)?;
+            }
+            entry.dtype = storage(self.plan.storage, entry.dtype);
+            entries.insert(name.clone(), entry);
+        }
+        for other in &self.inputs[1..] {
+            let extra = other.entries().iter().find(|(name, _)| {
+                !entries.contains_key(*name) && self.plan.policy(name.0) == From::Merge
+            });
+            if let Some((_, entry)) = extra
+                && self.plan.missing == Missing::Refuse
+            {
+                return Err(ConvertError::MergeKeyMissing {
+                    key: entry.key.clone(),
+                    has: entry.file.to_path_buf(),
+                    lacks: self.inputs[0].path().to_owned(),
+                });
+            }
+        }
+        self.entries = entries;
+        Ok(())
+    }
+
+    /// The models beside the first whose weight of this name matters.
+    fn taking_part(&self, name: &Name) -> &[Box<dyn Model>] {
+        match self.plan.policy(name.0) {
+            From::A => &[],
+            From::B => &self.inputs[1..2],
+            From::Merge => &self.inputs[1..],
+        }
+    }
+
+    /// The model whose weight is taken as it is, if one is: endpoints are exact to the bit.
+    fn taken_whole(&self, name: &Name) -> Option<&dyn Model> {
+        let [a, b] = [&*self.inputs[0], &*self.inputs[1]];
+        match self.plan.policy(name.0) {
+            From::A => return Some(a),
+            From::B => return Some(b),
+            From::Merge => {}
+        }
+        if self
+            .taking_part(name)
+            .iter()
+            .any(|m| !m.entries().contains_key(name))
+        {
+            return Some(a);
+        }
+        let (alpha, beta) = (
+            self.alpha.value(name.0, &name.1),
+            self.beta.value(name.0, &name.1),
+        );
+        let narrow = self.inputs[0].entries()[name].shape == b.entries()[name].shape;
+        match self.plan.method {
+            Method::WeightedSum | Method::Slerp if alpha == 1.0 && narrow => Some(b),
+            Method::CosineA | Method::CosineB | Method::Average => None,
+            _ if alpha == 0.0 && (!self.plan.method.has_beta() || beta == 0.0) => Some(a),
+            _ => None,
+        }
+    }
+}
+
+impl Model for Merged {
+    fn path(&self) -> &Path {
+        self.inputs[0].path()
+    }
+
+    fn entries(&self) -> &BTreeMap<Name, Entry> {
+        &self.entries
+    }
+
+    fn read(&self, name: &Name) -> Result<Tensor<'_>, ConvertError> {
+        let entry = &self.entries[name];
+        if let Some(model) = self.taken_whole(name) {
+            let tensor = model.read(name)?;
+            return if tensor.dtype == entry.dtype {
+                Ok(tensor)
+            } else {
+                convert(&tensor, entry)
+            };
+        }
+        let tensors = self.inputs.iter().map(|input| input.read(name));
+        let tensors: Vec<Tensor<'_>> = tensors.collect::<Result<_, _>>()?;
+        let shapes: Vec<&[usize]> = self
+            .inputs
+            .iter()
+            .map(|input| input.entries()[name].shape.as_slice())
+            .collect();
+        let operands = Operands {
+            tensors: &tensors,
+            shapes: &shapes,
+        };
+        let settings = Settings {
+            alpha: self.alpha.value(name.0, &name.1),
+            beta: self.beta.value(name.0, &name.1),
+            density: self.plan.density,
+            weights: &self.plan.weights,
+            seed: self.plan.seed,
+            name: &name.1,
+        };
+        // A wider first model (inpainting, editing) keeps its further input channels.
+        let narrow = shapes[1..].iter().find(|shape| **shape != shapes[0]);
+        if let Some(narrow) = narrow {
+            let narrow = narrow.to_vec();
+            return widened(self.plan.method, &settings, &operands, &narrow, entry);
+        }
+        merge(self.plan.method, &settings, &operands, entry)
+    }
+
+    fn sources(&self) -> Vec<(&'static str, &dyn TensorSource)> {
+        let roles = ["a", "b", "c"];
+        let sources = self.inputs.iter().enumerate().flat_map(|(i, input)| {
+            let role = roles.get(i).copied().unwrap_or("further");
+            input
+                .sources()
+                .into_iter()
+                .map(move |(_, source)| (role, source))
+        });
+        sources.collect()
+    }
+
+    fn hints(&self) -> &Hints {
+        self.inputs[0].hints()
+    }
+
+    fn residue(&self) -> &Residue {
+        self.inputs[0].residue()
+    }
+
+    fn spelled(&self, name: &Name) -> String {
+        self.inputs[0].spelled(name)
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        self.inputs[0].layout()
+    }
+}
+
+/// The inputs of one tensor.
+struct Operands<'a> {
+    tensors: &'a [Tensor<'a>],
+    shapes: &'a [&'a [usize]],
+}
+
+impl Pieces for Operands<'_> {
+    fn read(&self, i: usize, start: usize, length: usize) -> Vec<f32> {
+        let tensor = &self.tensors[i];
+        let size = tensor.dtype.size();
+        let bytes = &tensor.bytes[start * size..(start + length) * size];
+        let mut values = Vec::with_capacity(length);
+        // Weights have types of numbers; of those, only F64 can fail, and becomes infinite, which storing refuses.
+        if to_f32(tensor.dtype, bytes, &mut values).is_err() {
+            values = vec![f32::INFINITY; length];
+        }
+        values
+    }
+
+    fn inputs(&self) -> usize {
+        self.tensors.len()
+    }
+
+    fn len(&self) -> usize {
+        self.shapes[0].iter().product()
+    }
+
+    fn columns(&self) -> usize {
+        match self.shapes[0] {
+            [_, rest @ ..] => rest.iter().product::<usize>().max(1),
+            [] => 1,
+        }
+    }
+}
+
+fn merge(
+    method: Method,
+    settings: &Settings<'_>,
+    operands: &Operands<'_>,
+    entry: &Entry,
+) -> Result<Tensor<'static>, ConvertError> {
+    let size = entry.dtype.size();
+    let mut bytes = vec![0; operands.len() * size];
+    let overflow = Mutex::new(None);
+    methods::merge(
+        method,
+        settings,
+        operands,
+        &mut bytes,
+        size,
+        |values, output| {
+            if let Some(value) = store(entry.dtype, values, output) {
+                *overflow.lock().expect("no panic while it is held") = Some(value);
+            }
+        },
+    );
+    match overflow.into_inner().expect("no panic while it was held") {
+        Some(value) => Err(overflowing(entry, value)),
+        None => Ok(Tensor {
+            dtype: entry.dtype,
+            bytes: Cow::Owned(bytes),
+        }),
+    }
+}
+
+/// The merge of the first input channels, with the further ones of the first model. `narrow` [out, in, ..]
+fn widened(
+    method: Method,
+    settings: &Settings<'_>,
+    operands: &Operands<'_>,
+    narrow: &[usize],
+    entry: &Entry,
+) -> Result<Tensor<'static>, ConvertError> {
+    let wide = convert(&operands.tensors[0], entry)?;
+    let kernel: usize = narrow[2..].iter().product();
+    let (row_wide, row) = (entry.shape[1] * kernel, narrow[1] * kernel);
+    let cut = |tensor: &Tensor<'_>, shape: &[usize]| {
+        let size = tensor.dtype.size();
+        let rows = tensor.bytes.chunks(shape[1] * kernel * size);
+        let bytes: Vec<u8> = rows.flat_map(|r| r[..row * size].to_vec()).collect();
+        Tensor {
+            dtype: tensor.dtype,
+            bytes: Cow::Owned(bytes),
+        }
+    };
+    let tensors: Vec<Tensor<'_>> = operands
+        .tensors
+        .iter()
+        .zip(operands.shapes)
+        .map(|(tensor, shape)| cut(tensor, shape))
+        .collect();
+    let shapes = vec![narrow; tensors.len()];
+    let operands = Operands {
+        tensors: &tensors,
+        shapes: &shapes,
+    };
+    let merged = merge(method, settings, &operands, entry)?;
+    let size = entry.dtype.size();
+    let mut bytes = wide.bytes.into_owned();
+    let rows = bytes.chunks_mut(row_wide * size);
+    for (to, from) in rows.zip(merged.bytes.chunks(row * size)) {
+        to[..row * size].copy_from_slice(from);
+    }
+    Ok(Tensor {
+        dtype: entry.dtype,
+        bytes: Cow::Owned(bytes),
+    })
+}
+
+/// A tensor in the type of `entry`.
+pub(crate) fn convert(tensor: &Tensor<'_>, entry: &Entry) -> Result<Tensor<'static>, ConvertError> {
+    let mut values = Vec::new();
+    let mut bytes = vec![0; entry.byte_len()];
+    let converted = to_f32(tensor.dtype, &tensor.bytes, &mut values);
+    if converted.is_err() {
+        return Err(overflowing(entry, f32::INFINITY));
+    }
+    match store(entry.dtype, &values, &mut bytes) {
+        Some(value) => Err(overflowing(entry, value)),
+        None => Ok(Tensor {
+            dtype: entry.dtype,
+            bytes: Cow::Owned(bytes),
+        }),
+    }
+}
+
+fn overflowing(entry: &Entry, value: f32) -> ConvertError {
+    ConvertError::OverflowOnStore {
+        path: entry.file.to_path_buf(),
+        name: entry.key.clone(),
+        value,
+        dtype: entry.dtype,
+    }
+}
+
+/// Rounds to nearest even; returns a finite value that becomes infinite.
+fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f32> {
+    let mut overflow = None;
+    match dtype {
+        Dtype::F16 => {
+            for (&value, bytes) in values.iter().zip(output.as_chunks_mut::<2>().0) {
+                let half = f16::from_f32(value);
+                if half.is_infinite() && value.is_finite() {
+                    overflow = Some(value);
+                }
+                *bytes = half.to_le_bytes();
+            }
+        }
+        Dtype::Bf16 => {
+            for (&value, bytes) in values.iter().zip(output.as_chunks_mut::<2>().0) {
+                let half = bf16::from_f32(value);
+                if half.is_infinite() && value.is_finite() {
+                    overflow = Some(value);
+                }
+                *bytes = half.to_le_bytes();
+            }
+        }
+        _ => {
+            for (value, bytes) in values.iter().zip(output.as_chunks_mut::<4>().0) {
+                *bytes = value.to_le_bytes();
+            }
+        }
+    }
+    overflow
+}
+
+/// Type of a merged weight: results are never stored in 8 bits, nor in double precision.
+fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
+    wanted.unwrap_or(match of_a {
+        Dtype::F8E4M3 | Dtype::F8E5M2 => Dtype::F16,
+        Dtype::F64 => Dtype::F32,
+        other => other,
+    })
+}
+
+/// A model's family and blocks.
+fn family(model: &dyn Model) -> Result<(ModelFamily, Blocks), ConvertError> {
+    let path = || model.path().to_owned();
+    if !model.has(Component::UNet) {
+        return Err(ConvertError::NoComponent {
+            path: path(),
+            component: "UNet",
+            hint: "\nhint: whole models are merged".to_owned(),
+        });
+    }
+    let cfg = unet_config(&model.shapes(Component::UNet));
+    let cfg = cfg.map_err(
+        |source: structure::StructureError| ConvertError::Structure {
+            path: path(),
+            source,
+        },
+    )?;
+    Ok((ModelFamily::of(&cfg), Blocks::of(&cfg)))
+}
+
+fn check_shapes(name: &Name, a: &Entry, b: &Entry) -> Result<(), ConvertError> {
+    let mismatch = || ConvertError::MergeShape {
+        key: a.key.clone(),
+        a: a.file.to_path_buf(),
+        shape_a: a.shape.clone(),
+        b: b.file.to_path_buf(),
+        shape_b: b.shape.clone(),
+    };
+    let trimmed = |shape: &[usize]| {
+        let end = shape.iter().rposition(|&n| n != 1).map_or(0, |i| i + 1);
+        shape[..end].to_vec()
+    };
+    if a.shape == b.shape || trimmed(&a.shape) == trimmed(&b.shape) {
+        return Ok(());
+    }
+    let is_input = name.1 == "conv_in.weight" && a.shape.len() == 4 && b.shape.len() == 4;
+    let same_but_channels = || a.shape[0] == b.shape[0] && a.shape[2..] == b.shape[2..];
+    if !is_input || !same_but_channels() {
+        return Err(mismatch());
+    }
+    if a.shape[1] < b.shape[1] {
+        return Err(ConvertError::InpaintMustBeA {
+            a: a.file.to_path_buf(),
+            channels_a: a.shape[1],
+            b: b.file.to_path_buf(),
+            channels_b: b.shape[1],
+        });
+    }
+    Ok(())
+}
+
+/// Where paths in a recipe are relative to.
+fn beside(recipe: &Path, file: &str) -> PathBuf {
+    recipe.parent().unwrap_or(Path::new("")).join(file)
+}
