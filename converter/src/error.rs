@@ -197,6 +197,14 @@ pub enum ConvertError {
         /// Its input channels.
         channels_b: usize,
     },
+    /// Two models whose layers are all the same.
+    #[error("{} and {} differ in no layer that a LoRA could change", base.display(), tuned.display())]
+    NothingToExtract {
+        /// The base.
+        base: PathBuf,
+        /// The other.
+        tuned: PathBuf,
+    },
     /// Block weights that do not fit the model.
     #[error("{source}")]
     BlockWeights {

@@ -1,6 +1,7 @@
 //! One file per subcommand: its options, and what it does with them.
 
 mod build;
+mod extract;
 mod inspect;
 mod merge;
 mod synth;
@@ -13,6 +14,7 @@ use sd_converter::ui::Ui;
 pub(crate) enum Command {
     Build(build::BuildArgs),
     Merge(merge::MergeArgs),
+    Extract(extract::ExtractArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Synth(synth::SynthArgs),
@@ -22,6 +24,7 @@ impl Command {
     pub(crate) fn run(&self, ui: &Ui) -> anyhow::Result<()> {
         match self {
             Self::Build(args) => build::run(args, ui),
+            Self::Extract(args) => extract::run(args, ui),
             Self::Merge(args) => merge::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Verify(args) => verify::run(args, ui),

@@ -5,6 +5,7 @@
 //! [`layout`] finds out which of them a file uses where.
 
 pub mod blocks;
+pub mod kohya;
 pub mod layout;
 pub mod ldm;
 mod open_clip;

@@ -1,0 +1,436 @@
+//! LoRA from the difference of two models: the best low-rank approximation of every layer's difference (Eckart and Young
+//! 1936), under the names that kohya's sd-scripts write.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+
+use faer::Mat;
+use half::f16;
+use safetensors::tensor::{Dtype as FileDtype, View};
+use sd_models::family::ModelFamily;
+use sd_models::keys::Component;
+use sd_models::keys::kohya::{self, Target};
+use sd_models::keys::layout::Layout;
+use sd_models::structure::unet_config;
+
+use crate::ConvertError;
+use crate::model::{Model, Name};
+use crate::output::write_file;
+use crate::progress::Progress;
+use crate::svd::svd;
+
+/// Least difference of any text encoder's weight for which the text encoders count as trained.
+const MIN_TEXT_DIFFERENCE: f32 = 0.01;
+
+/// How many singular values are kept of each layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rank {
+    /// This many, at most the full rank.
+    Fixed(usize),
+    /// As few as keep this part of the difference's energy (the sum of squares), 0..1.
+    Energy(f64),
+    /// Those above this value.
+    Threshold(f64),
+}
+
+/// What to extract.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Rank of matrices and 1x1 convolutions of attention layers.
+    pub rank: Rank,
+    /// Rank of residual blocks' and resampling layers, if they are wanted (LoCon).
+    pub conv_rank: Option<usize>,
+    /// Values are clamped to this quantile of themselves: lossy, and off if not given.
+    pub clamp_quantile: Option<f64>,
+}
+
+/// One layer's low-rank difference.
+#[derive(Debug)]
+struct Module {
+    name: String,
+    rank: usize,
+    /// [out, rank], times the singular values.
+    up: Vec<f32>,
+    up_shape: Vec<usize>,
+    /// [rank, in ..]
+    down: Vec<f32>,
+    down_shape: Vec<usize>,
+}
+
+/// What an extraction found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Layers in the LoRA.
+    pub modules: usize,
+    /// Layers whose difference is zero.
+    pub unchanged: usize,
+    /// Smallest and largest rank.
+    pub ranks: (usize, usize),
+    /// Part of the layers' energy that lower ranks would keep, by rank.
+    pub curve: Vec<(usize, f64)>,
+    /// Part of the layers' energy that the LoRA keeps.
+    pub kept: f64,
+    /// Part of the models' whole difference that is in no layer of the LoRA: norms, biases, layers not asked for.
+    pub left_out: f64,
+    /// Whether the text encoders are left out since they hardly differ.
+    pub text_left_out: bool,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (least, most) = self.ranks;
+        writeln!(
+            f,
+            "{} layers of rank {least} to {most}, {} unchanged",
+            self.modules, self.unchanged
+        )?;
+        let points = self.curve.iter();
+        let points = points.map(|(rank, part)| format!("{rank}: {:.1} %", 100.0 * part));
+        writeln!(
+            f,
+            "energy kept by rank: {}",
+            points.collect::<Vec<_>>().join(", ")
+        )?;
+        write!(f, "energy kept: {:.1} %", 100.0 * self.kept)?;
+        if self.left_out > 0.0 {
+            let percent = 100.0 * self.left_out;
+            write!(
+                f,
+                "; {percent:.1} % of the whole difference is in norms, biases and layers that were not asked for"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A LoRA in memory.
+#[derive(Debug)]
+pub struct Extracted {
+    modules: Vec<Module>,
+    family: ModelFamily,
+    velocity: bool,
+    /// What was found.
+    pub report: Report,
+}
+
+/// Ranks at which the curve of kept energy is told.
+const CURVE: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+/// Takes the difference of `tuned` and `base` apart.
+///
+/// # Errors
+/// The models are of different structures, a weight cannot be read or is not finite, or the user interrupts.
+pub fn extract(
+    base: &dyn Model,
+    tuned: &dyn Model,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Extracted, ConvertError> {
+    let family = same_family(base, tuned)?;
+    let layout = layout_for_names(base, family)?;
+    let text = text_differs(base, tuned)?;
+    let mut sums = Sums::default();
+    let mut modules = Vec::new();
+    let mut report = Report {
+        text_left_out: !text && base.has(Component::TextEncoder),
+        ranks: (usize::MAX, 0),
+        ..Report::default()
+    };
+    for (name, entry) in base.entries() {
+        if progress.cancelled() {
+            return Err(ConvertError::Interrupted);
+        }
+        let bytes = entry.byte_len() as u64;
+        let difference = difference(base, tuned, name)?;
+        let energy: f64 = difference.iter().map(|x| f64::from(*x).powi(2)).sum();
+        sums.whole += energy;
+        let rank = match kohya::target(name.0, &name.1) {
+            Some(Target::Linear) if name.0 == Component::UNet || text => Some(options.rank),
+            Some(Target::Conv) => options.conv_rank.map(Rank::Fixed),
+            _ => None,
+        };
+        let module = kohya::module(family, &layout, name.0, &name.1);
+        if let (Some(rank), Some(module)) = (rank, module) {
+            if energy == 0.0 {
+                report.unchanged += 1;
+            } else {
+                let shape = &entry.shape;
+                let factors = decompose(&difference, shape, rank, energy, &mut sums);
+                let factors = factors.ok_or_else(|| ConvertError::NonFinite {
+                    path: tuned.path().to_owned(),
+                    name: entry.key.clone(),
+                    count: difference.iter().filter(|x| !x.is_finite()).count(),
+                })?;
+                let mut module = into_module(module, shape, factors);
+                if let Some(quantile) = options.clamp_quantile {
+                    clamp(&mut module, quantile);
+                }
+                report.ranks.0 = report.ranks.0.min(module.rank);
+                report.ranks.1 = report.ranks.1.max(module.rank);
+                modules.push(module);
+            }
+        }
+        progress.advance(bytes);
+    }
+    if modules.is_empty() {
+        return Err(ConvertError::NothingToExtract {
+            base: base.path().to_owned(),
+            tuned: tuned.path().to_owned(),
+        });
+    }
+    report.modules = modules.len();
+    report.kept = sums.kept / sums.layers;
+    report.left_out = 1.0 - sums.layers / sums.whole;
+    let told = CURVE.iter().zip(sums.curve).filter(|(_, sum)| *sum > 0.0);
+    let computed = report.ranks.1;
+    let told = told.filter(|(rank, _)| **rank <= computed);
+    report.curve = told.map(|(rank, sum)| (*rank, sum / sums.layers)).collect();
+    Ok(Extracted {
+        modules,
+        family,
+        velocity: base.hints().velocity.is_some(),
+        report,
+    })
+}
+
+/// Energies: of everything, of the layers in the LoRA, of what is kept of them, and of what lower ranks would keep.
+#[derive(Default)]
+struct Sums {
+    whole: f64,
+    layers: f64,
+    kept: f64,
+    curve: [f64; CURVE.len()],
+}
+
+/// `up` [out, rank] times `down` [rank, in * kernel].
+struct Factors {
+    rank: usize,
+    up: Vec<f32>,
+    down: Vec<f32>,
+}
+
+fn decompose(
+    difference: &[f32],
+    shape: &[usize],
+    rank: Rank,
+    energy: f64,
+    sums: &mut Sums,
+) -> Option<Factors> {
+    let rows = shape[0];
+    let columns = difference.len() / rows;
+    let d = Mat::from_fn(rows, columns, |i, j| f64::from(difference[i * columns + j]));
+    let wanted = match rank {
+        Rank::Fixed(rank) => Some(rank),
+        Rank::Energy(_) | Rank::Threshold(_) => None,
+    };
+    let svd = svd(d.as_ref(), wanted)?;
+    let full = rows.min(columns);
+    let kept = match rank {
+        Rank::Fixed(rank) => rank,
+        Rank::Energy(part) => {
+            let mut sum = 0.0;
+            let enough = svd.s.iter().position(|s| {
+                sum += s * s;
+                sum >= part * energy
+            });
+            enough.map_or(full, |i| i + 1)
+        }
+        Rank::Threshold(least) => svd.s.iter().filter(|s| **s > least).count(),
+    };
+    let kept = kept.clamp(1, full);
+    let energy_of = |rank: usize| svd.s.iter().take(rank).map(|s| s * s).sum::<f64>();
+    sums.layers += energy;
+    sums.kept += energy_of(kept);
+    for (sum, rank) in sums.curve.iter_mut().zip(CURVE) {
+        *sum += energy_of(rank);
+    }
+    let up = (0..rows * kept).map(|n| {
+        let (i, j) = (n / kept, n % kept);
+        (svd.u[(i, j)] * svd.s[j]) as f32
+    });
+    let down = (0..kept * columns).map(|n| svd.v[(n % columns, n / columns)] as f32);
+    Some(Factors {
+        rank: kept,
+        up: up.collect(),
+        down: down.collect(),
+    })
+}
+
+fn into_module(name: String, shape: &[usize], factors: Factors) -> Module {
+    let rank = factors.rank;
+    let mut up_shape = vec![shape[0], rank];
+    let mut down_shape = vec![rank];
+    down_shape.extend(&shape[1..]);
+    if shape.len() == 4 {
+        up_shape.extend([1, 1]);
+    }
+    Module {
+        name,
+        rank,
+        up: factors.up,
+        up_shape,
+        down: factors.down,
+        down_shape,
+    }
+}
+
+/// As sd-scripts: both factors to the quantile of their signed values together.
+fn clamp(module: &mut Module, quantile: f64) {
+    let mut values: Vec<f32> = module.up.iter().chain(&module.down).copied().collect();
+    let place = quantile * (values.len() - 1) as f64;
+    let (low, part) = (place.floor() as usize, place.fract());
+    let (_, lower, above) = values.select_nth_unstable_by(low, f32::total_cmp);
+    let lower = *lower;
+    let upper = above
+        .iter()
+        .copied()
+        .min_by(f32::total_cmp)
+        .unwrap_or(lower);
+    let limit = (f64::from(lower) + part * (f64::from(upper) - f64::from(lower))) as f32;
+    for value in module.up.iter_mut().chain(&mut module.down) {
+        *value = value.clamp(-limit.abs(), limit.abs());
+    }
+}
+
+fn difference(base: &dyn Model, tuned: &dyn Model, name: &Name) -> Result<Vec<f32>, ConvertError> {
+    let entry = &base.entries()[name];
+    let Some(other) = tuned.entries().get(name) else {
+        return Err(ConvertError::MergeKeyMissing {
+            key: entry.key.clone(),
+            has: base.path().to_owned(),
+            lacks: tuned.path().to_owned(),
+        });
+    };
+    if entry.shape.iter().product::<usize>() != other.shape.iter().product::<usize>() {
+        return Err(ConvertError::MergeShape {
+            key: entry.key.clone(),
+            a: base.path().to_owned(),
+            shape_a: entry.shape.clone(),
+            b: tuned.path().to_owned(),
+            shape_b: other.shape.clone(),
+        });
+    }
+    let mut values = tuned.read_f32(name)?;
+    for (value, base) in values.iter_mut().zip(base.read_f32(name)?) {
+        *value -= base;
+    }
+    Ok(values)
+}
+
+fn text_differs(base: &dyn Model, tuned: &dyn Model) -> Result<bool, ConvertError> {
+    for name in base.entries().keys() {
+        let is_text = matches!(name.0, Component::TextEncoder | Component::TextEncoder2);
+        if is_text && kohya::target(name.0, &name.1).is_some() {
+            let difference = difference(base, tuned, name)?;
+            if difference.iter().any(|x| x.abs() > MIN_TEXT_DIFFERENCE) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn family_of(model: &dyn Model) -> Result<ModelFamily, ConvertError> {
+    let cfg =
+        unet_config(&model.shapes(Component::UNet)).map_err(|source| ConvertError::Structure {
+            path: model.path().to_owned(),
+            source,
+        })?;
+    Ok(ModelFamily::of(&cfg))
+}
+
+fn same_family(base: &dyn Model, tuned: &dyn Model) -> Result<ModelFamily, ConvertError> {
+    let (a, b) = (family_of(base)?, family_of(tuned)?);
+    if a == b {
+        return Ok(a);
+    }
+    Err(ConvertError::FamilyMismatch {
+        a: base.path().to_owned(),
+        family_a: a.to_string(),
+        b: tuned.path().to_owned(),
+        family_b: b.to_string(),
+    })
+}
+
+fn layout_for_names(base: &dyn Model, family: ModelFamily) -> Result<Layout, ConvertError> {
+    let cfg = unet_config(&base.shapes(Component::UNet));
+    let cfg = cfg.map_err(|source| ConvertError::Structure {
+        path: base.path().to_owned(),
+        source,
+    })?;
+    Ok(Layout::single_file(family, &cfg, 4, false))
+}
+
+impl Extracted {
+    /// Writes the LoRA in half precision; an existing file is replaced only with `force`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path, force: bool) -> Result<(), ConvertError> {
+        let mut tensors = Vec::new();
+        for module in &self.modules {
+            for (part, shape, values) in [
+                (
+                    "lora_up.weight",
+                    &module.up_shape,
+                    Cow::Borrowed(&module.up[..]),
+                ),
+                (
+                    "lora_down.weight",
+                    &module.down_shape,
+                    Cow::Borrowed(&module.down[..]),
+                ),
+                // The scale is alpha over rank: 1.
+                ("alpha", &Vec::new(), Cow::Owned(vec![module.rank as f32])),
+            ] {
+                let halves = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
+                let tensor = Halves {
+                    shape: shape.clone(),
+                    bytes: halves.collect(),
+                };
+                tensors.push((format!("{}.{part}", module.name), tensor));
+            }
+        }
+        // One entry only: the order of several would vary between runs, and so would the file's hash.
+        let version = match (self.family, self.velocity) {
+            (ModelFamily::Sd15, _) => "sd_v1",
+            (ModelFamily::Sd21, true) => "sd_v2_v",
+            (ModelFamily::Sd21, false) => "sd_v2",
+            _ => "sdxl_base_v1-0",
+        };
+        let version = ("ss_base_model_version".to_owned(), version.to_owned());
+        write_file(path, force, |file| {
+            let views = tensors.iter().map(|(name, tensor)| (name, tensor));
+            let metadata = Some(HashMap::from([version]));
+            safetensors::serialize_to_file(views, metadata, file).map_err(|e| ConvertError::Write {
+                path: path.to_owned(),
+                source: std::io::Error::other(e),
+            })
+        })
+    }
+}
+
+struct Halves {
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for &Halves {
+    fn dtype(&self) -> FileDtype {
+        FileDtype::F16
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
