@@ -197,6 +197,12 @@ pub enum ConvertError {
         /// Its input channels.
         channels_b: usize,
     },
+    /// A ControlNet that is stored as changes to another model.
+    #[error("{}: it holds changes to a model's UNet (a Control-LoRA or difference ControlNet)\nhint: give the model with `--base FILE`", path.display())]
+    NeedsBase {
+        /// The file.
+        path: PathBuf,
+    },
     /// Two models whose layers are all the same.
     #[error("{} and {} differ in no layer that a LoRA could change", base.display(), tuned.display())]
     NothingToExtract {

@@ -8,6 +8,7 @@
 
 pub mod build;
 pub mod checkpoint;
+pub mod control;
 mod design;
 pub mod embedding;
 pub mod error;

@@ -38,6 +38,8 @@ pub enum Kind {
     Checkpoint(&'static Preset),
     /// A ControlNet for the preset's UNet.
     ControlNet(&'static Preset),
+    /// A ControlNet as low-rank changes to the preset's UNet.
+    ControlLora(&'static Preset),
     /// Both halves of a tiny autoencoder.
     Taesd,
 }
@@ -52,11 +54,14 @@ impl Kind {
         if name == "taesd" {
             return Some(Self::Taesd);
         }
-        match name.strip_prefix("controlnet-") {
-            Some(base) if CONTROLLED.contains(&base) => Preset::named(base).map(Self::ControlNet),
-            Some(_) => None,
-            None => Preset::named(name).map(Self::Checkpoint),
-        }
+        let base = |prefix: &str| {
+            let base = name.strip_prefix(prefix)?;
+            Preset::named(base).filter(|_| CONTROLLED.contains(&base))
+        };
+        base("controlnet-")
+            .map(Self::ControlNet)
+            .or_else(|| base("control-lora-").map(Self::ControlLora))
+            .or_else(|| Preset::named(name).map(Self::Checkpoint))
     }
 
     /// Every name.
@@ -119,7 +124,9 @@ impl Synth {
         // One entry only: the order of several would vary between runs, and so would the file's hash.
         let side = match self.kind {
             _ if self.tiny => 128,
-            Kind::Checkpoint(preset) | Kind::ControlNet(preset) => preset.resolution(),
+            Kind::Checkpoint(preset) | Kind::ControlNet(preset) | Kind::ControlLora(preset) => {
+                preset.resolution()
+            }
             Kind::Taesd => 512,
         };
         let resolution = format!("{side}x{side}");
@@ -174,8 +181,10 @@ impl Synth {
                 if component == Component::Vae && name.contains(".attn_1.") && shape.len() == 2 {
                     shape.extend([1, 1]); // 1x1 convolutions in this layout
                 }
-                if tensors.insert(name.clone(), shape).is_none() {
-                    order.push(name);
+                for (name, shape) in self.stored(name, shape) {
+                    if tensors.insert(name.clone(), shape).is_none() {
+                        order.push(name);
+                    }
                 }
             }
         }
@@ -205,7 +214,7 @@ impl Synth {
     fn graphs(&self) -> Result<(Layout, Vec<(Component, Graph)>), GraphError> {
         match self.kind {
             Kind::Checkpoint(preset) => self.checkpoint(preset),
-            Kind::ControlNet(preset) => {
+            Kind::ControlNet(preset) | Kind::ControlLora(preset) => {
                 let trunk = preset.unet(self.tiny);
                 let layout = Layout::ldm_controlnet(&trunk);
                 let graph = controlnet(&ControlNetConfig::of(trunk))?;
@@ -250,10 +259,38 @@ impl Synth {
         Ok((layout, graphs))
     }
 
+    /// The tensors that hold a weight: two in a Control-LoRA, for the layers that it shares with the UNet.
+    fn stored(&self, name: String, shape: Vec<usize>) -> Vec<(String, Vec<usize>)> {
+        const OWN: [&str; 3] = ["input_hint_block.", "zero_convs.", "middle_block_out."];
+        if !matches!(self.kind, Kind::ControlLora(_)) {
+            return vec![(name, shape)];
+        }
+        let bare = name.strip_prefix("control_model.").unwrap_or(&name);
+        let own = OWN.iter().any(|prefix| bare.starts_with(prefix));
+        let module = match bare.strip_suffix(".weight") {
+            Some(module) if !own && shape.len() > 1 => module,
+            _ => return vec![(bare.to_owned(), shape)],
+        };
+        let rank = if self.tiny { 4 } else { 128 };
+        let mut up = vec![shape[0], rank];
+        up.extend(vec![1; shape.len() - 2]);
+        let mut down = shape;
+        down[0] = rank;
+        vec![
+            (format!("{module}.up"), up),
+            (format!("{module}.down"), down),
+        ]
+    }
+
     /// Tensors that are no weights.
     fn buffers(&self) -> Vec<(String, Vec<usize>, Fill)> {
-        let Kind::Checkpoint(preset) = self.kind else {
-            return Vec::new();
+        let preset = match self.kind {
+            Kind::Checkpoint(preset) => preset,
+            Kind::ControlLora(_) => {
+                let marker = "lora_controlnet".to_owned();
+                return vec![(marker, vec![1], Fill::F32(vec![1.0]))];
+            }
+            Kind::ControlNet(_) | Kind::Taesd => return Vec::new(),
         };
         let family = preset.family();
         let prefix = match family {

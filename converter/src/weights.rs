@@ -13,6 +13,7 @@ use sd_models::keys::{Component, Key, Part};
 use crate::ConvertError;
 use crate::checkpoint::folder::open_folder;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource, open, to_f32};
+use crate::control::needs_base;
 use crate::error::some_of;
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
 use crate::onnx::transpose;
@@ -72,6 +73,11 @@ impl Weights {
     pub fn from_source(source: Box<dyn TensorSource>) -> Result<Self, ConvertError> {
         let names: BTreeSet<&str> = source.tensors().keys().map(String::as_str).collect();
         refuse_foreign(source.path(), &names)?;
+        if needs_base(&*source) {
+            return Err(ConvertError::NeedsBase {
+                path: source.path().to_owned(),
+            });
+        }
         let layout = Layout::detect(&names);
         let mut weights = Self::empty(source.path());
         weights.hints = hints(&*source)?;

@@ -12,6 +12,8 @@ pub(super) enum Mapped {
     File(Mmap),
     /// Part of the program.
     Static(&'static [u8]),
+    /// Read by the caller.
+    Owned(Vec<u8>),
 }
 
 impl Mapped {
@@ -35,6 +37,7 @@ impl Mapped {
         match self {
             Self::File(map) => map,
             Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 }

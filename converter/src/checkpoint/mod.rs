@@ -62,6 +62,18 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
         path: path.to_owned(),
         source,
     })?;
+    read(path, bytes)
+}
+
+/// [`open`] of a file whose bytes are in memory already; `path` stands for it in messages.
+///
+/// # Errors
+/// As for [`open`].
+pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Box<dyn TensorSource>, CheckpointError> {
+    read(path, Mapped::Owned(bytes))
+}
+
+fn read(path: &Path, bytes: Mapped) -> Result<Box<dyn TensorSource>, CheckpointError> {
     let path = path.to_owned();
     Ok(match bytes.get() {
         start if start.starts_with(b"PK") => Box::new(torch_zip::TorchZip::new(path, bytes)?),

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::control::{ControlOnBase, needs_base};
 use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
-use sd_converter::ui::Ui;
+use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
 use sd_models::diffusers::prediction_type;
 use sd_models::keys::Component;
@@ -32,6 +33,9 @@ pub(crate) struct BuildArgs {
     /// Take the UNet's running averages (EMA) instead of its final weights
     #[arg(long, conflicts_with = "recipe")]
     ema: bool,
+    /// Model that a Control-LoRA or difference ControlNet is made for
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    base: Option<PathBuf>,
     /// Of a folder's variants of weights (`fp16`, ..), take this one
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -61,6 +65,15 @@ fn prediction(name: &str) -> Result<PredictionType, String> {
 
 fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
     let path = args.checkpoint.as_ref().context("no model given")?;
+    if let Some(base) = &args.base {
+        let base = Box::new(Weights::open(base, args.variant.as_deref())?);
+        let source = sd_converter::checkpoint::open(path)?;
+        anyhow::ensure!(
+            needs_base(&*source),
+            UsageError(format!("{}: it needs no --base", path.display()))
+        );
+        return Ok(Box::new(ControlOnBase::new(source, base)?));
+    }
     let mut weights = Weights::open(path, args.variant.as_deref())?;
     if args.ema {
         weights.use_ema()?;

@@ -426,12 +426,17 @@ fn widened(
 /// A tensor in the type of `entry`.
 pub(crate) fn convert(tensor: &Tensor<'_>, entry: &Entry) -> Result<Tensor<'static>, ConvertError> {
     let mut values = Vec::new();
-    let mut bytes = vec![0; entry.byte_len()];
     let converted = to_f32(tensor.dtype, &tensor.bytes, &mut values);
     if converted.is_err() {
         return Err(overflowing(entry, f32::INFINITY));
     }
-    match store(entry.dtype, &values, &mut bytes) {
+    store_f32(&values, entry)
+}
+
+/// Values in the type of `entry`.
+pub(crate) fn store_f32(values: &[f32], entry: &Entry) -> Result<Tensor<'static>, ConvertError> {
+    let mut bytes = vec![0; values.len() * entry.dtype.size()];
+    match store(entry.dtype, values, &mut bytes) {
         Some(value) => Err(overflowing(entry, value)),
         None => Ok(Tensor {
             dtype: entry.dtype,
@@ -480,8 +485,8 @@ fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f32> {
     overflow
 }
 
-/// Type of a merged weight: results are never stored in 8 bits, nor in double precision.
-fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
+/// Type of a computed weight: results are never stored in 8 bits, nor in double precision.
+pub(crate) fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
     wanted.unwrap_or(match of_a {
         Dtype::F8E4M3 | Dtype::F8E5M2 => Dtype::F16,
         Dtype::F64 => Dtype::F32,

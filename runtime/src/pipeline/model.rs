@@ -61,6 +61,7 @@ impl ModelDir {
         } else {
             None
         };
+        check_pipeline(path, manifest.as_ref())?;
         let scheduler_path = path.join("scheduler/scheduler_config.json");
         let scheduler = read_json(&scheduler_path)?;
         let (latent, prediction, default_size) = match &manifest {
@@ -117,6 +118,33 @@ impl ModelDir {
     #[must_use]
     pub fn hash(&self) -> Option<&str> {
         self.manifest.as_ref()?.sources.first()?.sha256.get(..10)
+    }
+}
+
+/// Other pipelines have further networks or inputs.
+fn check_pipeline(path: &Path, manifest: Option<&Manifest>) -> Result<(), PipelineError> {
+    const SUPPORTED: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
+    let unsupported = |kind: String| PipelineError::Unsupported {
+        path: path.to_owned(),
+        kind,
+    };
+    if let Some(manifest) = manifest
+        && !manifest.components.contains_key("unet")
+    {
+        let networks: Vec<&str> = manifest.components.keys().map(String::as_str).collect();
+        return Err(unsupported(format!("only {}", networks.join(" and "))));
+    }
+    let index = path.join("model_index.json");
+    if !index.is_file() {
+        return Ok(());
+    }
+    let index = read_json(&index)?;
+    let class = index["_class_name"].as_str().unwrap_or_default();
+    let bare = ["Onnx", "ORT"].iter().find_map(|p| class.strip_prefix(p));
+    if SUPPORTED.contains(&bare.unwrap_or(class)) {
+        Ok(())
+    } else {
+        Err(unsupported(format!("a {class}")))
     }
 }
 
