@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use sd_models::manifest::PredictionType;
 use sd_runtime::engine::EngineError;
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{Dump, ModelDir, Outcome, PipelineError, Txt2Img};
 use sd_runtime::sampler::{Profile, Sampler};
-use sdrt_tests::{Quiet, Reference, demo_model, engine, never, psnr, relative_l2};
+use sdrt_tests::{Quiet, Reference, demo_model, engine, never, psnr, relative_l2, synthetic};
 
 fn circle() -> Txt2Img {
     Txt2Img {
@@ -384,4 +385,34 @@ fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot
     chosen
         .run(engine(), &model, &never(), &mut Quiet::default(), None)
         .unwrap();
+}
+
+#[test]
+fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
+    let request = |size| Txt2Img {
+        width: Some(size),
+        height: Some(size),
+        steps: 2,
+        ..circle()
+    };
+    let (_dir, sd21) = synthetic("sd21");
+    let model = ModelDir::open(&sd21).unwrap();
+    assert_eq!(model.prediction, PredictionType::VPrediction);
+    let outcome = request(64)
+        .run(engine(), &model, &never(), &mut Quiet::default(), None)
+        .unwrap();
+    assert_eq!(outcome.pictures[0].0.width, 64);
+    for (family, said) in [
+        ("sdxl", "StableDiffusionXLPipeline"),
+        ("sdxl-refiner", "StableDiffusionXLImg2ImgPipeline"),
+        ("sd15-inpaint", "StableDiffusionInpaintPipeline"),
+        ("instruct-pix2pix", "StableDiffusionInstructPix2PixPipeline"),
+        ("sd15-lcm", "LatentConsistencyModelPipeline"),
+        ("controlnet-sd15", "only controlnet"),
+        ("taesd", "only vae_decoder and vae_encoder"),
+    ] {
+        let (_dir, path) = synthetic(family);
+        let error = ModelDir::open(&path).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }

@@ -1,11 +1,14 @@
 //! Stable Diffusion checkpoints to ONNX model directories, streaming, without Python.
 //!
-//! [`checkpoint`] reads files tensor by tensor, [`weights`] gives their tensors canonical names, [`build`] turns them into
-//! the directory that `sdrun` and diffusers run, [`onnx`] writes graphs, [`synth`] makes weights for those who own none,
-//! [`inspect`] and [`verify`] look at files and directories, [`ui`] is how the programs talk to people.
+//! [`checkpoint`] reads files tensor by tensor; [`weights`] gives their tensors canonical names and so makes a
+//! [`model`], from which [`merge`], [`replace`] and [`control`] make others. [`build`] turns models into the directory that
+//! `sdrun` and diffusers run ([`onnx`] writes the graphs), [`save`] into a checkpoint, [`extract`] two of them into a LoRA.
+//! [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories,
+//! [`ui`] is how the programs talk to people.
 //!
 //! What is deliberately not here: running models. This crate never touches ONNX Runtime.
 
+pub mod against;
 pub mod build;
 pub mod checkpoint;
 pub mod control;

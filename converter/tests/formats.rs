@@ -624,3 +624,102 @@ fn a_configuration_that_contradicts_the_weights_is_an_error() {
         fs::remove_file(&path).unwrap();
     }
 }
+
+/// Files that merge tools saved again: junk in what goes unused, positions that are no integers, mixed types, 8-bit weights.
+#[test]
+fn files_saved_again_by_other_tools_convert_to_the_same_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let single = tiny(dir.path(), "sd21");
+    let expected = converted(&single, &dir.path().join("single"));
+    let file = open(&single).unwrap();
+    let mut tensors: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, info) in file.tensors() {
+        let data = file.bytes(name).unwrap().into_owned();
+        let shape = info.shape.clone();
+        let (dtype, data) = match info.dtype {
+            // The tiny encoder has two blocks, and a third stored: unused.
+            Dtype::F16 if name.contains("resblocks.2.") => {
+                (safetensors::Dtype::F16, vec![0x7F; data.len()])
+            }
+            Dtype::F16 if name.ends_with("ln_final.bias") => {
+                let mut values = Vec::new();
+                to_f32(Dtype::F16, &data, &mut values).unwrap();
+                let single = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                (safetensors::Dtype::F32, single)
+            }
+            Dtype::F16 => (safetensors::Dtype::F16, data),
+            _ if name.ends_with("logit_scale") => (safetensors::Dtype::I32, data),
+            _ => continue,
+        };
+        tensors.push((name.clone(), dtype, shape, data));
+    }
+    let positions = "cond_stage_model.transformer.text_model.embeddings.position_ids";
+    let broken: Vec<u8> = (0..77).flat_map(|_| [0x1F, 0x51]).collect(); // 40.97 in half precision
+    tensors.push((
+        positions.to_owned(),
+        safetensors::Dtype::F16,
+        vec![1, 77],
+        broken,
+    ));
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (name, view.unwrap())
+    });
+    let again = dir.path().join("again.safetensors");
+    safetensors::serialize_to_file(views, None, &again).unwrap();
+    let weights = Weights::open(&again, None).unwrap();
+    // Positions of an encoder that SD 2 does not have are nobody's.
+    let options = BuildOptions {
+        allow_partial: true,
+        ..BuildOptions::default()
+    };
+    let plan = BuildPlan::new(Box::new(weights), options).unwrap();
+    assert_eq!(plan.residue().unknown, [positions]);
+    plan.write(&dir.path().join("again"), &Unwatched).unwrap();
+    let found = fs::read(dir.path().join("again/unet/model.onnx_data")).unwrap();
+    assert!(found == expected["unet"]);
+    let found = fs::read(dir.path().join("again/text_encoder/model.onnx_data")).unwrap();
+    assert!(found == expected["text_encoder"]);
+}
+
+#[test]
+fn eight_bit_weights_are_read_and_scaled_ones_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f8.safetensors");
+    let write = |names: &[&str]| {
+        let data = [0x38u8; 4];
+        let views = names.iter().map(|name| {
+            let dtype = safetensors::Dtype::F8_E4M3;
+            let view = safetensors::tensor::TensorView::new(dtype, vec![4], &data);
+            (*name, view.unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+    };
+    write(&["w"]);
+    assert_eq!(values(&*open(&path).unwrap(), "w"), [1.0; 4]);
+    write(&["w", "w.scale_weight"]);
+    assert!(error_of(&path).contains("have scales"));
+}
+
+/// A whole pipeline in one file, under the names of its folders.
+#[test]
+fn a_pipeline_flattened_into_one_file_is_understood() {
+    use sd_converter::model::Model;
+    let dir = tempfile::tempdir().unwrap();
+    let single = tiny(dir.path(), "sdxl");
+    let expected = converted(&single, &dir.path().join("single"));
+    let weights = Weights::open(&single, None).unwrap();
+    let flat: Tensors = weights
+        .entries()
+        .iter()
+        .map(|(name, entry)| {
+            let data = weights.read(name).unwrap().bytes.into_owned();
+            let key = format!("{}.{}", name.0.name(), name.1);
+            (key, (entry.shape.clone(), data))
+        })
+        .collect();
+    let path = dir.path().join("flat.safetensors");
+    write_safetensors(&path, &flat);
+    let found = converted(&path, &dir.path().join("flat"));
+    assert!(found == expected);
+}

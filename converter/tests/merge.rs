@@ -374,3 +374,62 @@ fn merges_that_cannot_be_are_refused() {
         fail(&["merge", "--recipe", &recipe, "-o", &out], 1, &[said]);
     }
 }
+
+#[test]
+fn what_a_model_would_change_in_another_is_told() {
+    let place = Place::new();
+    let (a, b) = (place.synth("sd15", 0), place.synth("sd15", 1));
+    let mixed = place.path("mixed.safetensors");
+    succeed(&[
+        "merge",
+        &a,
+        &b,
+        "--alpha",
+        "0",
+        "--te-from",
+        "b",
+        "-o",
+        &mixed,
+    ]);
+    let told = succeed(&["inspect", &mixed, "--against", &a]);
+    assert!(told.contains("both are Stable Diffusion 1.x"), "{told}");
+    assert!(
+        told.contains("unet: 0 tensors differ, 686 are equal"),
+        "{told}"
+    );
+    assert!(
+        told.contains("text_encoder: 36 tensors differ, 0 are equal"),
+        "{told}"
+    );
+    let json = succeed(&["inspect", &b, "--against", &a, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["components"]["unet"]["changed"], 686);
+    assert_eq!(json["blocks"].as_array().unwrap().len(), 25);
+    let other = place.synth("sdxl", 0);
+    let told = succeed(&["inspect", &other, "--against", &a]);
+    assert!(told.contains("neither merging nor extracting"), "{told}");
+}
+
+#[test]
+fn values_that_are_not_finite_are_told_when_a_merge_is_converted() {
+    let place = Place::new();
+    let a = place.synth("sd15", 0);
+    let bytes = fs::read(&a).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let bad = "model.diffusion_model.out.2.bias";
+    let nan = f16::NAN.to_le_bytes().repeat(4);
+    let views = file.iter().map(|(name, view)| {
+        let data = if name == bad { &nan[..] } else { view.data() };
+        let view = safetensors::tensor::TensorView::new(view.dtype(), view.shape().to_vec(), data);
+        (name, view.unwrap())
+    });
+    let b = place.path("nan.safetensors");
+    safetensors::serialize_to_file(views, None, Path::new(&b)).unwrap();
+    let merged = place.path("merged.safetensors");
+    succeed(&["merge", &a, &b, "-o", &merged]);
+    fail(
+        &["build", &merged, "--strict", "-o", &place.path("model")],
+        1,
+        &[bad, "NaN"],
+    );
+}

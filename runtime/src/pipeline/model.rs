@@ -93,7 +93,10 @@ impl ModelDir {
     #[must_use]
     pub fn title(&self) -> String {
         let source = self.manifest.as_ref().and_then(|m| m.sources.first());
-        let name = source.map_or(self.path.as_path(), |source| Path::new(&source.name));
+        // Files of a folder are called the same in every model.
+        let source = source.map(|source| Path::new(&source.name));
+        let source = source.filter(|name| name.components().count() == 1);
+        let name = source.unwrap_or(&self.path);
         name.file_stem()
             .map(|stem| stem.to_string_lossy().into_owned())
             .unwrap_or_default()
