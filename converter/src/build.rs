@@ -17,7 +17,7 @@ use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::design::Design;
 use crate::error::some_of;
-use crate::model::{Model, Residue};
+use crate::model::{LoraUse, Model, Residue};
 use crate::onnx::{Stored, WeightReader, WriteError, Written, write_model};
 use crate::output::StagedDir;
 use crate::prediction::Prediction;
@@ -254,8 +254,8 @@ impl BuildPlan {
             latent: design.latent,
             default_size: [design.resolution; 2],
             components,
+            loras: self.loras(&sources),
             sources,
-            loras: Vec::new(),
             license: metadata.get("modelspec.license").cloned(),
             title: metadata
                 .get("modelspec.title")
@@ -263,6 +263,19 @@ impl BuildPlan {
                 .or(stem)
                 .unwrap_or_default(),
         }
+    }
+
+    /// The LoRAs in the weights, with the hashes of their files.
+    fn loras(&self, sources: &[Source]) -> Vec<manifest::Lora> {
+        let files = sources.iter().filter(|source| source.role == "lora");
+        let used = files.zip(&self.model.hints().loras);
+        let lora = |(file, used): (&Source, &LoraUse)| manifest::Lora {
+            name: file.name.clone(),
+            sha256: file.sha256.clone(),
+            unet: used.unet,
+            text_encoder: used.text_encoders,
+        };
+        used.map(lora).collect()
     }
 
     fn write_configs(&self, staged: &StagedDir, manifest: &Manifest) -> Result<(), ConvertError> {

@@ -156,6 +156,7 @@ impl ControlOnBase {
                 let info = &self.source.tensors()[key];
                 Entry {
                     dtype: info.dtype,
+                    published: info.dtype,
                     shape: info.shape.clone(),
                     file: file.clone(),
                     key: key.clone(),
@@ -169,7 +170,7 @@ impl ControlOnBase {
                     has: file.to_path_buf(),
                     lacks: self.base.path().to_owned(),
                 })?;
-                entry.dtype = storage(None, entry.dtype);
+                entry.dtype = storage(None, entry.published);
                 Ok::<_, ConvertError>(entry)
             };
             let misfit =

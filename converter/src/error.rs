@@ -8,6 +8,7 @@ use sd_models::keys::Component;
 use sd_models::structure::StructureError;
 
 use crate::checkpoint::{CheckpointError, Dtype};
+use crate::lora::LoraError;
 use crate::merge::{BlockWeightsError, RecipeError};
 
 /// A conversion that could not be done.
@@ -210,6 +211,14 @@ pub enum ConvertError {
         base: PathBuf,
         /// The other.
         tuned: PathBuf,
+    },
+    /// A LoRA does not fit its model.
+    #[error("{}: {source}", path.display())]
+    Lora {
+        /// The LoRA.
+        path: PathBuf,
+        /// What is wrong.
+        source: LoraError,
     },
     /// Block weights that do not fit the model.
     #[error("{source}")]

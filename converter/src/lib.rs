@@ -1,7 +1,7 @@
 //! Stable Diffusion checkpoints to ONNX model directories, streaming, without Python.
 //!
 //! [`checkpoint`] reads files tensor by tensor; [`weights`] gives their tensors canonical names and so makes a
-//! [`model`], from which [`merge`], [`replace`] and [`control`] make others. [`build`] turns models into the directory that
+//! [`model`], from which [`merge`], [`lora`], [`replace`] and [`control`] make others. [`build`] turns models into the directory that
 //! `sdrun` and diffusers run ([`onnx`] writes the graphs), [`save`] into a checkpoint, [`extract`] two of them into a LoRA.
 //! [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories,
 //! [`ui`] is how the programs talk to people.
@@ -17,6 +17,7 @@ pub mod embedding;
 pub mod error;
 pub mod extract;
 pub mod inspect;
+pub mod lora;
 pub mod merge;
 pub mod model;
 pub mod onnx;

@@ -23,6 +23,8 @@ pub type Name = (Component, String);
 pub struct Entry {
     /// Type of its elements.
     pub dtype: Dtype,
+    /// Type in which the first file has it: what a computed weight is stored in, unless the user wants another.
+    pub published: Dtype,
     /// Its canonical shape.
     pub shape: Vec<usize>,
     /// File that it comes from, for messages.
@@ -63,8 +65,21 @@ pub struct Hints {
     pub zero_snr: bool,
     /// The file's own noise schedule: products of `1 - beta`.
     pub alphas_cumprod: Option<Vec<f32>>,
+    /// LoRAs in its weights, in the order of application.
+    pub loras: Vec<LoraUse>,
     /// What the user should know.
     pub notes: Vec<String>,
+}
+
+/// A LoRA in a model's weights.
+#[derive(Clone, Debug)]
+pub struct LoraUse {
+    /// Its file.
+    pub path: PathBuf,
+    /// Strength in the UNet.
+    pub unet: f64,
+    /// Strength in the text encoders.
+    pub text_encoders: f64,
 }
 
 /// A model's weights.

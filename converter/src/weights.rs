@@ -136,6 +136,7 @@ impl Weights {
                         let name = (component, name);
                         let entry = Entry {
                             dtype: info.dtype,
+                            published: info.dtype,
                             shape: part_shape(&info.shape, part).ok_or_else(|| {
                                 CheckpointError::Shape {
                                     path: file.to_path_buf(),
@@ -253,7 +254,8 @@ impl Weights {
                 let info = &self.sources[origin.source].tensors()[&ema];
                 let entry = self.entries.get_mut(name).expect("origins have entries");
                 entry.key.clone_from(&ema);
-                (entry.dtype, entry.shape) = (info.dtype, info.shape.clone());
+                (entry.dtype, entry.published) = (info.dtype, info.dtype);
+                entry.shape.clone_from(&info.shape);
                 self.residue
                     .replaced
                     .push(std::mem::replace(&mut origin.key, ema));

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::control::{ControlOnBase, needs_base};
+use sd_converter::lora::{LoraSpec, WithLora};
 use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
@@ -27,6 +28,9 @@ pub(crate) struct BuildArgs {
     /// Directory to write; it appears when it is complete
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    /// LoRA to add to the weights, and its strength; repeat for several
+    #[arg(long = "lora", value_name = "FILE[:SCALE|:unet=U,te=T]", value_parser = LoraSpec::parse)]
+    loras: Vec<LoraSpec>,
     /// Take the VAE from this file (a VAE or a whole checkpoint)
     #[arg(long, value_name = "FILE")]
     vae: Option<PathBuf>,
@@ -92,6 +96,15 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     if let Some(path) = &args.vae {
         let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
         model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
+    }
+    for lora in &args.loras {
+        let with = WithLora::new(model, lora.clone())?;
+        let (path, modules) = (lora.path.display(), with.modules());
+        let (unet, text) = (lora.unet, lora.text_encoders);
+        ui.note(format!(
+            "{path}: {modules} modules, strength {unet} (text {text})"
+        ));
+        model = Box::new(with);
     }
     let options = BuildOptions {
         allow_partial: args.allow_partial,

@@ -179,7 +179,7 @@ impl Merged {
                 };
                 check_shapes(name, &entry, found)?;
             }
-            entry.dtype = storage(self.plan.storage, entry.dtype);
+            entry.dtype = storage(self.plan.storage, entry.published);
             entries.insert(name.clone(), entry);
         }
         for other in &self.inputs[1..] {

@@ -10,12 +10,16 @@ use serde::Deserialize;
 use super::{BlockWeights, From, Merged, Method, Missing, Plan, beside};
 use crate::ConvertError;
 use crate::checkpoint::Dtype;
+use crate::lora::{LoraSpec, WithLora};
 use crate::model::Model;
 use crate::replace::Replaced;
 use crate::weights::Weights;
 
 /// Largest recipe that is read.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// The method of a step that adds a LoRA.
+const LORA: &str = "lora";
 
 /// Most steps of a recipe.
 const MAX_STEPS: usize = 64;
@@ -63,6 +67,14 @@ pub enum RecipeError {
         step: usize,
         /// How many.
         files: usize,
+    },
+    /// A LoRA step without its file, or with something that it does not take.
+    #[error(
+        "step {step}: a LoRA step takes one input, `lora`, and numbers for alpha (UNet) and beta (text encoders)"
+    )]
+    Lora {
+        /// Number of the step, from 1.
+        step: usize,
     },
     /// A value that makes no sense.
     #[error("step {step}: {field} = {value}; expected {expected}")]
@@ -113,6 +125,8 @@ struct StepTable {
     text_encoders: Option<String>,
     #[serde(default)]
     missing: Option<String>,
+    #[serde(default)]
+    lora: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,9 +143,15 @@ enum Values {
 struct Step {
     name: String,
     inputs: Vec<String>,
-    plan: Plan,
+    action: Action,
     /// File whose VAE replaces the result's.
     vae: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Merge(Plan),
+    Lora(LoraSpec),
 }
 
 /// A recipe, understood but not yet opened.
@@ -211,11 +231,15 @@ impl Recipe {
                 return Err(RecipeError::Duplicate(step.name));
             }
             // Between steps nothing is rounded.
-            step.plan.storage = if number == last {
+            let storage = if number == last {
                 storage
             } else {
                 Some(Dtype::F32)
             };
+            match &mut step.action {
+                Action::Merge(plan) => plan.storage = storage,
+                Action::Lora(spec) => spec.storage = storage,
+            }
             steps.push(step);
         }
         let models = file.models.into_iter();
@@ -242,7 +266,14 @@ impl Recipe {
         };
         let inputs = step.inputs.iter().map(|input| self.result_of(input));
         let inputs: Vec<Box<dyn Model>> = inputs.collect::<Result<_, _>>()?;
-        let mut model: Box<dyn Model> = Box::new(Merged::new(inputs, step.plan.clone())?);
+        let mut inputs = inputs;
+        let mut model: Box<dyn Model> = match &step.action {
+            Action::Merge(plan) => Box::new(Merged::new(inputs, plan.clone())?),
+            Action::Lora(spec) => {
+                let base = inputs.pop().expect("a LoRA step has an input");
+                Box::new(WithLora::new(base, spec.clone())?)
+            }
+        };
         if let Some(vae) = &step.vae {
             let donor = Box::new(Weights::open(vae, None)?);
             model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
@@ -252,11 +283,53 @@ impl Recipe {
 }
 
 impl StepTable {
-    fn understand(self, step: usize, path: &Path) -> Result<Step, RecipeError> {
+    fn understand(mut self, step: usize, path: &Path) -> Result<Step, RecipeError> {
+        let vae = self.vae.take();
+        let name = self.name.take().unwrap_or_else(|| format!("step {step}"));
+        let inputs = self.inputs.clone();
+        let from = vae.as_deref().and_then(from_named);
+        let file = vae.filter(|_| from.is_none());
+        let action = if self.method == LORA {
+            Action::Lora(self.lora_spec(step, path)?)
+        } else {
+            let mut plan = self.plan(step)?;
+            plan.vae = from.unwrap_or(plan.vae);
+            Action::Merge(plan)
+        };
+        Ok(Step {
+            name,
+            inputs,
+            action,
+            vae: file.map(|word| beside(path, &word)),
+        })
+    }
+
+    fn lora_spec(self, step: usize, path: &Path) -> Result<LoraSpec, RecipeError> {
+        let number = |values: Option<Values>| match values {
+            None => Some(None),
+            Some(Values::Number(x)) if x.is_finite() => Some(Some(x)),
+            Some(_) => None,
+        };
+        let (alpha, beta) = (number(self.alpha), number(self.beta));
+        match (self.lora, alpha, beta, &self.inputs[..]) {
+            (Some(file), Some(alpha), Some(beta), [_]) => {
+                let unet = alpha.unwrap_or(1.0);
+                Ok(LoraSpec {
+                    path: beside(path, &file),
+                    unet,
+                    text_encoders: beta.unwrap_or(unet),
+                    storage: None,
+                })
+            }
+            _ => Err(RecipeError::Lora { step }),
+        }
+    }
+
+    fn plan(self, step: usize) -> Result<Plan, RecipeError> {
         let method = Method::named(&self.method).ok_or_else(|| RecipeError::Method {
             step,
             name: self.method.clone(),
-            known: Method::NAMES.map(|(name, _)| name).join(", "),
+            known: format!("{}, {LORA}", Method::NAMES.map(|(name, _)| name).join(", ")),
         })?;
         let wrong = |field, value: String, expected| RecipeError::Value {
             step,
@@ -291,14 +364,6 @@ impl StepTable {
                 "one per input, with a sum that is not 0",
             ));
         }
-        let mut vae = None;
-        match self.vae {
-            None => {}
-            Some(word) => match from_named(&word) {
-                Some(from) => plan.vae = from,
-                None => vae = Some(beside(path, &word)),
-            },
-        }
         if let Some(word) = self.text_encoders {
             plan.text_encoders =
                 from_named(&word).ok_or_else(|| wrong("text_encoders", word, "a, b or merge"))?;
@@ -308,12 +373,7 @@ impl StepTable {
             Some("keep-a") => Missing::KeepA,
             Some(word) => return Err(wrong("missing", word.to_owned(), "refuse or keep-a")),
         };
-        Ok(Step {
-            name: self.name.unwrap_or_else(|| format!("step {step}")),
-            inputs: self.inputs,
-            plan,
-            vae,
-        })
+        Ok(plan)
     }
 }
 
@@ -378,10 +438,14 @@ mod tests {
         );
         let recipe = parse(&text).unwrap();
         assert_eq!(recipe.models["y"], Path::new("/r/sub/y.ckpt"));
-        assert_eq!(recipe.steps[0].plan.storage, Some(Dtype::F32));
-        assert_eq!(recipe.steps[1].plan.storage, Some(Dtype::Bf16));
+        let plan = |i: usize| match &recipe.steps[i].action {
+            Action::Merge(plan) => plan.clone(),
+            Action::Lora(_) => panic!("a merge expected"),
+        };
+        assert_eq!(plan(0).storage, Some(Dtype::F32));
+        assert_eq!(plan(1).storage, Some(Dtype::Bf16));
         assert_eq!(recipe.steps[1].vae.as_deref(), Some(Path::new("/r/v.pt")));
-        assert!(matches!(&recipe.steps[1].plan.alpha, BlockWeights::Table(t) if t["IN03"] == 0.5));
+        assert!(matches!(plan(1).alpha, BlockWeights::Table(t) if t["IN03"] == 0.5));
     }
 
     #[test]
