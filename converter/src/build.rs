@@ -133,12 +133,6 @@ impl BuildPlan {
         &self.design.evidence
     }
 
-    /// What the user should know before anything is written.
-    #[must_use]
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-
     /// Tensors that will not be in the output, and why.
     #[must_use]
     pub fn residue(&self) -> &Residue {

@@ -19,7 +19,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The file is of a family that is not supported.
-    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported\nhint: Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are", path.display())]
+    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported here\nhint: {}", path.display(), foreign_hint(kind))]
     UnsupportedFamily {
         /// The file.
         path: PathBuf,
@@ -302,6 +302,13 @@ impl ConvertError {
     pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Read { path, source }
+    }
+}
+
+fn foreign_hint(kind: &str) -> &'static str {
+    match kind {
+        "a LoRA" | "a LoHa" | "a LoKr" => "add it to a model with `--lora FILE`",
+        _ => "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are",
     }
 }
 

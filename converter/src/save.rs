@@ -85,15 +85,9 @@ fn tensors<'a>(
     failure: &'a Mutex<Option<ConvertError>>,
     progress: &'a dyn Progress,
 ) -> Result<Vec<Out<'a>>, ConvertError> {
-    let standard;
     let own = model.layout().filter(|layout| layout.is_single_file());
-    let layout = match own {
-        Some(layout) => layout,
-        None => {
-            standard = standard_layout(model)?;
-            &standard
-        }
-    };
+    // The first file's names, and the family's for what that file lacks.
+    let standard = standard_layout(model)?;
     let out = |key, dtype, shape, content| Out {
         key,
         dtype,
@@ -105,9 +99,9 @@ fn tensors<'a>(
     };
     let mut held: BTreeMap<String, Vec<(Name, Part)>> = BTreeMap::new();
     for name in model.entries().keys() {
-        let (key, part) = layout
-            .key(name.0, &name.1)
-            .unwrap_or_else(|| (name.1.clone(), Part::Whole));
+        let own_key = own.and_then(|layout| layout.key(name.0, &name.1));
+        let key = own_key.or_else(|| standard.key(name.0, &name.1));
+        let (key, part) = key.unwrap_or_else(|| (name.1.clone(), Part::Whole));
         held.entry(key).or_default().push((name.clone(), part));
     }
     let mut tensors = Vec::new();

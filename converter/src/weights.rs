@@ -189,7 +189,7 @@ impl Weights {
     }
 
     /// Drops the weights of every other component.
-    pub fn keep_only(&mut self, components: &[Component]) {
+    fn keep_only(&mut self, components: &[Component]) {
         let dropped = self
             .origins
             .extract_if(.., |(component, _), _| !components.contains(component));

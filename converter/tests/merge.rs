@@ -127,7 +127,7 @@ fn endpoints_and_merges_with_itself_are_exact() {
         }
     };
     let mut all = weighted(1.0);
-    all.vae = sd_converter::merge::From::Merge;
+    all.vae = sd_converter::merge::Policy::Merge;
     let (model_a, model_b) = (open(&a), open(&b));
     same(
         &Merged::new(vec![open(&a), open(&b)], weighted(0.0)).unwrap(),
@@ -316,6 +316,34 @@ fn a_baked_vae_replaces_the_first_models() {
     };
     assert_eq!(vae(&out("baked.safetensors")), vae(&b));
     assert_eq!(vae(&out("from.safetensors")), vae(&b));
+    // The first model need not have one.
+    let bytes = fs::read(&a).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let without = file
+        .iter()
+        .filter(|(name, _)| !name.starts_with("first_stage_model."));
+    let pruned = out("pruned.safetensors");
+    safetensors::serialize_to_file(without, None, Path::new(&pruned)).unwrap();
+    let completed = out("completed.safetensors");
+    succeed(&[
+        "merge",
+        &pruned,
+        &b,
+        "--alpha",
+        "0",
+        "--vae-from",
+        "b",
+        "-o",
+        &completed,
+    ]);
+    assert_eq!(vae(&completed), vae(&b));
+    let bytes = fs::read(&completed).unwrap();
+    let names = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(
+        names
+            .tensor("first_stage_model.decoder.conv_in.weight")
+            .is_ok()
+    );
 }
 
 #[test]
@@ -352,15 +380,36 @@ fn merges_that_cannot_be_are_refused() {
     fail(
         &["merge", &a, &a, "--block-weights", "GRAD_Q", "-o", &out],
         2,
-        &["no preset"],
+        &["no preset", "GRAD_V"],
     );
     let other = place.synth("sd15", 1);
     let huge = ["merge", &a, &other, "--alpha", "1e9", "-o", &out];
     fail(&huge, 1, &["too large for F16", "bf16"]);
     assert!(!Path::new(&out).exists());
+    // A model whose tensor has another shape.
+    let bytes = fs::read(&a).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let wide = "model.diffusion_model.out.0.weight";
+    let views = file.iter().map(|(name, view)| {
+        let (mut shape, mut data) = (view.shape().to_vec(), view.data());
+        if name == wide {
+            shape[0] /= 2;
+            data = &data[..data.len() / 2];
+        }
+        let view = safetensors::tensor::TensorView::new(view.dtype(), shape, data);
+        (name, view.unwrap())
+    });
+    let narrow = place.path("narrow.safetensors");
+    safetensors::serialize_to_file(views, None, Path::new(&narrow)).unwrap();
+    let shapes = [wide, "[32]", "[16]", "narrow.safetensors"];
+    fail(&["merge", &a, &narrow, "-o", &out], 1, &shapes);
     let recipe = place.path("recipe.toml");
     for (content, said) in [
         ("", "schema"),
+        (
+            "schema = 1\nmodels = {a = 'sd15-0.safetensors'}\n[[step]]\nmethod = 'slerp'\ninputs = ['a', 'a']\nalpha = {IN12 = 1}",
+            "`IN12`",
+        ),
         (
             "schema = 1\nmodels = {a = 'nowhere'}\n[[step]]\nmethod = 'slerp'\ninputs = ['a', 'a']",
             "nowhere",

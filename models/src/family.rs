@@ -28,9 +28,6 @@ pub enum ModelFamily {
 }
 
 impl ModelFamily {
-    /// Every family.
-    pub const ALL: [Self; 4] = [Self::Sd15, Self::Sd21, Self::Sdxl, Self::SdxlRefiner];
-
     /// The family of a UNet: decided by structure, never by widths, so that narrow models go the same way.
     #[must_use]
     pub fn of(unet: &UNetConfig) -> Self {
@@ -39,17 +36,6 @@ impl ModelFamily {
             (Projection::Linear, None) => Self::Sd21,
             (Projection::Linear, Some(added)) if added.time_ids == 5 => Self::SdxlRefiner,
             (Projection::Linear, Some(_)) => Self::Sdxl,
-        }
-    }
-
-    /// The name in manifests.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sd15 => "sd15",
-            Self::Sd21 => "sd21",
-            Self::Sdxl => "sdxl",
-            Self::SdxlRefiner => "sdxl-refiner",
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sd_converter::checkpoint::Dtype;
-use sd_converter::merge::{BlockWeights, From, Merged, Method, Missing, Plan, Recipe};
+use sd_converter::merge::{BlockWeights, Merged, Method, Missing, PRESETS, Plan, Policy, Recipe};
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
 use sd_converter::save::{save, work_bytes};
@@ -40,14 +40,14 @@ pub(crate) struct MergeArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where the VAE comes from: a, b or merge
-    #[arg(long, value_name = "MODEL", value_parser = from, default_value = "a")]
-    vae_from: From,
+    #[arg(long, value_name = "MODEL", value_parser = policy, default_value = "a")]
+    vae_from: Policy,
     /// Take the VAE from this file
     #[arg(long, value_name = "FILE", conflicts_with = "vae_from")]
     vae: Option<PathBuf>,
     /// Where the text encoders come from: a, b or merge
-    #[arg(long, value_name = "MODEL", value_parser = from, default_value = "merge")]
-    te_from: From,
+    #[arg(long, value_name = "MODEL", value_parser = policy, default_value = "merge")]
+    te_from: Policy,
     /// Weights that not every model has: refuse or keep-a
     #[arg(long, value_name = "WHAT", value_parser = missing, default_value = "refuse")]
     missing: Missing,
@@ -70,11 +70,11 @@ fn method(name: &str) -> Result<Method, String> {
     Method::named(name).ok_or_else(|| method_help().replace("How", "methods"))
 }
 
-fn from(name: &str) -> Result<From, String> {
+fn policy(name: &str) -> Result<Policy, String> {
     match name {
-        "a" => Ok(From::A),
-        "b" => Ok(From::B),
-        "merge" => Ok(From::Merge),
+        "a" => Ok(Policy::A),
+        "b" => Ok(Policy::B),
+        "merge" => Ok(Policy::Merge),
         _ => Err("a, b or merge expected".to_owned()),
     }
 }
@@ -165,7 +165,8 @@ fn block_weights(text: &str) -> anyhow::Result<BlockWeights> {
     anyhow::ensure!(
         path.is_file(),
         UsageError(format!(
-            "--block-weights {text}: no list of numbers, no preset and no file"
+            "--block-weights {text}: no list of numbers, no file and no preset ({})",
+            PRESETS.join(", ")
         ))
     );
     let content = std::fs::read_to_string(path).with_context(|| format!("cannot read {text}"))?;

@@ -79,6 +79,8 @@ impl Names {
         let standard = unet_config(&model.shapes(Component::UNet)).ok();
         let standard =
             standard.map(|cfg| Layout::single_file(ModelFamily::of(&cfg), &cfg, 4, false));
+        // SDXL's refiner has only the second encoder, which then goes by the names of the only one.
+        let only_second = !model.has(Component::TextEncoder);
         let mut names = HashMap::new();
         for name in model.entries().keys() {
             let (component, canonical) = name;
@@ -99,6 +101,9 @@ impl Names {
             for path in paths {
                 for spelling in spellings(*component, &path, ldm.as_deref()) {
                     names.insert(spelling, name.clone());
+                }
+                if only_second && *component == Component::TextEncoder2 {
+                    names.insert(format!("lora_te_{}", path.replace('.', "_")), name.clone());
                 }
             }
         }
@@ -149,7 +154,6 @@ fn spellings(component: Component, path: &str, ldm: Option<&str>) -> Vec<String>
             all
         }
         Component::TextEncoder2 => {
-            // The refiner has only this one, which then is the first.
             let mut all = with(&["lora_te2_"], &flat);
             let dotted = [
                 "text_encoder_2.",

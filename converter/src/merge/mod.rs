@@ -32,7 +32,7 @@ use methods::{Pieces, Settings};
 
 /// From where the VAE or the text encoders of the result come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum Policy {
     /// From the first model, untouched.
     A,
     /// From the second model, untouched.
@@ -69,9 +69,9 @@ pub struct Plan {
     /// Decides what DARE drops.
     pub seed: u64,
     /// Source of the VAE.
-    pub vae: From,
+    pub vae: Policy,
     /// Source of the text encoders.
-    pub text_encoders: From,
+    pub text_encoders: Policy,
     /// What happens to weights that are not in every model.
     pub missing: Missing,
     /// Type of the result; that of the first model if not given.
@@ -90,18 +90,18 @@ impl Plan {
             density: 0.2,
             weights: Vec::new(),
             seed: 0,
-            vae: From::A,
-            text_encoders: From::Merge,
+            vae: Policy::A,
+            text_encoders: Policy::Merge,
             missing: Missing::Refuse,
             storage: None,
         }
     }
 
-    fn policy(&self, component: Component) -> From {
+    fn policy(&self, component: Component) -> Policy {
         match component {
             Component::Vae => self.vae,
             Component::TextEncoder | Component::TextEncoder2 => self.text_encoders,
-            _ => From::Merge,
+            _ => Policy::Merge,
         }
     }
 }
@@ -164,7 +164,17 @@ impl Merged {
     /// Every weight must be in every model that takes part in it, with the same shape; then its type is known.
     fn check_weights(&mut self) -> Result<(), ConvertError> {
         let mut entries = BTreeMap::new();
-        for (name, entry) in self.inputs[0].entries() {
+        let of_b = self.inputs[1].entries().iter();
+        for (name, entry) in of_b.filter(|(name, _)| self.plan.policy(name.0) == Policy::B) {
+            let dtype = storage(self.plan.storage, entry.published);
+            let entry = Entry {
+                dtype,
+                ..entry.clone()
+            };
+            entries.insert(name.clone(), entry);
+        }
+        let of_a = self.inputs[0].entries().iter();
+        for (name, entry) in of_a.filter(|(name, _)| self.plan.policy(name.0) != Policy::B) {
             let mut entry = entry.clone();
             for other in self.taking_part(name) {
                 let Some(found) = other.entries().get(name) else {
@@ -184,7 +194,7 @@ impl Merged {
         }
         for other in &self.inputs[1..] {
             let extra = other.entries().iter().find(|(name, _)| {
-                !entries.contains_key(*name) && self.plan.policy(name.0) == From::Merge
+                !entries.contains_key(*name) && self.plan.policy(name.0) == Policy::Merge
             });
             if let Some((_, entry)) = extra
                 && self.plan.missing == Missing::Refuse
@@ -203,9 +213,8 @@ impl Merged {
     /// The models beside the first whose weight of this name matters.
     fn taking_part(&self, name: &Name) -> &[Box<dyn Model>] {
         match self.plan.policy(name.0) {
-            From::A => &[],
-            From::B => &self.inputs[1..2],
-            From::Merge => &self.inputs[1..],
+            Policy::Merge => &self.inputs[1..],
+            Policy::A | Policy::B => &[],
         }
     }
 
@@ -213,9 +222,9 @@ impl Merged {
     fn taken_whole(&self, name: &Name) -> Option<&dyn Model> {
         let [a, b] = [&*self.inputs[0], &*self.inputs[1]];
         match self.plan.policy(name.0) {
-            From::A => return Some(a),
-            From::B => return Some(b),
-            From::Merge => {}
+            Policy::A => return Some(a),
+            Policy::B => return Some(b),
+            Policy::Merge => {}
         }
         if self
             .taking_part(name)

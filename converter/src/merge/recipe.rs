@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sd_models::keys::Component;
 use serde::Deserialize;
 
-use super::{BlockWeights, From, Merged, Method, Missing, Plan, beside};
+use super::{BlockWeights, Merged, Method, Missing, Plan, Policy, beside};
 use crate::ConvertError;
 use crate::checkpoint::Dtype;
 use crate::lora::{LoraSpec, WithLora};
@@ -287,7 +287,7 @@ impl StepTable {
         let vae = self.vae.take();
         let name = self.name.take().unwrap_or_else(|| format!("step {step}"));
         let inputs = self.inputs.clone();
-        let from = vae.as_deref().and_then(from_named);
+        let from = vae.as_deref().and_then(policy_named);
         let file = vae.filter(|_| from.is_none());
         let action = if self.method == LORA {
             Action::Lora(self.lora_spec(step, path)?)
@@ -366,7 +366,7 @@ impl StepTable {
         }
         if let Some(word) = self.text_encoders {
             plan.text_encoders =
-                from_named(&word).ok_or_else(|| wrong("text_encoders", word, "a, b or merge"))?;
+                policy_named(&word).ok_or_else(|| wrong("text_encoders", word, "a, b or merge"))?;
         }
         plan.missing = match self.missing.as_deref() {
             None | Some("refuse") => Missing::Refuse,
@@ -400,11 +400,11 @@ fn values(values: Option<Values>, default: f64) -> Result<BlockWeights, String> 
     })
 }
 
-fn from_named(word: &str) -> Option<From> {
+fn policy_named(word: &str) -> Option<Policy> {
     match word {
-        "a" => Some(From::A),
-        "b" => Some(From::B),
-        "merge" => Some(From::Merge),
+        "a" => Some(Policy::A),
+        "b" => Some(Policy::B),
+        "merge" => Some(Policy::Merge),
         _ => None,
     }
 }

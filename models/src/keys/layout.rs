@@ -358,11 +358,6 @@ impl Layout {
         self.sections.iter().any(|s| s.component == component)
     }
 
-    /// The components there are.
-    pub fn components(&self) -> impl Iterator<Item = Component> {
-        self.sections.iter().map(|s| s.component)
-    }
-
     /// Whether any section has names of its own, rather than canonical ones under a prefix.
     #[must_use]
     pub fn is_single_file(&self) -> bool {
