@@ -2,29 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::synthetic;
 use safetensors::tensor::{Dtype, TensorView};
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{Dtype as Element, open, to_f32};
 use sd_converter::control::ControlOnBase;
 use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
-use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
-
-fn synthetic(dir: &Path, family: &str) -> PathBuf {
-    let path = dir.join(format!("{family}.safetensors"));
-    let synth = Synth {
-        kind: Kind::named(family).unwrap(),
-        tiny: true,
-        seed: 0,
-    };
-    synth.write(&path, true, &Unwatched).unwrap();
-    path
-}
 
 fn on_base(file: &Path, base: &Path) -> Result<ControlOnBase, String> {
     let base = Box::new(Weights::open(base, None).unwrap());
@@ -43,8 +34,8 @@ fn unet(name: &str) -> (Component, String) {
 fn a_control_lora_is_the_base_plus_the_product_of_its_factors() {
     let dir = tempfile::tempdir().unwrap();
     for family in ["sd15", "sdxl"] {
-        let file = synthetic(dir.path(), &format!("control-lora-{family}"));
-        let base = synthetic(dir.path(), family);
+        let file = synthetic(dir.path(), &format!("control-lora-{family}"), 0);
+        let base = synthetic(dir.path(), family, 0);
         let error = Weights::open(&file, None).unwrap_err().to_string();
         assert!(error.contains("--base"), "{error}");
 
@@ -140,8 +131,8 @@ fn write(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<u8>)>) {
 fn a_difference_controlnet_is_added_to_its_base() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, base) = (
-        synthetic(dir.path(), "controlnet-sd15"),
-        synthetic(dir.path(), "sd15"),
+        synthetic(dir.path(), "controlnet-sd15", 0),
+        synthetic(dir.path(), "sd15", 0),
     );
     let mut changes = tensors(&whole);
     changes.insert("difference".to_owned(), (vec![0], Vec::new()));
@@ -166,18 +157,18 @@ fn a_difference_controlnet_is_added_to_its_base() {
 #[test]
 fn changes_for_another_model_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let file = synthetic(dir.path(), "control-lora-sdxl");
-    let base = synthetic(dir.path(), "sd15");
+    let file = synthetic(dir.path(), "control-lora-sdxl", 0);
+    let base = synthetic(dir.path(), "sd15", 0);
     let error = on_base(&file, &base).err().unwrap();
     assert!(
         error.contains("shape") || error.contains("is not in"),
         "{error}"
     );
-    let taesd = synthetic(dir.path(), "taesd");
+    let taesd = synthetic(dir.path(), "taesd", 0);
     let error = on_base(&file, &taesd).err().unwrap();
     assert!(error.contains("no UNet"), "{error}");
     // One of the factors is missing.
-    let mut cut = tensors(&synthetic(dir.path(), "control-lora-sd15"));
+    let mut cut = tensors(&synthetic(dir.path(), "control-lora-sd15", 0));
     cut.remove("time_embed.2.down");
     cut.insert("lora_controlnet".to_owned(), (vec![0], Vec::new()));
     write(&file, &cut);

@@ -2,18 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use common::{sdconvert, synthetic, text};
 use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sd_converter::merge::{BlockWeights, Merged, Method, Plan};
 use sd_converter::model::{Model, Name};
 use sd_converter::progress::Unwatched;
 use sd_converter::save::save;
-use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use sd_models::keys::kohya::{self, Target};
@@ -31,16 +33,7 @@ impl Place {
     /// A model, and one that is 0.3 of the way to another.
     fn new(family: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let synth = |seed| {
-            let path = dir.path().join(format!("{seed}.safetensors"));
-            let synth = Synth {
-                kind: Kind::named(family).unwrap(),
-                tiny: true,
-                seed,
-            };
-            synth.write(&path, false, &Unwatched).unwrap();
-            path
-        };
+        let synth = |seed| synthetic(dir.path(), family, seed);
         let (base, other) = (synth(0), synth(1));
         let tuned = dir.path().join("tuned.safetensors");
         let plan = Plan::new(Method::WeightedSum, BlockWeights::Uniform(0.3));
@@ -63,18 +56,6 @@ impl Place {
 
 fn open(path: &Path) -> Box<dyn Model> {
     Box::new(Weights::open(path, None).unwrap())
-}
-
-fn sdconvert(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdconvert"))
-        .args(args)
-        .env("NO_COLOR", "1")
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Values and shapes by name.

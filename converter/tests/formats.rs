@@ -4,16 +4,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use common::synthetic;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{Dtype, TensorSource, open, to_f32};
 use sd_converter::embedding::Embedding;
 use sd_converter::progress::Unwatched;
-use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -418,18 +420,6 @@ fn legacy_files_end_where_their_storages_do() {
     }
 }
 
-/// Tensors of the tiny checkpoint of a family, in half precision.
-fn tiny(dir: &Path, family: &str) -> PathBuf {
-    let path = dir.join("tiny.safetensors");
-    let synth = Synth {
-        kind: Kind::named(family).unwrap(),
-        tiny: true,
-        seed: 0,
-    };
-    synth.write(&path, false, &Unwatched).unwrap();
-    path
-}
-
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
 fn write_safetensors(path: &Path, tensors: &Tensors) {
@@ -487,7 +477,7 @@ fn converted(input: &Path, target: &Path) -> BTreeMap<String, Vec<u8>> {
 fn the_layouts_of_a_model_convert_to_the_same_bytes() {
     for family in ["sd15", "sd21", "sdxl"] {
         let dir = tempfile::tempdir().unwrap();
-        let single = tiny(dir.path(), family);
+        let single = synthetic(dir.path(), family, 0);
         let expected = converted(&single, &dir.path().join("single"));
 
         let file = open(&single).unwrap();
@@ -553,7 +543,7 @@ fn write_folder(folder: &Path, weights: &Weights) {
 #[test]
 fn folders_whose_parts_are_wrong_are_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let single = tiny(dir.path(), "sd15");
+    let single = synthetic(dir.path(), "sd15", 0);
     let folder = dir.path().join("pipeline");
     write_folder(&folder, &Weights::open(&single, None).unwrap());
     let index = folder.join("unet/diffusion_pytorch_model.safetensors.index.json");
@@ -593,7 +583,7 @@ fn folders_whose_parts_are_wrong_are_errors() {
 #[test]
 fn a_configuration_that_contradicts_the_weights_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let single = tiny(dir.path(), "sd15");
+    let single = synthetic(dir.path(), "sd15", 0);
     let folder = dir.path().join("pipeline");
     write_folder(&folder, &Weights::open(&single, None).unwrap());
     for (component, config, said) in [
@@ -629,7 +619,7 @@ fn a_configuration_that_contradicts_the_weights_is_an_error() {
 #[test]
 fn files_saved_again_by_other_tools_convert_to_the_same_network() {
     let dir = tempfile::tempdir().unwrap();
-    let single = tiny(dir.path(), "sd21");
+    let single = synthetic(dir.path(), "sd21", 0);
     let expected = converted(&single, &dir.path().join("single"));
     let file = open(&single).unwrap();
     let mut tensors: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -706,7 +696,7 @@ fn eight_bit_weights_are_read_and_scaled_ones_refused() {
 fn a_pipeline_flattened_into_one_file_is_understood() {
     use sd_converter::model::Model;
     let dir = tempfile::tempdir().unwrap();
-    let single = tiny(dir.path(), "sdxl");
+    let single = synthetic(dir.path(), "sdxl", 0);
     let expected = converted(&single, &dir.path().join("single"));
     let weights = Weights::open(&single, None).unwrap();
     let flat: Tensors = weights

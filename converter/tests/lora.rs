@@ -2,17 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
+use common::{sdconvert, synthetic, text};
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 use sd_converter::lora::{LoraSpec, WithLora};
 use sd_converter::model::{Model, Name};
-use sd_converter::progress::Unwatched;
-use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use tempfile::TempDir;
@@ -28,13 +28,7 @@ struct Place {
 impl Place {
     fn new(family: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join(format!("{family}.safetensors"));
-        let synth = Synth {
-            kind: Kind::named(family).unwrap(),
-            tiny: true,
-            seed: 0,
-        };
-        synth.write(&base, false, &Unwatched).unwrap();
+        let base = synthetic(dir.path(), family, 0);
         Self { dir, base }
     }
 
@@ -261,19 +255,6 @@ fn what_does_not_fit_is_refused() {
     place.refused(&hada, &["LoHa", "not supported"]);
 }
 
-fn sdconvert(args: &[&str]) -> Output {
-    let program = env!("CARGO_BIN_EXE_sdconvert");
-    Command::new(program)
-        .args(args)
-        .env("NO_COLOR", "1")
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 #[test]
 fn loras_of_other_families_and_other_files_are_refused_before_anything_is_written() {
     let place = Place::new("sd15");
@@ -316,7 +297,7 @@ fn a_recipe_adds_loras() {
     let lora = place.write(&kohya(KOHYA));
     let path = |name: &str| place.dir.path().join(name).to_str().unwrap().to_owned();
     let recipe = path("recipe.toml");
-    let content = "schema = 1\nmodels = { a = 'sd15.safetensors' }\n[[step]]\nmethod = 'lora'\n\
+    let content = "schema = 1\nmodels = { a = 'sd15-0.safetensors' }\n[[step]]\nmethod = 'lora'\n\
                    inputs = ['a']\nlora = 'lora.safetensors'\nalpha = 0.5\n";
     fs::write(&recipe, content).unwrap();
     let run = |args: &[&str]| {

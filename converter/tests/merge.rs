@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
+use common::{sdconvert, synthetic, text};
 use half::f16;
 use safetensors::tensor::SafeTensors;
 use sd_converter::checkpoint::Dtype;
@@ -13,21 +15,9 @@ use sd_converter::merge::{BlockWeights, Merged, Method, Plan};
 use sd_converter::model::{Model, Name};
 use sd_converter::progress::Unwatched;
 use sd_converter::save::save;
-use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use tempfile::TempDir;
-
-fn synthetic(dir: &Path, family: &str, seed: u64) -> PathBuf {
-    let path = dir.join(format!("{family}-{seed}.safetensors"));
-    let synth = Synth {
-        kind: Kind::named(family).unwrap(),
-        tiny: true,
-        seed,
-    };
-    synth.write(&path, false, &Unwatched).unwrap();
-    path
-}
 
 fn open(path: &Path) -> Box<dyn Model> {
     Box::new(Weights::open(path, None).unwrap())
@@ -192,18 +182,6 @@ fn the_further_channels_of_an_inpainting_model_stay() {
     let wrong = Merged::new(vec![open(&b), open(&inpaint), open(&c)], plan());
     let error = wrong.err().unwrap().to_string();
     assert!(error.contains("must be the first"), "{error}");
-}
-
-fn sdconvert(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdconvert"))
-        .args(args)
-        .env("NO_COLOR", "1")
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn succeed(args: &[&str]) -> String {
