@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use sd_models::family::ADAPTERS;
 use sd_models::graph::GraphError;
 use sd_models::keys::Component;
 use sd_models::structure::StructureError;
@@ -306,9 +307,10 @@ impl ConvertError {
 }
 
 fn foreign_hint(kind: &str) -> &'static str {
-    match kind {
-        "a LoRA" | "a LoHa" | "a LoKr" => "add it to a model with `--lora FILE`",
-        _ => "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are",
+    if ADAPTERS.contains(&kind) {
+        "add it to a model with `--lora FILE`"
+    } else {
+        "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are"
     }
 }
 

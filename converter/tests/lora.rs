@@ -282,6 +282,15 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
     let lora = place.write(&kohya(KOHYA));
     let (code, error) = build(lora.to_str().unwrap(), base);
     assert!(code == Some(1) && error.contains("LoRA"), "{error}");
+    let against = |file: &Path| {
+        let output = sdconvert(&["inspect", file.to_str().unwrap(), "--against", base]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert!(against(&lora).contains("a LoRA whose 1 modules all fit"));
+    let told = against(&place.write(&wide));
+    assert!(told.contains("2048 (SDXL)"), "{told}");
+    let lora = place.write(&kohya(KOHYA));
     let (code, error) = build(base, &format!("{}:unet=x", lora.display()));
     assert!(code == Some(2) && error.contains("no number"), "{error}");
     let bytes = fs::read(&lora).unwrap();

@@ -217,6 +217,9 @@ const FOREIGN: &[(&str, &str)] = &[
     (".lokr_w1", "a LoKr"),
 ];
 
+/// Kinds of files that are added to models.
+pub const ADAPTERS: [&str; 3] = ["a LoRA", "a LoHa", "a LoKr"];
+
 /// What kind of file the names give away, if it is one that is no SD 1.x checkpoint; with the telling name.
 pub fn foreign<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(&'static str, &'a str)> {
     let mut best: Option<(usize, &str)> = None;

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use sd_converter::against::compare;
+use sd_converter::checkpoint::open;
 use sd_converter::embedding::Embedding;
 use sd_converter::inspect::{describe, inspect_dir, inspect_file};
+use sd_converter::lora;
 use sd_converter::model::Model;
 use sd_converter::save::work_bytes;
 use sd_converter::ui::Ui;
 use sd_converter::weights::Weights;
+use sd_models::family;
 use sd_models::keys::Component;
 use sd_models::manifest;
 
@@ -61,6 +64,18 @@ fn compare_with(args: &InspectArgs, base: &Path, ui: &Ui) -> anyhow::Result<()> 
         return Ok(ui.result(format!(
             "a textual inversion of width {wanted:?} {verdict} text encoders of width {known:?}"
         ))?);
+    }
+    if !args.file.is_dir() {
+        let source = open(&args.file)?;
+        let keys = source.tensors().keys().map(String::as_str);
+        if family::foreign(keys).is_some_and(|(kind, _)| family::ADAPTERS.contains(&kind)) {
+            let file = args.file.display();
+            let told = match lora::check(&*source, &base) {
+                Ok(modules) => format!("{file}: a LoRA whose {modules} modules all fit"),
+                Err(problem) => format!("{file}: {problem}"),
+            };
+            return Ok(ui.result(told)?);
+        }
     }
     let model = Weights::open(&args.file, None)?;
     let bar = ui.bytes("comparing", work_bytes(&model));
