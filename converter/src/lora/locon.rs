@@ -4,6 +4,7 @@
 //! `dW[o, i, x, y] = alpha / r2 * sum_m sum_n up[o, m] mid[m, n, x, y] down[n, i]`.
 
 use faer::Mat;
+use rayon::prelude::*;
 
 use super::{Group, LoraError, Part, values};
 use crate::checkpoint::TensorSource;
@@ -118,41 +119,42 @@ impl LoCon {
 
     /// The change of the weight at strength 1, in the order of its elements.
     pub(super) fn delta(&self, source: &dyn TensorSource) -> Result<Vec<f64>, LoraError> {
-        let (up, down) = (values(source, &self.up)?, values(source, &self.down)?);
         let rank = source.tensors()[&self.down].shape[0];
-        let matrix = |values: &[f32], rows: usize| {
-            let columns = values.len() / rows;
-            Mat::from_fn(rows, columns, |i, j| f64::from(values[i * columns + j]))
-        };
-        let (rows, up) = (self.target[0], matrix(&up, self.target[0]));
-        let down = matrix(&down, rank);
+        let up = transposed(&values(source, &self.up)?, self.target[0]);
+        let down = transposed(&values(source, &self.down)?, rank);
         let mut delta = vec![0.0; self.target.iter().product()];
         let Some(mid) = &self.mid else {
-            let product = up * down;
-            let columns = product.ncols();
-            for (i, row) in delta.chunks_mut(columns).enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = self.scale * product[(i, j)];
+            // Columns of the transposed product lie in memory as rows of the weight do.
+            let product = down * up;
+            let rows = delta.par_chunks_mut(product.nrows()).enumerate();
+            rows.for_each(|(i, row)| {
+                for (value, product) in row.iter_mut().zip(product.col(i).iter()) {
+                    *value = self.scale * product;
                 }
-            }
+            });
             return Ok(delta);
         };
         // One product per place of the kernel.
         let core = values(source, mid)?;
-        let kernel = self.target[2] * self.target[3];
-        let up_rank = up.ncols();
+        let (inputs, kernel) = (self.target[1], self.target[2] * self.target[3]);
+        let up_rank = up.nrows();
         for place in 0..kernel {
-            let tap = Mat::from_fn(up_rank, rank, |m, n| {
+            let tap = Mat::from_fn(rank, up_rank, |n, m| {
                 f64::from(core[(m * rank + n) * kernel + place])
             });
-            let product = &up * tap * &down;
-            for i in 0..rows {
-                for j in 0..self.target[1] {
-                    let at = (i * self.target[1] + j) * kernel + place;
-                    delta[at] = self.scale * product[(i, j)];
+            let product = &down * tap * &up;
+            for (i, row) in delta.chunks_mut(inputs * kernel).enumerate() {
+                for (j, product) in product.col(i).iter().enumerate() {
+                    row[j * kernel + place] = self.scale * product;
                 }
             }
         }
         Ok(delta)
     }
+}
+
+/// A row-major matrix of so many rows, transposed: in the order in which its elements lie.
+fn transposed(values: &[f32], rows: usize) -> Mat<f64> {
+    let columns = values.len() / rows;
+    Mat::from_fn(columns, rows, |j, i| f64::from(values[i * columns + j]))
 }

@@ -9,6 +9,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use sd_models::keys::Component;
 use sd_models::keys::layout::Layout;
 
@@ -392,9 +393,8 @@ impl Model for WithLora {
             source,
         })?;
         let mut values = self.base.read_f32(name)?;
-        for (value, delta) in values.iter_mut().zip(delta) {
-            *value = (f64::from(*value) + strength * delta) as f32;
-        }
+        let pairs = values.par_iter_mut().zip(delta).with_min_len(4096);
+        pairs.for_each(|(value, delta)| *value = (f64::from(*value) + strength * delta) as f32);
         store_f32(&values, &self.entries[name])
     }
 
