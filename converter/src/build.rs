@@ -17,7 +17,7 @@ use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::design::Design;
 use crate::error::some_of;
-use crate::model::{LoraUse, Model, Residue};
+use crate::model::{LoraUse, Model, Residue, without_trailing_ones};
 use crate::onnx::{Stored, WeightReader, WriteError, Written, write_model};
 use crate::output::StagedDir;
 use crate::prediction::Prediction;
@@ -332,12 +332,6 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
     }
     let left = entries.iter().filter(|(name, _)| !used.contains(name));
     Ok(left.map(|(_, entry)| entry.key.clone()).collect())
-}
-
-/// 1x1 convolutions and matrices hold the same numbers, and files spell them either way.
-fn without_trailing_ones(shape: &[usize]) -> &[usize] {
-    let end = shape.iter().rposition(|&n| n != 1).map_or(0, |i| i + 1);
-    &shape[..end]
 }
 
 /// A component's weights for the graph writer.

@@ -13,7 +13,6 @@ use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::keys::kohya::{self, Target};
 use sd_models::keys::layout::Layout;
-use sd_models::structure::unet_config;
 
 use crate::ConvertError;
 use crate::model::{Model, Name};
@@ -129,7 +128,7 @@ pub fn extract(
     progress: &dyn Progress,
 ) -> Result<Extracted, ConvertError> {
     let family = same_family(base, tuned)?;
-    let layout = layout_for_names(base, family)?;
+    let layout = Layout::single_file(family, &base.unet_config()?, 4, false);
     let text = text_differs(base, tuned)?;
     let mut sums = Sums::default();
     let mut modules = Vec::new();
@@ -332,17 +331,9 @@ fn text_differs(base: &dyn Model, tuned: &dyn Model) -> Result<bool, ConvertErro
     Ok(false)
 }
 
-fn family_of(model: &dyn Model) -> Result<ModelFamily, ConvertError> {
-    let cfg =
-        unet_config(&model.shapes(Component::UNet)).map_err(|source| ConvertError::Structure {
-            path: model.path().to_owned(),
-            source,
-        })?;
-    Ok(ModelFamily::of(&cfg))
-}
-
 fn same_family(base: &dyn Model, tuned: &dyn Model) -> Result<ModelFamily, ConvertError> {
-    let (a, b) = (family_of(base)?, family_of(tuned)?);
+    let (a, b) = (base.unet_config()?, tuned.unet_config()?);
+    let (a, b) = (ModelFamily::of(&a), ModelFamily::of(&b));
     if a == b {
         return Ok(a);
     }
@@ -352,15 +343,6 @@ fn same_family(base: &dyn Model, tuned: &dyn Model) -> Result<ModelFamily, Conve
         b: tuned.path().to_owned(),
         family_b: b.to_string(),
     })
-}
-
-fn layout_for_names(base: &dyn Model, family: ModelFamily) -> Result<Layout, ConvertError> {
-    let cfg = unet_config(&base.shapes(Component::UNet));
-    let cfg = cfg.map_err(|source| ConvertError::Structure {
-        path: base.path().to_owned(),
-        source,
-    })?;
-    Ok(Layout::single_file(family, &cfg, 4, false))
 }
 
 impl Extracted {

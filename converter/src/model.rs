@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sd_models::arch::UNetConfig;
 use sd_models::keys::Component;
 use sd_models::keys::layout::Layout;
-use sd_models::structure::Shapes;
+use sd_models::structure::{self, Shapes};
 use serde_json::Value;
 
 use crate::ConvertError;
@@ -126,6 +127,19 @@ pub trait Model: Sync {
             .collect()
     }
 
+    /// The configuration of its UNet.
+    ///
+    /// # Errors
+    /// It has none, or one of a structure that is not supported.
+    fn unet_config(&self) -> Result<UNetConfig, ConvertError> {
+        structure::unet_config(&self.shapes(Component::UNet)).map_err(|source| {
+            ConvertError::Structure {
+                path: self.path().to_owned(),
+                source,
+            }
+        })
+    }
+
     /// A weight in single precision.
     ///
     /// # Errors
@@ -185,4 +199,10 @@ impl Residue {
             format!("of the other tensors, {}", told.join(", "))
         }
     }
+}
+
+/// 1x1 convolutions and matrices hold the same numbers, and files spell them either way.
+pub(crate) fn without_trailing_ones(shape: &[usize]) -> &[usize] {
+    let end = shape.iter().rposition(|&n| n != 1).map_or(0, |i| i + 1);
+    &shape[..end]
 }

@@ -9,10 +9,9 @@ use safetensors::tensor::View;
 use sd_models::family::ModelFamily;
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Part};
-use sd_models::structure::unet_config;
 
 use crate::ConvertError;
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, count_non_finite};
 use crate::merge::convert;
 use crate::model::{Entry, Model, Name, Tensor};
 use crate::onnx::transpose;
@@ -28,7 +27,8 @@ pub fn work_bytes(model: &dyn Model) -> u64 {
     model.entries().values().map(|e| e.byte_len() as u64).sum()
 }
 
-/// Writes `model` to `path`; an existing file is replaced only with `force`.
+/// Writes `model` to `path`; an existing file is replaced only with `force`. Returns the tensors that hold NaN or
+/// infinity, and how many values.
 ///
 /// # Errors
 /// The model cannot be read or computed, the file cannot be written, or the user interrupts.
@@ -38,9 +38,9 @@ pub fn save(
     recipe: Option<String>,
     force: bool,
     progress: &dyn Progress,
-) -> Result<(), ConvertError> {
-    let failure = Mutex::new(None);
-    let tensors = tensors(model, &failure, progress)?;
+) -> Result<Vec<(String, usize)>, ConvertError> {
+    let (failure, non_finite) = (Mutex::new(None), Mutex::default());
+    let tensors = tensors(model, &failure, &non_finite, progress)?;
     // One entry only: the order of several would vary between runs, and so would the file's hash.
     let metadata = recipe.map(|text| HashMap::from([("sd_merge_recipe".to_owned(), text)]));
     write_file(path, force, |file| {
@@ -56,7 +56,9 @@ pub fn save(
                 other => std::io::Error::other(other),
             },
         })
-    })
+    })?;
+    drop(tensors);
+    Ok(non_finite.into_inner().expect("no panic while it is held"))
 }
 
 /// A tensor of the file to be.
@@ -68,6 +70,7 @@ struct Out<'a> {
     model: &'a dyn Model,
     /// The first error: writing goes on with zeros, and the file is discarded.
     failure: &'a Mutex<Option<ConvertError>>,
+    non_finite: &'a Mutex<Vec<(String, usize)>>,
     progress: &'a dyn Progress,
 }
 
@@ -83,6 +86,7 @@ enum Content {
 fn tensors<'a>(
     model: &'a dyn Model,
     failure: &'a Mutex<Option<ConvertError>>,
+    non_finite: &'a Mutex<Vec<(String, usize)>>,
     progress: &'a dyn Progress,
 ) -> Result<Vec<Out<'a>>, ConvertError> {
     let own = model.layout().filter(|layout| layout.is_single_file());
@@ -95,6 +99,7 @@ fn tensors<'a>(
         content,
         model,
         failure,
+        non_finite,
         progress,
     };
     let mut held: BTreeMap<String, Vec<(Name, Part)>> = BTreeMap::new();
@@ -150,11 +155,7 @@ fn common_dtype(entries: &[&Entry]) -> Dtype {
 }
 
 fn standard_layout(model: &dyn Model) -> Result<Layout, ConvertError> {
-    let structure = |source| ConvertError::Structure {
-        path: model.path().to_owned(),
-        source,
-    };
-    let cfg = unet_config(&model.shapes(Component::UNet)).map_err(structure)?;
+    let cfg = model.unet_config()?;
     let levels = |i: &usize| {
         let name = format!("decoder.up_blocks.{i}.resnets.0.conv1.weight");
         model.entries().contains_key(&(Component::Vae, name))
@@ -255,7 +256,14 @@ impl View for &Out<'_> {
             Some(self.read())
         };
         match read {
-            Some(Ok(bytes)) => bytes,
+            Some(Ok(bytes)) => {
+                let count = count_non_finite(self.dtype, &bytes);
+                if count > 0 {
+                    let mut list = self.non_finite.lock().expect("no panic while it is held");
+                    list.push((self.key.clone(), count));
+                }
+                bytes
+            }
             Some(Err(error)) => {
                 *self.failure.lock().expect("no panic while it is held") = Some(error);
                 Cow::Owned(vec![0; self.data_len()])

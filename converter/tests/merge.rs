@@ -453,7 +453,13 @@ fn values_that_are_not_finite_are_told_when_a_merge_is_converted() {
     let b = place.path("nan.safetensors");
     safetensors::serialize_to_file(views, None, Path::new(&b)).unwrap();
     let merged = place.path("merged.safetensors");
-    succeed(&["merge", &a, &b, "-o", &merged]);
+    let output = sdconvert(&["merge", &a, &b, "-o", &merged]);
+    let stderr = text(&output.stderr);
+    assert!(
+        output.status.success() && stderr.contains("4 values"),
+        "{stderr}"
+    );
+    assert!(stderr.contains(bad), "{stderr}");
     fail(
         &["build", &merged, "--strict", "-o", &place.path("model")],
         1,

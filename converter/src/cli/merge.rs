@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sd_converter::checkpoint::Dtype;
-use sd_converter::merge::{BlockWeights, Merged, Method, Missing, PRESETS, Plan, Policy, Recipe};
+use sd_converter::merge::{
+    BlockWeights, Merged, Method, Missing, PRESETS, Plan, Policy, Recipe, storage_named,
+};
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
 use sd_converter::save::{save, work_bytes};
@@ -71,29 +73,15 @@ fn method(name: &str) -> Result<Method, String> {
 }
 
 fn policy(name: &str) -> Result<Policy, String> {
-    match name {
-        "a" => Ok(Policy::A),
-        "b" => Ok(Policy::B),
-        "merge" => Ok(Policy::Merge),
-        _ => Err("a, b or merge expected".to_owned()),
-    }
+    Policy::named(name).ok_or_else(|| "a, b or merge expected".to_owned())
 }
 
 fn missing(name: &str) -> Result<Missing, String> {
-    match name {
-        "refuse" => Ok(Missing::Refuse),
-        "keep-a" => Ok(Missing::KeepA),
-        _ => Err("refuse or keep-a expected".to_owned()),
-    }
+    Missing::named(name).ok_or_else(|| "refuse or keep-a expected".to_owned())
 }
 
 fn storage(name: &str) -> Result<Dtype, String> {
-    match name {
-        "f32" => Ok(Dtype::F32),
-        "f16" => Ok(Dtype::F16),
-        "bf16" => Ok(Dtype::Bf16),
-        _ => Err("f32, f16 or bf16 expected".to_owned()),
-    }
+    storage_named(name).ok_or_else(|| "f32, f16 or bf16 expected".to_owned())
 }
 
 pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
@@ -106,8 +94,13 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
         ui.note(note);
     }
     let bar = ui.bytes("merging", work_bytes(&*model));
-    save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
+    let non_finite = save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
     drop(bar);
+    for (name, count) in non_finite {
+        ui.warn(format!(
+            "{count} values of tensor `{name}` are NaN or infinite; it will spoil every picture"
+        ));
+    }
     let (output, seconds) = (args.output.display(), start.elapsed().as_secs_f64());
     ui.result(format!(
         "{output}: {} weights in {seconds:.1} s",

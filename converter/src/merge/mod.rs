@@ -17,11 +17,10 @@ use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::keys::blocks::Blocks;
 use sd_models::keys::layout::Layout;
-use sd_models::structure::{self, unet_config};
 
 use crate::ConvertError;
 use crate::checkpoint::{Dtype, TensorSource, to_f32};
-use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
+use crate::model::{Entry, Hints, Model, Name, Residue, Tensor, without_trailing_ones};
 
 pub use block_weights::{BlockWeights, BlockWeightsError, PRESETS};
 pub use methods::Method;
@@ -41,6 +40,19 @@ pub enum Policy {
     Merge,
 }
 
+impl Policy {
+    /// The policy that command lines and recipes call `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "a" => Some(Self::A),
+            "b" => Some(Self::B),
+            "merge" => Some(Self::Merge),
+            _ => None,
+        }
+    }
+}
+
 /// What happens to a weight that some of the models lack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Missing {
@@ -49,6 +61,29 @@ pub enum Missing {
     Refuse,
     /// The first model's weight is kept.
     KeepA,
+}
+
+impl Missing {
+    /// The choice that command lines and recipes call `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "refuse" => Some(Self::Refuse),
+            "keep-a" => Some(Self::KeepA),
+            _ => None,
+        }
+    }
+}
+
+/// The type of a result that command lines and recipes call `name`.
+#[must_use]
+pub fn storage_named(name: &str) -> Option<Dtype> {
+    match name {
+        "f32" => Some(Dtype::F32),
+        "f16" => Some(Dtype::F16),
+        "bf16" => Some(Dtype::Bf16),
+        _ => None,
+    }
 }
 
 /// How models are merged.
@@ -505,21 +540,14 @@ pub(crate) fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
 
 /// A model's family and blocks.
 fn family(model: &dyn Model) -> Result<(ModelFamily, Blocks), ConvertError> {
-    let path = || model.path().to_owned();
     if !model.has(Component::UNet) {
         return Err(ConvertError::NoComponent {
-            path: path(),
+            path: model.path().to_owned(),
             component: "UNet",
             hint: "\nhint: whole models are merged".to_owned(),
         });
     }
-    let cfg = unet_config(&model.shapes(Component::UNet));
-    let cfg = cfg.map_err(
-        |source: structure::StructureError| ConvertError::Structure {
-            path: path(),
-            source,
-        },
-    )?;
+    let cfg = model.unet_config()?;
     Ok((ModelFamily::of(&cfg), Blocks::of(&cfg)))
 }
 
@@ -531,11 +559,7 @@ fn check_shapes(name: &Name, a: &Entry, b: &Entry) -> Result<(), ConvertError> {
         b: b.file.to_path_buf(),
         shape_b: b.shape.clone(),
     };
-    let trimmed = |shape: &[usize]| {
-        let end = shape.iter().rposition(|&n| n != 1).map_or(0, |i| i + 1);
-        shape[..end].to_vec()
-    };
-    if a.shape == b.shape || trimmed(&a.shape) == trimmed(&b.shape) {
+    if without_trailing_ones(&a.shape) == without_trailing_ones(&b.shape) {
         return Ok(());
     }
     let is_input = name.1 == "conv_in.weight" && a.shape.len() == 4 && b.shape.len() == 4;

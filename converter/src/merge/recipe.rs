@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sd_models::keys::Component;
 use serde::Deserialize;
 
-use super::{BlockWeights, Merged, Method, Missing, Plan, Policy, beside};
+use super::{BlockWeights, Merged, Method, Missing, Plan, Policy, beside, storage_named};
 use crate::ConvertError;
 use crate::checkpoint::Dtype;
 use crate::lora::{LoraSpec, WithLora};
@@ -287,7 +287,7 @@ impl StepTable {
         let vae = self.vae.take();
         let name = self.name.take().unwrap_or_else(|| format!("step {step}"));
         let inputs = self.inputs.clone();
-        let from = vae.as_deref().and_then(policy_named);
+        let from = vae.as_deref().and_then(Policy::named);
         let file = vae.filter(|_| from.is_none());
         let action = if self.method == LORA {
             Action::Lora(self.lora_spec(step, path)?)
@@ -365,14 +365,13 @@ impl StepTable {
             ));
         }
         if let Some(word) = self.text_encoders {
-            plan.text_encoders =
-                policy_named(&word).ok_or_else(|| wrong("text_encoders", word, "a, b or merge"))?;
+            plan.text_encoders = Policy::named(&word)
+                .ok_or_else(|| wrong("text_encoders", word, "a, b or merge"))?;
         }
-        plan.missing = match self.missing.as_deref() {
-            None | Some("refuse") => Missing::Refuse,
-            Some("keep-a") => Missing::KeepA,
-            Some(word) => return Err(wrong("missing", word.to_owned(), "refuse or keep-a")),
-        };
+        if let Some(word) = self.missing {
+            plan.missing =
+                Missing::named(&word).ok_or_else(|| wrong("missing", word, "refuse or keep-a"))?;
+        }
         Ok(plan)
     }
 }
@@ -398,25 +397,6 @@ fn values(values: Option<Values>, default: f64) -> Result<BlockWeights, String> 
             BlockWeights::Table(table)
         }
     })
-}
-
-fn policy_named(word: &str) -> Option<Policy> {
-    match word {
-        "a" => Some(Policy::A),
-        "b" => Some(Policy::B),
-        "merge" => Some(Policy::Merge),
-        _ => None,
-    }
-}
-
-/// The type that `--storage` and recipes call `name`.
-pub(crate) fn storage_named(name: &str) -> Option<Dtype> {
-    match name {
-        "f32" => Some(Dtype::F32),
-        "f16" => Some(Dtype::F16),
-        "bf16" => Some(Dtype::Bf16),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
