@@ -5,7 +5,7 @@
 use ndarray::{ArrayD, Axis, arr0};
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::Dtype;
-use sd_converter::lora::{LoraSpec, WithLora};
+use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
@@ -48,14 +48,16 @@ fn with_loras(loras: &[(&str, f64)], storage: Option<Dtype>) -> (TempDir, ModelD
     let path = dir.path().join("model");
     let checkpoint = repository("models/demo").join(demo::FILE_NAME);
     let mut model: Box<dyn Model> = Box::new(Weights::open(&checkpoint, None).unwrap());
-    for &(file, strength) in loras {
-        let spec = LoraSpec {
-            path: repository(file),
-            unet: strength,
-            text_encoders: strength,
-            storage,
-        };
-        model = Box::new(WithLora::new(model, spec).unwrap());
+    let specs = loras
+        .iter()
+        .map(|&(file, strength)| LoraSpec::new(repository(file), strength));
+    let specs: Vec<LoraSpec> = specs.collect();
+    let options = Options {
+        allow_partial: false,
+        storage,
+    };
+    if !specs.is_empty() {
+        model = Box::new(WithLoras::new(model, &specs, options).unwrap());
     }
     let plan = BuildPlan::new(model, BuildOptions::default()).unwrap();
     let report = plan.write(&path, &Unwatched).unwrap();

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::lora::{LoraSpec, Options, WithLoras};
+use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::ui::Ui;
 use sd_converter::weights::Weights;
@@ -21,33 +23,55 @@ pub(crate) struct ConvertArgs {
     /// Folder in which copies and model directories are made and removed
     #[arg(long, default_value = ".")]
     scratch: PathBuf,
+    /// Also time the conversion with these LoRAs
+    #[arg(long = "lora", value_name = "FILE[:SCALE]", value_parser = LoraSpec::parse)]
+    loras: Vec<LoraSpec>,
     /// How often
     #[arg(long, default_value_t = 3)]
     runs: usize,
 }
 
 pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<()> {
-    let (mut copies, mut conversions, mut anonymous) = (Vec::new(), Vec::new(), 0);
+    let mut copies = Vec::new();
+    let mut conversions: [Timed; 2] = Default::default();
     for _ in 0..args.runs {
         let scratch = tempfile::tempdir_in(&args.scratch)?;
         let start = Instant::now();
         copy(&args.checkpoint, &scratch.path().join("copy"))?;
         copies.push(start.elapsed().as_secs_f64());
         fs::remove_file(scratch.path().join("copy"))?;
-        let start = Instant::now();
-        let (result, peak) = peak_during("RssAnon", || {
-            convert(&args.checkpoint, &scratch.path().join("model"))
-        });
-        result?;
-        conversions.push(start.elapsed().as_secs_f64());
-        anonymous = anonymous.max(peak);
+        let target = scratch.path().join("model");
+        let kinds = [&[][..], &args.loras].into_iter().zip(&mut conversions);
+        for (loras, timed) in kinds.take(1 + usize::from(!args.loras.is_empty())) {
+            let start = Instant::now();
+            let (result, peak) =
+                peak_during("RssAnon", || convert(&args.checkpoint, loras, &target));
+            result?;
+            timed.seconds.push(start.elapsed().as_secs_f64());
+            timed.anonymous = timed.anonymous.max(peak);
+            fs::remove_dir_all(&target)?;
+        }
     }
-    Ok(ui.result(serde_json::json!({
+    let [plain, with_loras] = conversions;
+    let mut result = serde_json::json!({
         "checkpoint_bytes": fs::metadata(&args.checkpoint)?.len(),
         "copy_s": spread(copies),
-        "convert_s": spread(conversions),
-        "convert_peak_anonymous_bytes": anonymous,
-    }))?)
+        "convert_s": spread(plain.seconds),
+        "convert_peak_anonymous_bytes": plain.anonymous,
+    });
+    if !args.loras.is_empty() {
+        result["loras"] = args.loras.len().into();
+        result["with_loras_s"] = spread(with_loras.seconds);
+        result["with_loras_peak_anonymous_bytes"] = with_loras.anonymous.into();
+    }
+    Ok(ui.result(result)?)
+}
+
+/// Runs of one kind.
+#[derive(Default)]
+struct Timed {
+    seconds: Vec<f64>,
+    anonymous: u64,
 }
 
 /// Reads every byte and writes it to the disk, not only to its cache: what a conversion does.
@@ -62,9 +86,12 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     target.sync_all()
 }
 
-fn convert(checkpoint: &Path, to: &Path) -> anyhow::Result<()> {
-    let weights = Weights::open(checkpoint, None)?;
-    let plan = BuildPlan::new(Box::new(weights), BuildOptions::default())?;
+fn convert(checkpoint: &Path, loras: &[LoraSpec], to: &Path) -> anyhow::Result<()> {
+    let mut model: Box<dyn Model> = Box::new(Weights::open(checkpoint, None)?);
+    if !loras.is_empty() {
+        model = Box::new(WithLoras::new(model, loras, Options::default())?);
+    }
+    let plan = BuildPlan::new(model, BuildOptions::default())?;
     plan.write(to, &Unwatched)?;
     Ok(())
 }

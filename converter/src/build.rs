@@ -17,7 +17,8 @@ use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::design::Design;
 use crate::error::some_of;
-use crate::model::{LoraUse, Model, Residue, without_trailing_ones};
+use crate::lora;
+use crate::model::{Model, Residue, without_trailing_ones};
 use crate::onnx::{Stored, WeightReader, WriteError, Written, write_model};
 use crate::output::StagedDir;
 use crate::prediction::Prediction;
@@ -57,6 +58,8 @@ pub struct BuildReport {
     pub residue: Residue,
     /// Things the user should know.
     pub warnings: Vec<String>,
+    /// What became of every module of the LoRAs, in JSON.
+    pub loras: Vec<serde_json::Value>,
     /// Bytes written.
     pub written: u64,
     /// What the model was recognised as.
@@ -73,6 +76,7 @@ impl BuildReport {
             "written_bytes": self.written,
             "manifest": self.manifest,
             "warnings": self.warnings,
+            "loras": self.loras,
             "not_converted": {
                 "without_influence": self.residue.ignorable,
                 "ema": self.residue.ema,
@@ -93,6 +97,10 @@ impl BuildPlan {
         let prediction = Prediction::choose(options.prediction, &*model)?;
         let design = Design::of(&*model, &prediction)?;
         let mut warnings = model.hints().notes.clone();
+        for adapter in model.adapters() {
+            let notes = adapter.notes().iter();
+            warnings.extend(notes.map(|note| format!("{}: {note}", adapter.name())));
+        }
         let mut residue = model.residue().clone();
         residue.unknown.extend(match_graphs(&*model, &design)?);
         if !residue.unknown.is_empty() {
@@ -170,6 +178,7 @@ impl BuildPlan {
             Ok::<_, ConvertError>((sources?, components?))
         })?;
         let (components, non_finite) = components;
+        let loras = self.finish_loras(&staged)?;
         for (name, count) in non_finite {
             let note = "it will spoil every picture";
             self.warnings.push(format!(
@@ -184,6 +193,7 @@ impl BuildPlan {
             manifest,
             residue: self.residue,
             warnings: self.warnings,
+            loras,
             written,
             kind: self.design.kind,
         })
@@ -261,15 +271,27 @@ impl BuildPlan {
 
     /// The LoRAs in the weights, with the hashes of their files.
     fn loras(&self, sources: &[Source]) -> Vec<manifest::Lora> {
-        let files = sources.iter().filter(|source| source.role == "lora");
-        let used = files.zip(&self.model.hints().loras);
-        let lora = |(file, used): (&Source, &LoraUse)| manifest::Lora {
-            name: file.name.clone(),
-            sha256: file.sha256.clone(),
-            unet: used.unet,
-            text_encoder: used.text_encoders,
-        };
-        used.map(lora).collect()
+        let files = sources.iter().filter(|source| source.role == lora::ROLE);
+        let used = self.model.adapters().into_iter().zip(files);
+        used.map(|(adapter, file)| adapter.manifest(&file.sha256))
+            .collect()
+    }
+
+    /// The textual inversions that LoRAs brought, and the reports on LoRAs' modules.
+    fn finish_loras(&self, staged: &StagedDir) -> Result<Vec<serde_json::Value>, ConvertError> {
+        let mut reports = Vec::new();
+        for adapter in self.model.adapters() {
+            adapter
+                .check_effect()
+                .map_err(|source| ConvertError::Lora {
+                    path: adapter.source().path().to_owned(),
+                    source,
+                })?;
+            adapter.write_embeddings(&staged.path().join(manifest::EMBEDDINGS))?;
+            let modules = adapter.module_reports();
+            reports.push(serde_json::json!({"name": adapter.name(), "modules": modules}));
+        }
+        Ok(reports)
     }
 
     fn write_configs(&self, staged: &StagedDir, manifest: &Manifest) -> Result<(), ConvertError> {

@@ -1,7 +1,10 @@
 //! Textual inversions (Gal et al. 2022): vectors that stand for a word of a prompt, in the layouts of A1111, diffusers and
 //! SDXL trainers.
 
+use std::io;
 use std::path::Path;
+
+use safetensors::tensor::{Dtype, TensorView};
 
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, TensorSource, open, to_f32};
@@ -90,6 +93,28 @@ impl Embedding {
             name: word.filter(|name| name != "tensor"),
             vectors: vectors.collect::<Result<_, _>>()?,
         }))
+    }
+}
+
+impl Embedding {
+    /// Writes it in single precision: `emb_params`, or `clip_l` and `clip_g`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let names: &[&str] = match self.vectors.len() {
+            1 => &["emb_params"],
+            _ => &["clip_l", "clip_g"],
+        };
+        let bytes = |v: &Vectors| v.values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes: Vec<Vec<u8>> = self.vectors.iter().map(bytes).collect();
+        let views = self.vectors.iter().zip(&bytes).map(|(vectors, bytes)| {
+            let shape = vec![vectors.tokens(), vectors.width];
+            TensorView::new(Dtype::F32, shape, bytes).map_err(io::Error::other)
+        });
+        let views: Vec<TensorView<'_>> = views.collect::<Result<_, _>>()?;
+        safetensors::serialize_to_file(names.iter().zip(views), None, path)
+            .map_err(io::Error::other)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use sd_models::family::ADAPTERS;
+use sd_models::family::ADAPTER;
 use sd_models::graph::GraphError;
 use sd_models::keys::Component;
 use sd_models::structure::StructureError;
@@ -307,7 +307,7 @@ impl ConvertError {
 }
 
 fn foreign_hint(kind: &str) -> &'static str {
-    if ADAPTERS.contains(&kind) {
+    if kind == ADAPTER {
         "add it to a model with `--lora FILE`"
     } else {
         "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are"

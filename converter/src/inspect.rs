@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use sd_models::family::ADAPTER;
 use sd_models::keys::Key;
 use sd_models::keys::layout::Layout;
 use sd_models::manifest::Manifest;
@@ -14,11 +15,15 @@ use crate::build::{BuildOptions, BuildPlan};
 use crate::checkpoint::folder::open_folder;
 use crate::checkpoint::{TensorSource, open};
 use crate::embedding::{Embedding, Vectors};
+use crate::lora::{self, Description};
 use crate::verify::read_manifest;
 use crate::weights::Weights;
 
 /// Version of [`FileReport`]'s JSON form.
 pub const SCHEMA: u32 = 1;
+
+/// Why a LoRA is not converted by itself.
+const USE_OF_LORAS: &str = "it is added to a model with `sdconvert build MODEL --lora FILE`; `--against MODEL` tells whether it fits";
 
 /// What is in a file of tensors.
 #[derive(Debug, Serialize)]
@@ -38,6 +43,9 @@ pub struct FileReport {
     pub refused: Option<String>,
     /// What is in it, by part: the networks, running averages, things without influence, things unknown.
     pub parts: BTreeMap<String, Part>,
+    /// What it adds to models, if it is a LoRA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Description>,
     /// Text that its writer left.
     pub metadata: BTreeMap<String, String>,
 }
@@ -99,6 +107,26 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
             evidence: describe_embedding(&embedding),
             refused: Some("it is a word for prompts, not a model".to_owned()),
             parts,
+            lora: None,
+            metadata,
+        });
+    }
+    if let [(None, source)] = &sources[..]
+        && let Some(key) = lora::adapter_key(&**source)
+    {
+        let (kind, refused, lora) = match lora::describe(&**source) {
+            Ok(lora) => (lora.title(), USE_OF_LORAS.to_owned(), Some(lora)),
+            Err(e) => (ADAPTER.to_owned(), e.to_string(), None),
+        };
+        return Ok(FileReport {
+            schema: SCHEMA,
+            name: name.unwrap_or_default(),
+            size_bytes,
+            kind,
+            evidence: format!("it holds `{key}`"),
+            refused: Some(refused),
+            parts,
+            lora,
             metadata,
         });
     }
@@ -123,6 +151,7 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
         evidence,
         refused,
         parts,
+        lora: None,
         metadata,
     })
 }
@@ -180,6 +209,9 @@ impl fmt::Display for FileReport {
                 part.tensors,
                 dtypes.join(", ")
             )?;
+        }
+        if let Some(lora) = &self.lora {
+            write!(f, "{lora}")?;
         }
         for (key, value) in &self.metadata {
             let short: String = value.chars().take(100).collect();

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
+use crate::lora::Adapter;
 
 /// Which weight: its component and canonical name.
 pub type Name = (Component, String);
@@ -66,21 +67,8 @@ pub struct Hints {
     pub zero_snr: bool,
     /// The file's own noise schedule: products of `1 - beta`.
     pub alphas_cumprod: Option<Vec<f32>>,
-    /// LoRAs in its weights, in the order of application.
-    pub loras: Vec<LoraUse>,
     /// What the user should know.
     pub notes: Vec<String>,
-}
-
-/// A LoRA in a model's weights.
-#[derive(Clone, Debug)]
-pub struct LoraUse {
-    /// Its file.
-    pub path: PathBuf,
-    /// Strength in the UNet.
-    pub unet: f64,
-    /// Strength in the text encoders.
-    pub text_encoders: f64,
 }
 
 /// A model's weights.
@@ -113,6 +101,11 @@ pub trait Model: Sync {
 
     /// How its single file names tensors, if it comes from one.
     fn layout(&self) -> Option<&Layout>;
+
+    /// LoRAs in its weights, in the order of application.
+    fn adapters(&self) -> Vec<&Adapter> {
+        Vec::new()
+    }
 
     /// Whether there is anything of `component`.
     fn has(&self, component: Component) -> bool {

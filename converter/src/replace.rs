@@ -8,6 +8,7 @@ use sd_models::keys::layout::Layout;
 
 use crate::ConvertError;
 use crate::checkpoint::TensorSource;
+use crate::lora::Adapter;
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
 
 /// `base` with `components` of `donor`.
@@ -106,6 +107,10 @@ impl Model for Replaced {
 
     fn layout(&self) -> Option<&Layout> {
         self.base.layout()
+    }
+
+    fn adapters(&self) -> Vec<&Adapter> {
+        self.base.adapters()
     }
 
     fn spelled(&self, name: &Name) -> String {

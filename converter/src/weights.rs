@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sd_models::family;
+use sd_models::family::{self, ADAPTER};
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Key, Part};
 
@@ -15,6 +15,7 @@ use crate::checkpoint::folder::open_folder;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource, open, to_f32};
 use crate::control::needs_base;
 use crate::error::some_of;
+use crate::lora;
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
 use crate::onnx::transpose;
 
@@ -73,6 +74,13 @@ impl Weights {
     pub fn from_source(source: Box<dyn TensorSource>) -> Result<Self, ConvertError> {
         let names: BTreeSet<&str> = source.tensors().keys().map(String::as_str).collect();
         refuse_foreign(source.path(), &names)?;
+        if let Some(evidence) = lora::adapter_key(&*source) {
+            return Err(ConvertError::UnsupportedFamily {
+                path: source.path().to_owned(),
+                kind: ADAPTER.to_owned(),
+                evidence: evidence.clone(),
+            });
+        }
         if needs_base(&*source) {
             return Err(ConvertError::NeedsBase {
                 path: source.path().to_owned(),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use common::{sdconvert, synthetic, text};
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
-use sd_converter::lora::{LoraSpec, WithLora};
+use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::{Model, Name};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
@@ -19,6 +19,12 @@ use tempfile::TempDir;
 
 /// Shape and values by key.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Weights that are not rounded to the checkpoint's half precision.
+const SINGLE: Options = Options {
+    allow_partial: false,
+    storage: Some(sd_converter::checkpoint::Dtype::F32),
+};
 
 struct Place {
     dir: TempDir,
@@ -51,14 +57,9 @@ impl Place {
         path
     }
 
-    fn bake(&self, tensors: &Tensors, strength: f64) -> Result<WithLora, String> {
-        let spec = LoraSpec {
-            path: self.write(tensors),
-            unet: strength,
-            text_encoders: strength,
-            storage: Some(sd_converter::checkpoint::Dtype::F32),
-        };
-        WithLora::new(self.model(), spec).map_err(|e| e.to_string())
+    fn bake(&self, tensors: &Tensors, strength: f64) -> Result<WithLoras, String> {
+        let spec = LoraSpec::new(self.write(tensors), strength);
+        WithLoras::new(self.model(), &[spec], SINGLE).map_err(|e| e.to_string())
     }
 
     fn model(&self) -> Box<dyn Model> {
@@ -226,20 +227,23 @@ fn what_does_not_fit_is_refused() {
         change(&mut tensors);
         tensors
     };
-    place.refused(&altered(&|t| drop(t.remove(&up))), &["no LoRA"]);
+    place.refused(&altered(&|t| drop(t.remove(&up))), &["has no up"]);
     let two = altered(&|t| {
         t.extend(kohya("lora_unet_mid_block_attentions_0_proj_in"));
         t.remove("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight");
     });
     place.refused(&two, &["proj_in", "no down"]);
     let ranks = altered(&|t| drop(t.insert(down.clone(), (vec![3, 64], ramp(192, 0.5)))));
-    place.refused(&ranks, &["up [64, 2], down [3, 64]", "[64, 64]"]);
+    place.refused(
+        &ranks,
+        &["do not fit each other", "up [64, 2]", "down [3, 64]"],
+    );
     let alpha =
         |value| altered(&|t| drop(t.insert(format!("{KOHYA}.alpha"), (vec![], vec![value]))));
     place.refused(&alpha(f32::NAN), &["alpha"]);
     place.refused(&alpha(-1.0), &["alpha is -1"]);
     let infinite = altered(&|t| t.get_mut(&up).unwrap().1[3] = f32::INFINITY);
-    place.refused(&infinite, &["lora_up.weight` has values that are NaN"]);
+    place.refused(&infinite, &["lora_up.weight`: it has values that are NaN"]);
     let zero = altered(&|t| t.get_mut(&up).unwrap().1.fill(0.0));
     place.refused(&zero, &["changes nothing"]);
     assert!(place.bake(&zero, 0.0).is_ok());
@@ -250,9 +254,16 @@ fn what_does_not_fit_is_refused() {
         &["1 of 1 modules", "lora_unet_no_such"],
     );
     let twice = altered(&|t| t.extend(kohya(&format!("unet.{}", &QUERY[..QUERY.len() - 7]))));
-    place.refused(&twice, &["are for the same weight"]);
+    // The same content under two names is used once.
+    let once = place.bake(&twice, 1.0).unwrap().read_f32(&query()).unwrap();
+    let plain = place.bake(&kohya(KOHYA), 1.0).unwrap();
+    assert_eq!(once, plain.read_f32(&query()).unwrap());
+    let other = format!("unet.{}.lora_up.weight", &QUERY[..QUERY.len() - 7]);
+    let mut differing = twice.clone();
+    differing.get_mut(&other).unwrap().1[0] = 9.0;
+    place.refused(&differing, &["are for the same weight"]);
     let hada = altered(&|t| drop(t.insert(format!("{KOHYA}.hada_w1_a"), (vec![1], vec![1.0]))));
-    place.refused(&hada, &["LoHa", "not supported"]);
+    place.refused(&hada, &["parts of different kinds"]);
 }
 
 #[test]
@@ -278,17 +289,23 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
         (output.status.code(), text(&output.stderr))
     };
     let (code, error) = build(base, base);
-    assert!(code == Some(1) && error.contains("not"), "{error}");
+    assert!(code == Some(1) && error.contains("no LoRA"), "{error}");
     let lora = place.write(&kohya(KOHYA));
     let (code, error) = build(lora.to_str().unwrap(), base);
-    assert!(code == Some(1) && error.contains("LoRA"), "{error}");
+    assert!(code == Some(1) && error.contains("a LoRA"), "{error}");
     let against = |file: &Path| {
         let output = sdconvert(&["inspect", file.to_str().unwrap(), "--against", base]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    assert!(against(&lora).contains("a LoRA whose 1 modules all fit"));
-    let told = against(&place.write(&wide));
+    assert!(against(&lora).contains("1 applied"));
+    let output = sdconvert(&[
+        "inspect",
+        place.write(&wide).to_str().unwrap(),
+        "--against",
+        base,
+    ]);
+    let told = text(&output.stderr);
     assert!(told.contains("2048 (SDXL)"), "{told}");
     let lora = place.write(&kohya(KOHYA));
     let (code, error) = build(base, &format!("{}:unet=x", lora.display()));

@@ -208,17 +208,15 @@ const FOREIGN: &[(&str, &str)] = &[
     ("string_to_param", "a textual inversion"),
     ("emb_params", "a textual inversion"),
     ("clip_g", "an SDXL textual inversion"),
-    ("lora_unet_", "a LoRA"),
-    ("lora_te", "a LoRA"),
-    (".lora_down.", "a LoRA"),
-    (".lora_A.", "a LoRA"),
-    (".lora_up.", "a LoRA"),
-    (".hada_w1_a", "a LoHa"),
-    (".lokr_w1", "a LoKr"),
+    ("lora_unet_", ADAPTER),
+    ("lora_te", ADAPTER),
+    (".lora_down.", ADAPTER),
+    (".lora_A.", ADAPTER),
+    (".lora_up.", ADAPTER),
 ];
 
-/// Kinds of files that are added to models.
-pub const ADAPTERS: [&str; 3] = ["a LoRA", "a LoHa", "a LoKr"];
+/// What files that are added to models are called.
+pub const ADAPTER: &str = "a LoRA";
 
 /// What kind of file the names give away, if it is one that is no SD 1.x checkpoint; with the telling name.
 pub fn foreign<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(&'static str, &'a str)> {

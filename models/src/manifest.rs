@@ -18,6 +18,9 @@ pub const SCHEMA: u32 = 1;
 /// External data beside each `model.onnx`.
 pub const DATA_FILE: &str = "model.onnx_data";
 
+/// Folder of textual inversions that LoRAs brought along.
+pub const EMBEDDINGS: &str = "embeddings";
+
 /// What a model directory holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -120,8 +123,8 @@ pub struct Source {
     pub sha256: String,
 }
 
-/// A LoRA baked into the weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A LoRA, or a relative of one, baked into the weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
     /// File name, without its folder.
     pub name: String,
@@ -131,6 +134,58 @@ pub struct Lora {
     pub unet: f64,
     /// Strength in the text encoder.
     pub text_encoder: f64,
+    /// Factors of the strength by block, if there are any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub block_weights: BTreeMap<String, f64>,
+    /// Name that its trainer gave it, by which prompts may call it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Words for prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trigger_words: Vec<String>,
+    /// How it was trained, as far as its file says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub training: BTreeMap<String, String>,
+    /// Textual inversions that it brought, in the folder `embeddings`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<String>,
+    /// What it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<LoraReport>,
+}
+
+/// What a LoRA did to the weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoraReport {
+    /// Family that it is made for, by its modules' names and shapes or by its metadata.
+    pub made_for: Option<String>,
+    /// Modules by kind: `LoRA`, `LoHa`, ..
+    pub kinds: BTreeMap<String, usize>,
+    /// Smallest and largest rank.
+    pub ranks: Option<[usize; 2]>,
+    /// What became of its modules.
+    pub modules: LoraModules,
+    /// Norm of the change over the norm of the changed weights, by text encoder (`TE1`, `TE2`) and block of the UNet.
+    pub change: Vec<(String, f64)>,
+}
+
+/// Modules of a LoRA, by what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoraModules {
+    /// They changed weights.
+    pub applied: usize,
+    /// The strength is 0.
+    pub off: usize,
+    /// The weight of their block is 0.
+    pub silenced: usize,
+    /// Their numbers are zero.
+    pub zero: usize,
+    /// The model has no such layer.
+    pub no_target: Vec<String>,
+    /// The model's layer has another shape.
+    pub other_shape: Vec<String>,
+    /// The network does not run that layer.
+    pub unused_layer: Vec<String>,
 }
 
 /// Bytes of a hash as manifests write them: lower-case hexadecimal.

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// Type of a tensor's elements, named as in safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,25 +155,32 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), S
             }
         }
         Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-        Dtype::F16 => values.extend(
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32()),
-        ),
-        Dtype::Bf16 => values.extend(
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| bf16::from_le_bytes(*b).to_f32()),
-        ),
+        Dtype::F16 => widen(bytes, values, |bytes, out| {
+            let halves = bytes.as_chunks().0.iter();
+            let halves: Vec<f16> = halves.map(|b| f16::from_le_bytes(*b)).collect();
+            halves.convert_to_f32_slice(out);
+        }),
+        Dtype::Bf16 => widen(bytes, values, |bytes, out| {
+            let halves = bytes.as_chunks().0.iter();
+            let halves: Vec<bf16> = halves.map(|b| bf16::from_le_bytes(*b)).collect();
+            halves.convert_to_f32_slice(out);
+        }),
         Dtype::F8E4M3 => values.extend(bytes.iter().map(|&b| f8_e4m3(b))),
         Dtype::F8E5M2 => values.extend(bytes.iter().map(|&b| f8_e5m2(b))),
         _ => return Err(format!("type {dtype} holds no weights")),
     }
     Ok(())
+}
+
+/// Appends numbers of 16 bits, in pieces and on all cores.
+fn widen(bytes: &[u8], values: &mut Vec<f32>, convert: impl Fn(&[u8], &mut [f32]) + Sync) {
+    const PIECE: usize = 1 << 17;
+    let start = values.len();
+    values.resize(start + bytes.len() / 2, 0.0);
+    let pieces = values[start..].par_chunks_mut(PIECE);
+    pieces
+        .zip(bytes.par_chunks(2 * PIECE))
+        .for_each(|(out, bytes)| convert(bytes, out));
 }
 
 /// Bias 7, subnormals in steps of 2^-9, NaN where all bits but the sign are set, no infinity.

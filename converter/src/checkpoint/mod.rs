@@ -76,6 +76,8 @@ pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Box<dyn TensorSource>, 
 fn read(path: &Path, bytes: Mapped) -> Result<Box<dyn TensorSource>, CheckpointError> {
     let path = path.to_owned();
     Ok(match bytes.get() {
+        // Before others, since the length in front of a safetensors header may begin as they do.
+        start if start.get(8) == Some(&b'{') => Box::new(SafetensorsFile::new(path, bytes)?),
         start if start.starts_with(b"PK") => Box::new(torch_zip::TorchZip::new(path, bytes)?),
         start if torch_legacy::is_legacy(start) => {
             Box::new(torch_legacy::TorchLegacy::new(&path, bytes)?)
@@ -86,4 +88,20 @@ fn read(path: &Path, bytes: Mapped) -> Result<Box<dyn TensorSource>, CheckpointE
         }
         _ => Box::new(SafetensorsFile::new(path, bytes)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_whose_length_begins_like_another_format_is_a_header() {
+        for length in [u16::from_le_bytes([0x80, 2]), u16::from_le_bytes(*b"PK")] {
+            let mut file = u64::from(length).to_le_bytes().to_vec();
+            file.extend(b"{}");
+            file.resize(8 + usize::from(length), b' ');
+            let opened = from_bytes(Path::new("a"), file).unwrap();
+            assert!(opened.tensors().is_empty());
+        }
+    }
 }

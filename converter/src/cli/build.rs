@@ -1,12 +1,12 @@
 //! `sdconvert build`: checkpoint to model directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::control::{ControlOnBase, needs_base};
-use sd_converter::lora::{LoraSpec, WithLora};
+use sd_converter::lora::{self, LoraBlockWeights, LoraSpec, WithLoras};
 use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
@@ -28,9 +28,20 @@ pub(crate) struct BuildArgs {
     /// Directory to write; it appears when it is complete
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// LoRA to add to the weights, and its strength; repeat for several
+    /// LoRA to add to the weights, and its strength; repeat for several, which act in this order. Further options
+    /// behind the colon: `unet=U`, `te=T` (unet is te, and te 1, if left out), `lbw=BLOCKS`, `dyn=RANK` (the first
+    /// components of a DyLoRA)
     #[arg(long = "lora", value_name = "FILE[:SCALE|:unet=U,te=T]", value_parser = LoraSpec::parse)]
     loras: Vec<LoraSpec>,
+    /// Factors of the LoRAs' strength by block: 17 or 26 numbers (SDXL: 12 or 20), a preset (INS, MIDD, ..),
+    /// BLOCK=NUMBER pairs, or a file with one of these; once for all LoRAs, or once for each
+    #[arg(
+        long,
+        value_name = "LIST|PRESET|FILE",
+        requires = "loras",
+        allow_hyphen_values = true
+    )]
+    lora_block_weights: Vec<String>,
     /// Take the VAE from this file (a VAE or a whole checkpoint)
     #[arg(long, value_name = "FILE")]
     vae: Option<PathBuf>,
@@ -87,6 +98,48 @@ fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
     Ok(Box::new(weights))
 }
 
+/// The LoRAs, with their block weights.
+fn lora_specs(args: &BuildArgs) -> anyhow::Result<Vec<LoraSpec>> {
+    let mut loras = args.loras.clone();
+    let lists = args.lora_block_weights.iter();
+    let lists: Vec<LoraBlockWeights> = lists
+        .map(|text| block_weights(text))
+        .collect::<Result<_, _>>()?;
+    anyhow::ensure!(
+        [0, 1, loras.len()].contains(&lists.len()),
+        UsageError(format!(
+            "--lora-block-weights is given {} times for {} LoRAs: once for all, or once for each expected",
+            lists.len(),
+            loras.len()
+        ))
+    );
+    for (lora, weights) in loras.iter_mut().zip(lists.iter().cycle()) {
+        anyhow::ensure!(
+            lora.block_weights.is_none(),
+            UsageError(format!(
+                "{}: block weights are given twice, by lbw and by --lora-block-weights",
+                lora.path.display()
+            ))
+        );
+        lora.block_weights = Some(weights.clone());
+    }
+    Ok(loras)
+}
+
+/// A list, a preset, pairs, or the name of a file with one of these.
+fn block_weights(text: &str) -> anyhow::Result<LoraBlockWeights> {
+    let usage = |problem: String| UsageError(format!("--lora-block-weights {text}: {problem}"));
+    match LoraBlockWeights::parse(text, None) {
+        Ok(weights) => Ok(weights),
+        Err(_) if Path::new(text).is_file() => {
+            let content = std::fs::read_to_string(text);
+            let content = content.with_context(|| format!("cannot read {text}"))?;
+            Ok(LoraBlockWeights::parse(&content, None).map_err(usage)?)
+        }
+        Err(problem) => Err(usage(problem).into()),
+    }
+}
+
 pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut model = match &args.recipe {
@@ -97,14 +150,13 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
         model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
     }
-    for lora in &args.loras {
-        let with = WithLora::new(model, lora.clone())?;
-        let (path, modules) = (lora.path.display(), with.modules());
-        let (unet, text) = (lora.unet, lora.text_encoders);
-        ui.note(format!(
-            "{path}: {modules} modules, strength {unet} (text {text})"
-        ));
-        model = Box::new(with);
+    let loras = lora_specs(args)?;
+    if !loras.is_empty() {
+        let options = lora::Options {
+            allow_partial: args.allow_partial,
+            storage: None,
+        };
+        model = Box::new(WithLoras::new(model, &loras, options)?);
     }
     let options = BuildOptions {
         allow_partial: args.allow_partial,
@@ -119,6 +171,9 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     drop(bar);
     for warning in &report.warnings {
         ui.warn(warning);
+    }
+    for lora in &report.manifest.loras {
+        ui.note(lora::summary(lora));
     }
     let json = report.to_json(&args.output);
     if let Some(path) = &args.report {

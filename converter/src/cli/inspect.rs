@@ -1,17 +1,18 @@
 //! `sdconvert inspect`: what is in a file or directory.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use sd_converter::against::compare;
 use sd_converter::checkpoint::open;
 use sd_converter::embedding::Embedding;
-use sd_converter::inspect::{describe, inspect_dir, inspect_file};
-use sd_converter::lora;
-use sd_converter::model::Model;
+use sd_converter::inspect::{self, describe, inspect_dir, inspect_file};
+use sd_converter::lora::{self, LoraSpec, WithLoras};
+use sd_converter::model::{Model, Name};
+use sd_converter::progress::Progress;
 use sd_converter::save::work_bytes;
-use sd_converter::ui::Ui;
+use sd_converter::ui::{Interrupted, Ui};
 use sd_converter::weights::Weights;
-use sd_models::family;
 use sd_models::keys::Component;
 use sd_models::manifest;
 
@@ -65,17 +66,8 @@ fn compare_with(args: &InspectArgs, base: &Path, ui: &Ui) -> anyhow::Result<()> 
             "a textual inversion of width {wanted:?} {verdict} text encoders of width {known:?}"
         ))?);
     }
-    if !args.file.is_dir() {
-        let source = open(&args.file)?;
-        let keys = source.tensors().keys().map(String::as_str);
-        if family::foreign(keys).is_some_and(|(kind, _)| family::ADAPTERS.contains(&kind)) {
-            let file = args.file.display();
-            let told = match lora::check(&*source, &base) {
-                Ok(modules) => format!("{file}: a LoRA whose {modules} modules all fit"),
-                Err(problem) => format!("{file}: {problem}"),
-            };
-            return Ok(ui.result(told)?);
-        }
+    if !args.file.is_dir() && lora::adapter_key(&*open(&args.file)?).is_some() {
+        return fit(args, base, ui);
     }
     let model = Weights::open(&args.file, None)?;
     let bar = ui.bytes("comparing", work_bytes(&model));
@@ -86,5 +78,45 @@ fn compare_with(args: &InspectArgs, base: &Path, ui: &Ui) -> anyhow::Result<()> 
     } else {
         comparison.to_string()
     };
+    Ok(ui.result(text)?)
+}
+
+/// Says what a LoRA would do to a model, by computing every weight that it changes.
+fn fit(args: &InspectArgs, base: Weights, ui: &Ui) -> anyhow::Result<()> {
+    let options = lora::Options {
+        allow_partial: true,
+        storage: None,
+    };
+    let spec = LoraSpec::new(&args.file, 1.0);
+    let model = WithLoras::new(Box::new(base), &[spec], options)?;
+    let adapter = model.adapters()[0];
+    let names: Vec<Name> = adapter.weights().collect();
+    let bytes = |name: &Name| model.entries()[name].byte_len() as u64;
+    let bar = ui.bytes("comparing", names.iter().map(bytes).sum());
+    for name in &names {
+        anyhow::ensure!(!bar.cancelled(), Interrupted);
+        model.read(name)?;
+        bar.advance(bytes(name));
+    }
+    drop(bar);
+    let lora = adapter.manifest("");
+    if args.json {
+        let modules = adapter.module_reports();
+        let json = serde_json::json!({"schema": inspect::SCHEMA, "lora": lora, "modules": modules});
+        return Ok(ui.result(json)?);
+    }
+    let mut text = lora::summary(&lora);
+    for note in adapter.notes() {
+        let _ = write!(text, "\n  {note}");
+    }
+    let misfits = lora.report.map(|report| report.modules).unwrap_or_default();
+    for (list, what) in [
+        (misfits.no_target, "no target"),
+        (misfits.other_shape, "another shape"),
+    ] {
+        for module in list.iter().take(5) {
+            let _ = write!(text, "\n  {what}: {module}");
+        }
+    }
     Ok(ui.result(text)?)
 }

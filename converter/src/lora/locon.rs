@@ -2,159 +2,197 @@
 //! `dW = alpha / rank * up down`, with `up` [out, rank] and `down` [rank, in * kh * kw]. With a Tucker core `mid`
 //! [r1, r2, kh, kw] between `up` [out, r1] and `down` [r2, in]:
 //! `dW[o, i, x, y] = alpha / r2 * sum_m sum_n up[o, m] mid[m, n, x, y] down[n, i]`.
+//!
+//! Extractions of early `LyCORIS` versions also hold what the low rank leaves, sparse or whole, as part of the product.
 
-use faer::Mat;
-use rayon::prelude::*;
+use super::group::Parts;
+use super::matrix::{LowRank, Matrix, tucker};
+use super::vector::add_scaled;
+use super::whole::Whole;
+use super::{Change, Delta, Format, Loaded, LoraError, Target, product};
 
-use super::{Group, LoraError, Part, values};
-use crate::checkpoint::TensorSource;
+pub(super) const FORMAT: Format = Format {
+    name: "LoRA",
+    parts: &[
+        (".lora_up.weight", "up"),
+        (".lora_down.weight", "down"),
+        (".lora_mid.weight", "mid"),
+        (".lora_B.weight", "up"),
+        (".lora_A.weight", "down"),
+        (".lora_B", "up"),
+        (".lora_A", "down"),
+        (".lora_up", "up"),
+        (".lora_down", "down"),
+        (".lora.up.weight", "up"),
+        (".lora.down.weight", "down"),
+        ("_lora.up.weight", "up"),
+        ("_lora.down.weight", "down"),
+        (".lora_linear_layer.up.weight", "up"),
+        (".lora_linear_layer.down.weight", "down"),
+        (".lora_B.bias", "up bias"),
+        (".scale", "scale"),
+        (".bias", "residual"),
+        (".bias_indices", "residual indices"),
+        (".bias_values", "residual values"),
+        (".bias_size", "residual size"),
+    ],
+    load,
+};
 
-/// A module, by the keys of its parts.
-#[derive(Debug)]
-pub(super) struct LoCon {
-    up: String,
-    down: String,
-    mid: Option<String>,
-    scale: f64,
-    target: Vec<usize>,
+fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraError> {
+    let (up, down) = (parts.need("up")?, parts.need("down")?);
+    let (&[rows, up_rank, ref up_rest @ ..], &[rank, ref columns @ ..]) = (up, down) else {
+        return Err(parts.misfit(target));
+    };
+    let (columns, mid) = (product(columns), parts.shape("mid"));
+    let factors_fit = match mid {
+        None => up_rank == rank,
+        Some(mid) => mid.len() == 4 && mid[..2] == [up_rank, rank],
+    };
+    if !factors_fit || rank == 0 || product(up_rest) != 1 {
+        return Err(parts.mismatch());
+    }
+    let fits = match mid {
+        // A flat `down` on a convolution is no broadcast: its columns are counted.
+        None => columns == target.columns(),
+        Some(mid) => target.shape.get(2..) == Some(&mid[2..]) && columns == target.inputs(),
+    };
+    if !fits || rows != target.rows() {
+        return Err(parts.misfit(target));
+    }
+    let scale = parts.scale(rank)?;
+    let mut up = Matrix::of_rows(rows, parts.values("up")?);
+    let mut down = Matrix::of_rows(rank, parts.values("down")?);
+    // DyLoRA's components are trained to be of use without the later ones; the scale is that of all.
+    if let Some(wanted) = parts
+        .group
+        .rank
+        .filter(|wanted| mid.is_none() && *wanted < rank)
+    {
+        up = up.first_columns(wanted);
+        down = down.first_rows(wanted);
+    }
+    let down = match mid {
+        None => down,
+        Some(_) => tucker(&parts.values("mid")?, up_rank, &down),
+    };
+    let low_rank = LowRank::new(&up, &down, scale);
+    let weight: Box<dyn Delta> = match residual(parts, target)? {
+        None => Box::new(low_rank),
+        Some(values) => Box::new(WithResidual {
+            residual: Whole::new(&values, scale),
+            low_rank,
+        }),
+    };
+    let bias = match parts.shape("up bias") {
+        None => None,
+        Some(shape) if product(shape) != rows => return Err(parts.misfit(target)),
+        Some(_) => {
+            let values = parts.values("up bias")?;
+            Some(Change::Added(Box::new(Whole::new(&values, scale))))
+        }
+    };
+    Ok(Loaded {
+        weight: Some(Change::Added(weight)),
+        bias,
+        rank: Some(rank),
+    })
 }
 
-impl LoCon {
-    /// Checks that the parts fit each other and the target.
-    pub(super) fn read(
-        source: &dyn TensorSource,
-        module: &str,
-        group: &Group,
-        target: &[usize],
-        guess: &dyn Fn() -> String,
-    ) -> Result<Self, LoraError> {
-        let part = |part, name| {
-            group
-                .parts
-                .get(&part)
-                .cloned()
-                .ok_or(LoraError::Incomplete {
-                    module: module.to_owned(),
-                    part: name,
-                })
-        };
-        let (up, down) = (part(Part::Up, "up")?, part(Part::Down, "down")?);
-        let mid = group.parts.get(&Part::Mid).cloned();
-        let shape = |key: &String| source.tensors()[key].shape.clone();
-        let misfit = || LoraError::Shape {
-            module: module.to_owned(),
-            found: match &mid {
-                Some(mid) => format!(
-                    "up {:?}, mid {:?}, down {:?}",
-                    shape(&up),
-                    shape(mid),
-                    shape(&down)
-                ),
-                None => format!("up {:?}, down {:?}", shape(&up), shape(&down)),
-            },
-            target: target.to_vec(),
-            guess: guess(),
-        };
-        let product = |shape: &[usize]| shape.iter().product::<usize>();
-        let (up_shape, down_shape) = (shape(&up), shape(&down));
-        let (&[rows, up_rank, ref up_rest @ ..], &[rank, ref columns @ ..]) =
-            (&up_shape[..], &down_shape[..])
-        else {
-            return Err(misfit());
-        };
-        let fits = match mid.as_ref().map(shape) {
-            None => up_rank == rank && product(columns) == product(&target[1..]),
-            Some(mid) => {
-                let core = mid.len() == 4 && mid[..2] == [up_rank, rank];
-                core && target.len() == 4
-                    && mid[2..] == target[2..]
-                    && product(columns) == target[1]
-            }
-        };
-        let fits = fits && rank > 0 && product(up_rest) == 1 && rows == target[0];
-        // A flat `down` on a convolution is no broadcast: its columns were counted.
-        if !fits {
-            return Err(misfit());
+/// What a low rank leaves of a difference, as a whole weight.
+fn residual(parts: &Parts<'_>, target: &Target<'_>) -> Result<Option<Vec<f64>>, LoraError> {
+    let length = product(target.shape);
+    if let Some(shape) = parts.shape("residual") {
+        if product(shape) != length {
+            return Err(parts.misfit(target));
         }
-        let number = |part| match group.parts.get(&part) {
-            Some(key) => Ok(values(source, key)?.first().copied()),
-            None => Ok(None),
-        };
-        let alpha = number(Part::Alpha).map_err(|_: LoraError| LoraError::BadAlpha {
-            module: module.to_owned(),
-            alpha: f32::NAN,
-        })?;
-        let scale = match (number(Part::Scale)?, alpha) {
-            (Some(scale), _) => f64::from(scale),
-            (None, Some(alpha)) if alpha < 0.0 => {
-                return Err(LoraError::BadAlpha {
-                    module: module.to_owned(),
-                    alpha,
-                });
+        return parts.values("residual").map(Some);
+    }
+    if !parts.has("residual indices") && !parts.has("residual values") {
+        return Ok(None);
+    }
+    let (places, count) = (
+        parts.need("residual indices")?,
+        parts.need("residual values")?,
+    );
+    let size = parts.values("residual size")?;
+    if places != [size.len(), product(count)] || size.iter().product::<f64>() != length as f64 {
+        return Err(parts.misfit(target));
+    }
+    let (places, values) = (
+        parts.values("residual indices")?,
+        parts.values("residual values")?,
+    );
+    let mut whole = vec![0.0; length];
+    for (n, value) in values.iter().enumerate() {
+        let mut at = 0;
+        for (axis, size) in size.iter().enumerate() {
+            let place = places[axis * values.len() + n];
+            if !(0.0..*size).contains(&place) {
+                return Err(parts.problem("an index of its residual is out of range"));
             }
-            // Zero stands for "not set", as in the trainers' constructors.
-            (None, None | Some(0.0)) => 1.0,
-            (None, Some(alpha)) => f64::from(alpha) / rank as f64,
-        };
-        Ok(Self {
-            up,
-            down,
-            mid,
-            scale,
-            target: target.to_vec(),
-        })
+            at = at * (*size as usize) + place as usize;
+        }
+        whole[at] += value;
+    }
+    Ok(Some(whole))
+}
+
+/// A low-rank change, and what it leaves.
+struct WithResidual {
+    low_rank: LowRank,
+    residual: Whole,
+}
+
+impl Delta for WithResidual {
+    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
+        self.low_rank.rows(start, scale, out);
+        let residual = &self.residual;
+        let values = &residual.values[start..start + out.len()];
+        add_scaled(out, scale * residual.scale, values);
     }
 
-    /// Whether any value of it is not zero.
-    pub(super) fn changes_something(&self, source: &dyn TensorSource) -> Result<bool, LoraError> {
-        let mut changes = self.scale != 0.0;
-        for key in [Some(&self.up), Some(&self.down), self.mid.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            changes &= values(source, key)?.iter().any(|&x| x != 0.0);
-        }
-        Ok(changes)
-    }
-
-    /// The change of the weight at strength 1, in the order of its elements.
-    pub(super) fn delta(&self, source: &dyn TensorSource) -> Result<Vec<f64>, LoraError> {
-        let rank = source.tensors()[&self.down].shape[0];
-        let up = transposed(&values(source, &self.up)?, self.target[0]);
-        let down = transposed(&values(source, &self.down)?, rank);
-        let mut delta = vec![0.0; self.target.iter().product()];
-        let Some(mid) = &self.mid else {
-            // Columns of the transposed product lie in memory as rows of the weight do.
-            let product = down * up;
-            let rows = delta.par_chunks_mut(product.nrows()).enumerate();
-            rows.for_each(|(i, row)| {
-                for (value, product) in row.iter_mut().zip(product.col(i).iter()) {
-                    *value = self.scale * product;
-                }
-            });
-            return Ok(delta);
-        };
-        // One product per place of the kernel.
-        let core = values(source, mid)?;
-        let (inputs, kernel) = (self.target[1], self.target[2] * self.target[3]);
-        let up_rank = up.nrows();
-        for place in 0..kernel {
-            let tap = Mat::from_fn(rank, up_rank, |n, m| {
-                f64::from(core[(m * rank + n) * kernel + place])
-            });
-            let product = &down * tap * &up;
-            for (i, row) in delta.chunks_mut(inputs * kernel).enumerate() {
-                for (j, product) in product.col(i).iter().enumerate() {
-                    row[j * kernel + place] = self.scale * product;
-                }
-            }
-        }
-        Ok(delta)
+    fn is_zero(&self) -> bool {
+        self.low_rank.is_zero() && self.residual.is_zero()
     }
 }
 
-/// A row-major matrix of so many rows, transposed: in the order in which its elements lie.
-fn transposed(values: &[f32], rows: usize) -> Mat<f64> {
-    let columns = values.len() / rows;
-    Mat::from_fn(columns, rows, |j, i| f64::from(values[i * columns + j]))
+#[cfg(test)]
+mod tests {
+    use crate::lora::examples::{Example, baked};
+
+    #[test]
+    fn a_product_is_scaled_by_alpha_over_rank() {
+        let example = Example::new(&[2, 2], &[0.0; 4])
+            .part("x.lora_up.weight", &[2, 1], &[1.0, 2.0])
+            .part("x.lora_down.weight", &[1, 2], &[1.0, 0.0])
+            .part("x.alpha", &[], &[0.5]);
+        assert_eq!(baked(&example, 1.0), [0.5, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_tucker_core_pairs_its_first_axis_with_up() {
+        let example = Example::new(&[2, 1, 1, 2], &[0.0; 4])
+            .part("x.lora_up.weight", &[2, 1, 1, 1], &[1.0, 2.0])
+            .part("x.lora_mid.weight", &[1, 1, 1, 2], &[2.0, 3.0])
+            .part("x.lora_down.weight", &[1, 1, 1, 1], &[5.0]);
+        assert_eq!(baked(&example, 1.0), [10.0, 15.0, 20.0, 30.0]);
+    }
+
+    #[test]
+    fn a_sparse_residual_is_part_of_the_product() {
+        let example = Example::new(&[2, 2], &[0.0; 4])
+            .part("x.lora_up.weight", &[2, 1], &[1.0, 2.0])
+            .part("x.lora_down.weight", &[1, 2], &[1.0, 0.0])
+            .part("x.alpha", &[1], &[0.5])
+            .part("x.bias_indices", &[2, 1], &[0.0, 1.0])
+            .part("x.bias_values", &[1], &[8.0])
+            .part("x.bias_size", &[2], &[2.0, 2.0]);
+        assert_eq!(baked(&example, 1.0), [0.5, 4.0, 1.0, 0.0]);
+        let dense = Example::new(&[2, 2], &[0.0; 4])
+            .part("x.lora_up.weight", &[2, 1], &[1.0, 2.0])
+            .part("x.lora_down.weight", &[1, 2], &[1.0, 0.0])
+            .part("x.bias", &[2, 2], &[0.0, 8.0, 0.0, 0.0]);
+        assert_eq!(baked(&dense, 0.5), [0.5, 4.0, 1.0, 0.0]);
+    }
 }

@@ -1,168 +1,285 @@
-//! What the keys of LoRA files mean.
+//! Which weight a module of an adapter is for.
 //!
-//! Names are never split at underscores: every weight of the model is spelled in every known way, and looked up.
+//! Names are never split at underscores: every layer of the model is spelled in every known way, and looked up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use sd_models::arch::UNetConfig;
 use sd_models::family::ModelFamily;
-use sd_models::keys::Component;
 use sd_models::keys::layout::Layout;
-use sd_models::structure::unet_config;
+use sd_models::keys::{Component, Part};
 
-use super::Part;
-use crate::model::{Model, Name};
+use crate::model::Name;
 
-/// Ends of keys, the longest first, and what they are to their module.
-const SUFFIXES: [(&str, Part); 19] = [
-    (".lora_linear_layer.down.weight", Part::Down),
-    (".lora_linear_layer.up.weight", Part::Up),
-    (".lora_B.default.weight", Part::Up),
-    (".lora_A.default.weight", Part::Down),
-    (".lora_down.weight", Part::Down),
-    (".lora.down.weight", Part::Down),
-    ("_lora.down.weight", Part::Down),
-    (".lora_mid.weight", Part::Mid),
-    (".lora_up.weight", Part::Up),
-    (".lora.up.weight", Part::Up),
-    ("_lora.up.weight", Part::Up),
-    (".lora_B.weight", Part::Up),
-    (".lora_A.weight", Part::Down),
-    (".lora_B", Part::Up),
-    (".lora_A", Part::Down),
-    (".lora_up", Part::Up),
-    (".lora_down", Part::Down),
-    (".alpha", Part::Alpha),
-    (".scale", Part::Scale),
-];
-
-/// Parts of other kinds of adapters.
-const UNSUPPORTED: [(&str, &str); 17] = [
-    (".dora_scale", "DoRA"),
-    ("lora_magnitude_vector", "DoRA"),
-    (".hada_", "LoHa"),
-    (".lokr_", "LoKr"),
-    (".on_input", "(IA)^3"),
-    (".ia3_l", "(IA)^3"),
-    (".diff", "full difference"),
-    (".w_norm", "norm difference"),
-    (".b_norm", "norm difference"),
-    (".a1.weight", "GLoRA"),
-    (".b1.weight", "GLoRA"),
-    (".oft_", "OFT"),
-    (".boft_", "BOFT"),
-    (".vera_", "VeRA"),
-    (".set_weight", "replacement"),
-    ("bundle_emb.", "file with bundled embeddings"),
-    (":up", "list of lora_diffusion"),
-];
-
-/// The kind of adapter that a key belongs to, if it is one that is not supported.
-pub(super) fn unsupported(key: &str) -> Option<&'static str> {
-    let found = UNSUPPORTED.iter().find(|(part, _)| key.contains(part));
-    found.map(|(_, kind)| *kind)
+/// What a module's name stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Place {
+    /// A layer.
+    Layer(Component, String),
+    /// Layers whose weights lie one below the other in `OpenCLIP`: queries, keys and values.
+    Fused(Component, [String; 3]),
+    /// A layer that the network does not run: the last one of Stable Diffusion 2's text encoder.
+    Unused,
 }
 
-/// Module and part of a key.
-pub(super) fn split(key: &str) -> Option<(String, Part)> {
-    let (module, part) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, *part)))?;
-    // Attention processors of early diffusers.
-    Some((module.replace(".processor", ""), part))
-}
+/// Names of projections in diffusers' first LoRAs for text encoders.
+const OLD_TEXT: [(&str, &str); 4] = [
+    ("to_q", "q_proj"),
+    ("to_k", "k_proj"),
+    ("to_v", "v_proj"),
+    ("to_out", "out_proj"),
+];
 
-/// Every way to spell the modules of a model.
-pub(super) struct Names(HashMap<String, Name>);
+/// Every way to spell the layers of a model.
+pub(super) struct Names(HashMap<String, Place>);
 
 impl Names {
-    pub(super) fn of(model: &dyn Model) -> Self {
-        let standard = unet_config(&model.shapes(Component::UNet)).ok();
-        let standard =
-            standard.map(|cfg| Layout::single_file(ModelFamily::of(&cfg), &cfg, 4, false));
+    /// Spells the layers of these weights; `unet` is the configuration of the model's UNet, if it has one.
+    pub(super) fn of<'a>(
+        weights: impl Iterator<Item = &'a Name> + Clone,
+        unet: Option<&UNetConfig>,
+    ) -> Self {
+        let family = unet.map(ModelFamily::of);
+        let layout = unet.map(|cfg| Layout::single_file(ModelFamily::of(cfg), cfg, 4, false));
+        let layers = weights.filter_map(|(component, name)| {
+            let path = name.strip_suffix(".weight")?;
+            Some((*component, path))
+        });
+        let mut names = Self(HashMap::new());
         // SDXL's refiner has only the second encoder, which then goes by the names of the only one.
-        let only_second = !model.has(Component::TextEncoder);
-        let mut names = HashMap::new();
-        for name in model.entries().keys() {
-            let (component, canonical) = name;
-            let Some(path) = canonical.strip_suffix(".weight") else {
-                continue;
-            };
-            let ldm = standard.as_ref().and_then(|layout| {
-                let (key, _) = layout.key(*component, canonical)?;
-                let path = key.strip_suffix(".weight")?;
-                Some(path.strip_prefix("model.diffusion_model.")?.to_owned())
-            });
-            let mut paths = vec![path.to_owned()];
-            // The output projection's number is left out by some.
-            paths.extend(
-                path.strip_suffix(".to_out.0")
-                    .map(|p| format!("{p}.to_out")),
-            );
-            for path in paths {
-                for spelling in spellings(*component, &path, ldm.as_deref()) {
-                    names.insert(spelling, name.clone());
+        let has_first = layers.clone().any(|(c, _)| c == Component::TextEncoder);
+        let mut fused: BTreeMap<(Component, String), [String; 3]> = BTreeMap::new();
+        for (component, path) in layers.clone() {
+            let place = Place::Layer(component, path.to_owned());
+            for path in aliases(component, path) {
+                names.add(component, &path, has_first, &place);
+            }
+            let Some(layout) = &layout else { continue };
+            let key = layout.key(component, &format!("{path}.weight"));
+            match (component, key) {
+                (Component::UNet, Some((key, _))) => names.add_single_file(&key, &place),
+                (Component::TextEncoder | Component::TextEncoder2, Some((key, part))) => {
+                    let Some(path) = open_clip_path(&key) else {
+                        continue;
+                    };
+                    match part {
+                        Part::Third(i) => {
+                            let thirds = fused.entry((component, path)).or_default();
+                            path_of(&place).clone_into(&mut thirds[i]);
+                        }
+                        _ => names.add(component, &path, has_first, &place),
+                    }
                 }
-                if only_second && *component == Component::TextEncoder2 {
-                    names.insert(format!("lora_te_{}", path.replace('.', "_")), name.clone());
-                }
+                _ => {}
             }
         }
-        Self(names)
+        for ((component, path), thirds) in fused {
+            let place = Place::Fused(component, thirds);
+            names.add(component, &path, has_first, &place);
+        }
+        if family == Some(ModelFamily::Sd21) {
+            names.add_unused_layer(layers, has_first);
+        }
+        names
     }
 
-    /// The weight that a module is for.
-    pub(super) fn target(&self, module: &str) -> Option<&Name> {
+    /// The layer that a module is for.
+    pub(super) fn place(&self, module: &str) -> Option<&Place> {
         self.0.get(module)
+    }
+
+    /// Spells a layer whose path is diffusers', transformers' or `OpenCLIP`'s.
+    fn add(&mut self, component: Component, path: &str, has_first: bool, place: &Place) {
+        let flat = path.replace('.', "_");
+        let (flat_prefixes, dotted_prefixes): (&[&str], &[&str]) = match component {
+            Component::UNet => (
+                &["lora_unet_", "oft_unet_", "lycoris_"],
+                &[
+                    "",
+                    "unet.",
+                    "lora.",
+                    "lora_unet.",
+                    "lycoris.",
+                    "base_model.model.",
+                    "base_model.model.unet.",
+                    "unet.base_model.model.",
+                ],
+            ),
+            Component::TextEncoder => (
+                &["lora_te_", "lora_te1_"],
+                &[
+                    "text_encoder.",
+                    "text_encoder.base_model.model.",
+                    "base_model.model.text_encoder.",
+                    "text_encoders.clip_l.transformer.",
+                    "text_encoders.clip_h.transformer.",
+                ],
+            ),
+            Component::TextEncoder2 => (
+                &["lora_te2_"],
+                &[
+                    "text_encoder_2.",
+                    "text_encoder_2.base_model.model.",
+                    "base_model.model.text_encoder_2.",
+                    "text_encoders.clip_g.transformer.",
+                ],
+            ),
+            _ => return,
+        };
+        for prefix in flat_prefixes {
+            self.0.insert(format!("{prefix}{flat}"), place.clone());
+        }
+        for prefix in dotted_prefixes {
+            self.0.insert(format!("{prefix}{path}"), place.clone());
+        }
+        // A text encoder alone under a trainer's wrapper, or the only one of its model.
+        if component == Component::TextEncoder && path.starts_with("text_model.") {
+            self.0
+                .insert(format!("base_model.model.{path}"), place.clone());
+            self.0.insert(format!("lycoris_{flat}"), place.clone());
+        }
+        if component == Component::TextEncoder2 && !has_first {
+            self.0.insert(format!("lora_te_{flat}"), place.clone());
+            self.0.insert(format!("text_encoder.{path}"), place.clone());
+        }
+    }
+
+    /// Spells a layer of the UNet by its name in single files.
+    fn add_single_file(&mut self, key: &str, place: &Place) {
+        let Some(path) = key
+            .strip_suffix(".weight")
+            .and_then(|key| key.strip_prefix("model.diffusion_model."))
+        else {
+            return;
+        };
+        let flat = path.replace('.', "_");
+        for prefix in ["lora_unet_", "oft_unet_"] {
+            self.0.insert(format!("{prefix}{flat}"), place.clone());
+        }
+        for prefix in ["diffusion_model.", "model.diffusion_model."] {
+            self.0.insert(format!("{prefix}{path}"), place.clone());
+        }
+    }
+
+    /// Adapters of the whole encoder change its last layer too, whose output nothing reads.
+    fn add_unused_layer<'a>(
+        &mut self,
+        layers: impl Iterator<Item = (Component, &'a str)> + Clone,
+        has_first: bool,
+    ) {
+        const LAYERS: &str = "text_model.encoder.layers.";
+        let of_layer = |path: &'a str| {
+            let (number, rest) = path.strip_prefix(LAYERS)?.split_once('.')?;
+            Some((number.parse::<usize>().ok()?, rest))
+        };
+        let text = layers.filter(|(component, _)| *component == Component::TextEncoder);
+        let numbered = text.filter_map(|(_, path)| of_layer(path));
+        let Some(last) = numbered.clone().map(|(number, _)| number).max() else {
+            return;
+        };
+        for (_, rest) in numbered.filter(|(number, _)| *number == last) {
+            let path = format!("{LAYERS}{}.{rest}", last + 1);
+            self.add(Component::TextEncoder, &path, has_first, &Place::Unused);
+        }
     }
 }
 
-/// `path` is diffusers' or transformers', `ldm` that of the single file.
-fn spellings(component: Component, path: &str, ldm: Option<&str>) -> Vec<String> {
-    let flat = path.replace('.', "_");
-    let with = |prefixes: &[&str], path: &str| -> Vec<String> {
-        prefixes
-            .iter()
-            .map(|prefix| format!("{prefix}{path}"))
-            .collect()
-    };
-    match component {
-        Component::UNet => {
-            let mut all = with(&["lora_unet_", "lycoris_"], &flat);
-            let dotted = [
-                "",
-                "unet.",
-                "base_model.model.",
-                "base_model.model.unet.",
-                "unet.base_model.model.",
-            ];
-            all.extend(with(&dotted, path));
-            if let Some(ldm) = ldm {
-                all.extend(with(&["lora_unet_"], &ldm.replace('.', "_")));
-                all.extend(with(&["diffusion_model.", "model.diffusion_model."], ldm));
-            }
-            all
+/// Other names that writers use for the same layer.
+fn aliases(component: Component, path: &str) -> Vec<String> {
+    let mut paths = vec![path.to_owned()];
+    // The output projection's number is left out by some.
+    paths.extend(
+        path.strip_suffix(".to_out.0")
+            .map(|p| format!("{p}.to_out")),
+    );
+    if component != Component::UNet {
+        for (old, new) in OLD_TEXT {
+            let attention = path
+                .strip_suffix(new)
+                .filter(|p| p.ends_with(".self_attn."));
+            paths.extend(attention.map(|p| format!("{p}{old}")));
         }
-        Component::TextEncoder => {
-            let mut all = with(&["lora_te_", "lora_te1_"], &flat);
-            let dotted = [
-                "text_encoder.",
-                "text_encoder.base_model.model.",
-                "text_encoders.clip_l.transformer.",
-                "text_encoders.clip_h.transformer.",
-            ];
-            all.extend(with(&dotted, path));
-            all
-        }
-        Component::TextEncoder2 => {
-            let mut all = with(&["lora_te2_"], &flat);
-            let dotted = [
-                "text_encoder_2.",
-                "text_encoder_2.base_model.model.",
-                "text_encoders.clip_g.transformer.",
-            ];
-            all.extend(with(&dotted, path));
-            all
-        }
-        _ => Vec::new(),
+    }
+    paths
+}
+
+/// Path of a layer in `OpenCLIP`, from its key in a single file.
+fn open_clip_path(key: &str) -> Option<String> {
+    let (_, path) = key.split_once(".model.")?;
+    let path = path
+        .strip_suffix(".weight")
+        .or_else(|| path.strip_suffix("_weight"))?;
+    path.starts_with("transformer.resblocks.")
+        .then(|| path.to_owned())
+}
+
+fn path_of(place: &Place) -> &str {
+    match place {
+        Place::Layer(_, path) => path,
+        Place::Fused(..) | Place::Unused => "",
+    }
+}
+
+/// A module's name without the level that diffusers' first attention processors added.
+pub(super) fn without_processor(module: &str) -> String {
+    module.replace(".processor.", ".")
+}
+
+/// Keys that only other kinds of files have, what those are, and what to do with them. The first that fits counts.
+const UNSUPPORTED: [(&str, &str, &str); 28] = [
+    (
+        "lora_controlnet",
+        "a Control-LoRA",
+        "\nhint: it is a ControlNet: `sdconvert build FILE --base MODEL` converts it",
+    ),
+    ("lllite_unet", "a ControlNet-LLLite", ""),
+    ("image_proj.", "an IP-Adapter", ""),
+    ("ip_adapter.", "an IP-Adapter", ""),
+    ("motion_modules.", "an AnimateDiff motion LoRA", ""),
+    ("temporal_transformer.", "an AnimateDiff motion LoRA", ""),
+    ("lora_unet_double_blocks_", "a LoRA for Flux", ""),
+    ("lora_unet_single_blocks_", "a LoRA for Flux", ""),
+    ("double_blocks.", "a LoRA for Flux", ""),
+    ("single_transformer_blocks.", "a LoRA for Flux", ""),
+    (
+        "lora_unet_joint_blocks_",
+        "a LoRA for Stable Diffusion 3",
+        "",
+    ),
+    ("joint_blocks.", "a LoRA for Stable Diffusion 3", ""),
+    ("lora_te3_", "a LoRA for a model with a T5 text encoder", ""),
+    (
+        "lora_transformer_",
+        "a LoRA for a diffusion transformer",
+        "",
+    ),
+    (
+        "lora_prior_unet_",
+        "a LoRA for Stable Cascade or Kandinsky",
+        "",
+    ),
+    (".oft_R", "PEFT's OFT", ""),
+    (".boft_R", "PEFT's BOFT", ""),
+    (".boft_s", "PEFT's BOFT", ""),
+    ("vera_", "VeRA", ""),
+    (".lora_embedding_", "a LoRA of token embeddings", ""),
+    (".hra_u", "HRA", ""),
+    (".poly_", "Poly", ""),
+    (".lokr_t1", "a LoKr with a core on both sides", ""),
+    (".adaptive_scale", "an adapter with learned scales", ""),
+    ("unet:", "a list of lora_diffusion", ""),
+    ("text_encoder:", "a list of lora_diffusion", ""),
+    (":up", "a list of lora_diffusion", ""),
+    (".linear.0.weight", "a hypernetwork", ""),
+];
+
+/// What kind of file a key gives away, if it is one that cannot be added to weights, and what to do with it.
+pub(super) fn unsupported(key: &str) -> Option<(&'static str, &'static str)> {
+    let found = UNSUPPORTED.iter().find(|(part, ..)| key.contains(part));
+    let transformer = key.starts_with("transformer.") && key.contains("lora");
+    match found {
+        Some((_, kind, hint)) => Some((kind, hint)),
+        None if transformer => Some(("a LoRA for a diffusion transformer", "")),
+        None => None,
     }
 }

@@ -12,14 +12,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::keys::blocks::Blocks;
 use sd_models::keys::layout::Layout;
 
 use crate::ConvertError;
-use crate::checkpoint::{Dtype, TensorSource, to_f32};
+use crate::checkpoint::{Dtype, TensorSource, count_non_finite, to_f32};
+use crate::lora::{self, Adapter};
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor, without_trailing_ones};
 
 pub use block_weights::{BlockWeights, BlockWeightsError, PRESETS};
@@ -336,13 +339,20 @@ impl Model for Merged {
             input
                 .sources()
                 .into_iter()
-                .map(move |(_, source)| (role, source))
+                .map(move |(own, source)| (if own == lora::ROLE { own } else { role }, source))
         });
         sources.collect()
     }
 
     fn hints(&self) -> &Hints {
         self.inputs[0].hints()
+    }
+
+    fn adapters(&self) -> Vec<&Adapter> {
+        self.inputs
+            .iter()
+            .flat_map(|input| input.adapters())
+            .collect()
     }
 
     fn residue(&self) -> &Residue {
@@ -479,8 +489,14 @@ pub(crate) fn convert(tensor: &Tensor<'_>, entry: &Entry) -> Result<Tensor<'stat
 
 /// Values in the type of `entry`.
 pub(crate) fn store_f32(values: &[f32], entry: &Entry) -> Result<Tensor<'static>, ConvertError> {
-    let mut bytes = vec![0; values.len() * entry.dtype.size()];
-    match store(entry.dtype, values, &mut bytes) {
+    const PIECE: usize = 1 << 14;
+    let size = entry.dtype.size();
+    let mut bytes = vec![0; values.len() * size];
+    let pieces = bytes
+        .par_chunks_mut(PIECE * size)
+        .zip(values.par_chunks(PIECE));
+    let overflow = pieces.find_map_first(|(output, values)| store(entry.dtype, values, output));
+    match overflow {
         Some(value) => Err(overflowing(entry, value)),
         None => Ok(Tensor {
             dtype: entry.dtype,
@@ -489,7 +505,7 @@ pub(crate) fn store_f32(values: &[f32], entry: &Entry) -> Result<Tensor<'static>
     }
 }
 
-fn overflowing(entry: &Entry, value: f32) -> ConvertError {
+pub(crate) fn overflowing(entry: &Entry, value: f32) -> ConvertError {
     ConvertError::OverflowOnStore {
         path: entry.file.to_path_buf(),
         name: entry.key.clone(),
@@ -499,34 +515,38 @@ fn overflowing(entry: &Entry, value: f32) -> ConvertError {
 }
 
 /// Rounds to nearest even; returns a finite value that becomes infinite.
-fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f32> {
-    let mut overflow = None;
+pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f32> {
     match dtype {
         Dtype::F16 => {
-            for (&value, bytes) in values.iter().zip(output.as_chunks_mut::<2>().0) {
-                let half = f16::from_f32(value);
-                if half.is_infinite() && value.is_finite() {
-                    overflow = Some(value);
-                }
-                *bytes = half.to_le_bytes();
-            }
+            let mut halves = vec![f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            let bytes = output.as_chunks_mut().0.iter_mut();
+            bytes
+                .zip(&halves)
+                .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
         }
         Dtype::Bf16 => {
-            for (&value, bytes) in values.iter().zip(output.as_chunks_mut::<2>().0) {
-                let half = bf16::from_f32(value);
-                if half.is_infinite() && value.is_finite() {
-                    overflow = Some(value);
-                }
-                *bytes = half.to_le_bytes();
-            }
+            let mut halves = vec![bf16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            let bytes = output.as_chunks_mut().0.iter_mut();
+            bytes
+                .zip(&halves)
+                .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
         }
         _ => {
-            for (value, bytes) in values.iter().zip(output.as_chunks_mut::<4>().0) {
-                *bytes = value.to_le_bytes();
-            }
+            let bytes = output.as_chunks_mut().0.iter_mut();
+            bytes
+                .zip(values)
+                .for_each(|(bytes, value)| *bytes = value.to_le_bytes());
         }
     }
-    overflow
+    if count_non_finite(dtype, output) == 0 {
+        return None;
+    }
+    let mut stored = values.iter().zip(output.chunks(dtype.size()));
+    let overflow =
+        stored.find(|(value, bytes)| value.is_finite() && count_non_finite(dtype, bytes) > 0);
+    overflow.map(|(value, _)| *value)
 }
 
 /// Type of a computed weight: results are never stored in 8 bits, nor in double precision.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{BlockWeights, Merged, Method, Missing, Plan, Policy, beside, storage_named};
 use crate::ConvertError;
 use crate::checkpoint::Dtype;
-use crate::lora::{LoraSpec, WithLora};
+use crate::lora::{LoraSpec, Options, WithLoras};
 use crate::model::Model;
 use crate::replace::Replaced;
 use crate::weights::Weights;
@@ -151,7 +151,7 @@ struct Step {
 #[derive(Clone, Debug)]
 enum Action {
     Merge(Plan),
-    Lora(LoraSpec),
+    Lora(LoraSpec, Option<Dtype>),
 }
 
 /// A recipe, understood but not yet opened.
@@ -238,7 +238,7 @@ impl Recipe {
             };
             match &mut step.action {
                 Action::Merge(plan) => plan.storage = storage,
-                Action::Lora(spec) => spec.storage = storage,
+                Action::Lora(_, of_result) => *of_result = storage,
             }
             steps.push(step);
         }
@@ -269,9 +269,13 @@ impl Recipe {
         let mut inputs = inputs;
         let mut model: Box<dyn Model> = match &step.action {
             Action::Merge(plan) => Box::new(Merged::new(inputs, plan.clone())?),
-            Action::Lora(spec) => {
+            Action::Lora(spec, storage) => {
                 let base = inputs.pop().expect("a LoRA step has an input");
-                Box::new(WithLora::new(base, spec.clone())?)
+                let options = Options {
+                    allow_partial: false,
+                    storage: *storage,
+                };
+                Box::new(WithLoras::new(base, std::slice::from_ref(spec), options)?)
             }
         };
         if let Some(vae) = &step.vae {
@@ -290,7 +294,7 @@ impl StepTable {
         let from = vae.as_deref().and_then(Policy::named);
         let file = vae.filter(|_| from.is_none());
         let action = if self.method == LORA {
-            Action::Lora(self.lora_spec(step, path)?)
+            Action::Lora(self.lora_spec(step, path)?, None)
         } else {
             let mut plan = self.plan(step)?;
             plan.vae = from.unwrap_or(plan.vae);
@@ -315,10 +319,8 @@ impl StepTable {
             (Some(file), Some(alpha), Some(beta), [_]) => {
                 let unet = alpha.unwrap_or(1.0);
                 Ok(LoraSpec {
-                    path: beside(path, &file),
-                    unet,
                     text_encoders: beta.unwrap_or(unet),
-                    storage: None,
+                    ..LoraSpec::new(beside(path, &file), unet)
                 })
             }
             _ => Err(RecipeError::Lora { step }),
@@ -420,7 +422,7 @@ mod tests {
         assert_eq!(recipe.models["y"], Path::new("/r/sub/y.ckpt"));
         let plan = |i: usize| match &recipe.steps[i].action {
             Action::Merge(plan) => plan.clone(),
-            Action::Lora(_) => panic!("a merge expected"),
+            Action::Lora(..) => panic!("a merge expected"),
         };
         assert_eq!(plan(0).storage, Some(Dtype::F32));
         assert_eq!(plan(1).storage, Some(Dtype::Bf16));

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use prost::Message;
+use rayon::prelude::*;
 use sd_models::graph::{Attr, ConstantData, DType, Dim, Graph, OPSET, Param, Value};
 use sd_models::manifest::{DATA_FILE, hex};
 use sha2::{Digest, Sha256};
@@ -24,6 +25,9 @@ use super::transpose::transpose;
 
 /// ONNX IR version that came with opset 17.
 const IR_VERSION: i64 = 8;
+
+/// Bytes that are read at the same time: enough to keep every core busy, little beside a model.
+const GROUP: usize = 32 << 20;
 
 /// Type in which a weight's bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +86,7 @@ impl Stored {
 /// Where the bytes of parameters come from.
 pub trait WeightReader {
     /// What can go wrong.
-    type Error;
+    type Error: Send;
 
     /// Little-endian bytes of a parameter in its checkpoint shape, C order, and their type.
     ///
@@ -122,15 +126,19 @@ pub struct Written {
 ///
 /// # Errors
 /// The folder cannot be written, or `weights` fails.
-pub fn write_model<R: WeightReader>(
+pub fn write_model<R: WeightReader + Sync>(
     graphs: &[(&str, &Graph)],
     weights: &R,
     folder: &Path,
 ) -> Result<Written, WriteError<R::Error>> {
     let (params, data) = write_external_data(&folder.join(DATA_FILE), |data| {
         let mut params = Params::default();
-        for param in &graphs[0].1.params {
-            params.write(param, weights, data)?;
+        for group in groups(&graphs[0].1.params) {
+            let read = group.par_iter().map(|param| arranged(param, weights));
+            let read: Vec<_> = read.collect();
+            for (param, weight) in group.iter().zip(read) {
+                params.write(param, weight.map_err(WriteError::Weight)?, data)?;
+            }
         }
         Ok::<_, WriteError<R::Error>>(params)
     })?;
@@ -148,6 +156,38 @@ pub fn write_model<R: WeightReader>(
         data,
         storage: params.storage,
     })
+}
+
+/// Parameters that are read at the same time: neighbours of together at most [`GROUP`] bytes in single precision.
+fn groups(params: &[Param]) -> impl Iterator<Item = &[Param]> {
+    let size = |param: &Param| 4 * param.shape.iter().product::<usize>();
+    let mut rest = params;
+    std::iter::from_fn(move || {
+        let mut total = 0;
+        let fits = |param: &&Param| {
+            total += size(param);
+            total <= GROUP
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (group, others) = rest.split_at_checked(count)?;
+        rest = others;
+        Some(group)
+    })
+}
+
+/// A parameter's bytes in the order in which they are stored.
+fn arranged<'a, R: WeightReader>(
+    param: &Param,
+    weights: &'a R,
+) -> Result<(Stored, Cow<'a, [u8]>), R::Error> {
+    let (stored, bytes) = weights.read(param)?;
+    Ok((
+        stored,
+        match param.transposed {
+            true => transpose(&bytes, param.shape[0], param.shape[1], stored.size()).into(),
+            false => bytes,
+        },
+    ))
 }
 
 fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
@@ -199,16 +239,14 @@ struct Params {
 
 impl Params {
     /// Small tensors go into the graph file, in single precision; others to external data as they are stored.
-    fn write<'a, R: WeightReader>(
+    fn write<'a>(
         &mut self,
         param: &Param,
-        weights: &'a R,
+        (stored, bytes): (Stored, Cow<'a, [u8]>),
         data: &mut ExternalData<'a>,
-    ) -> Result<(), WriteError<R::Error>> {
-        let (stored, mut bytes) = weights.read(param).map_err(WriteError::Weight)?;
+    ) -> io::Result<()> {
         let mut dims = param.shape.clone();
         if param.transposed {
-            bytes = Cow::Owned(transpose(&bytes, dims[0], dims[1], stored.size()));
             dims.reverse();
         }
         let mut tensor = TensorProto {

@@ -1,0 +1,179 @@
+//! What can be wrong with an adapter.
+
+/// An adapter that does not fit its model, or a damaged one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoraError {
+    /// A kind that cannot be added to weights.
+    #[error("it is {kind} (it holds `{evidence}`), which is not supported{hint}")]
+    Unsupported {
+        /// Which kind.
+        kind: &'static str,
+        /// A key that gives it away.
+        evidence: String,
+        /// What to do instead, starting with a line break, or nothing.
+        hint: &'static str,
+    },
+    /// A key that is no part of any known kind.
+    #[error("tensor `{0}` is no part of any known kind of LoRA")]
+    UnknownPart(String),
+    /// No adapter at all.
+    #[error("no LoRA: none of its {tensors} tensors is a part of one{hint}")]
+    NotALora {
+        /// How many tensors there are.
+        tensors: usize,
+        /// What it is instead, starting with a line break, or nothing.
+        hint: &'static str,
+    },
+    /// Modules that the model has not, or has with other shapes.
+    #[error("it does not fit this model: {}{guess}\nhint: `--allow-partial` adds what fits", misfits(*.modules, *.unmatched, first_unmatched, *.mismatched, first_mismatched))]
+    DoesNotFit {
+        /// How many modules there are.
+        modules: usize,
+        /// How many have no target.
+        unmatched: usize,
+        /// The first of them.
+        first_unmatched: String,
+        /// How many have another shape than their target.
+        mismatched: usize,
+        /// The first of them, and the shapes.
+        first_mismatched: String,
+        /// What it seems to be made for, starting with punctuation, or nothing.
+        guess: String,
+    },
+    /// Not even one module fits, so that even a partial use would do nothing.
+    #[error("none of its {modules} modules fits this model{guess}")]
+    NothingFits {
+        /// How many modules there are.
+        modules: usize,
+        /// What it seems to be made for, starting with punctuation, or nothing.
+        guess: String,
+    },
+    /// A part without its partner.
+    #[error("module `{module}` has no {part}")]
+    Incomplete {
+        /// The module.
+        module: String,
+        /// What is missing.
+        part: &'static str,
+    },
+    /// Parts of different kinds in one module.
+    #[error("module `{module}` has parts of different kinds: {parts}")]
+    MixedParts {
+        /// The module.
+        module: String,
+        /// The keys.
+        parts: String,
+    },
+    /// Factors that cannot be multiplied.
+    #[error("module `{module}`: the factors do not fit each other: {found}")]
+    Rank {
+        /// The module.
+        module: String,
+        /// Shapes of its parts.
+        found: String,
+    },
+    /// The parts of a module do not fit their target.
+    #[error("module `{module}`: {found}, but the model's weight is {target:?}")]
+    Shape {
+        /// The module.
+        module: String,
+        /// Shapes of its parts.
+        found: String,
+        /// Shape of the weight it is for.
+        target: Vec<usize>,
+    },
+    /// A bias that the model has not.
+    #[error("module `{module}` changes a bias, which the model's layer has not")]
+    NoBias {
+        /// The module.
+        module: String,
+    },
+    /// A scale that is no positive number.
+    #[error("module `{module}`: its alpha is {alpha}; a positive number expected")]
+    BadAlpha {
+        /// The module.
+        module: String,
+        /// What it is.
+        alpha: f64,
+    },
+    /// A tensor that holds something else than it should.
+    #[error("tensor `{key}`: {problem}")]
+    Tensor {
+        /// The tensor.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Something that would make no sense at this strength or on this target.
+    #[error("module `{module}`: {problem}")]
+    Module {
+        /// The module.
+        module: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Two modules for one weight, with different content.
+    #[error("modules `{first}` and `{second}` are for the same weight, and differ")]
+    Duplicate {
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The configuration beside the file, or in it, cannot be used.
+    #[error("{place}: {problem}")]
+    Config {
+        /// Where it stands.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Block weights that do not fit the model.
+    #[error("{0}")]
+    BlockWeights(String),
+    /// An embedding in the file that does not fit the model's text encoders.
+    #[error(
+        "embedding `{name}` has vectors of width {found:?}, but the model's text encoders have width {expected:?}"
+    )]
+    EmbeddingWidth {
+        /// Its name.
+        name: String,
+        /// Width of its vectors.
+        found: Vec<usize>,
+        /// Widths of the model.
+        expected: Vec<usize>,
+    },
+    /// Weights that are no numbers after the change.
+    #[error(
+        "it makes `{name}` infinite or NaN\nhint: the strength may be too high, or the file damaged"
+    )]
+    NonFiniteResult {
+        /// The weight.
+        name: String,
+    },
+    /// An adapter that would change nothing.
+    #[error("it changes nothing: {0}\nhint: strength 0 turns a LoRA off")]
+    NoEffect(&'static str),
+}
+
+fn misfits(
+    modules: usize,
+    unmatched: usize,
+    first_unmatched: &str,
+    mismatched: usize,
+    first_mismatched: &str,
+) -> String {
+    let mut said = Vec::new();
+    if unmatched > 0 {
+        said.push(format!(
+            "{unmatched} of {modules} modules have no target, the first are {first_unmatched}"
+        ));
+    }
+    if mismatched > 0 {
+        said.push(format!(
+            "{mismatched} of {modules} modules have other shapes, the first: {first_mismatched}"
+        ));
+    }
+    said.join("; ")
+}

@@ -1,0 +1,354 @@
+//! Products of factors, into the rows of a tile.
+//!
+//! What is done once per module is in double precision, what is done to every element of a weight in single precision: ranks
+//! are small, and the weight is rounded to at most that. Sums run over the rank one by one, with fused multiply-adds, so
+//! that every machine gets the same bits.
+
+#![expect(
+    clippy::inline_always,
+    reason = "what runs under `Arch::dispatch` must be compiled with its features"
+)]
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::Delta;
+
+/// A matrix, row by row.
+#[derive(Clone, Debug)]
+pub(super) struct Matrix {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) values: Vec<f64>,
+}
+
+impl Matrix {
+    /// `values` has a whole number of rows.
+    pub(super) fn of_rows(rows: usize, values: Vec<f64>) -> Self {
+        let columns = values.len() / rows.max(1);
+        Self {
+            rows,
+            columns,
+            values,
+        }
+    }
+
+    pub(super) fn transposed(&self) -> Self {
+        let (rows, columns) = (self.columns, self.rows);
+        let value = |n: usize| self.values[n % columns * self.columns + n / columns];
+        Self {
+            rows,
+            columns,
+            values: (0..rows * columns).map(value).collect(),
+        }
+    }
+
+    pub(super) fn first_rows(mut self, rows: usize) -> Self {
+        self.values.truncate(rows * self.columns);
+        Self { rows, ..self }
+    }
+
+    pub(super) fn first_columns(&self, columns: usize) -> Self {
+        let rows = self.values.chunks(self.columns);
+        let values = rows.flat_map(|row| &row[..columns]).copied().collect();
+        Self {
+            columns,
+            values,
+            ..*self
+        }
+    }
+
+    pub(super) fn panels(&self) -> Panels {
+        Panels::of(&self.singles().values, self.columns)
+    }
+
+    pub(super) fn singles(&self) -> Rows {
+        Rows {
+            columns: self.columns,
+            values: self.values.iter().map(|x| *x as f32).collect(),
+        }
+    }
+
+    pub(super) fn times(&self, other: &Self) -> Self {
+        let mut values = vec![0.0; self.rows * other.columns];
+        for (i, out) in values.chunks_exact_mut(other.columns).enumerate() {
+            let factors = &self.values[i * self.columns..][..self.columns];
+            for (factor, row) in factors.iter().zip(other.values.chunks_exact(other.columns)) {
+                out.iter_mut()
+                    .zip(row)
+                    .for_each(|(out, x)| *out += factor * x);
+            }
+        }
+        Self {
+            rows: self.rows,
+            columns: other.columns,
+            values,
+        }
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.values.iter().all(|x| *x == 0.0)
+    }
+}
+
+/// Rows of a matrix in single precision: what stands on the left of products.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    columns: usize,
+    values: Vec<f32>,
+}
+
+impl Rows {
+    /// The rows from `first` on.
+    pub(super) fn from(&self, first: usize) -> &[f32] {
+        &self.values[first * self.columns..]
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.values.iter().all(|x| *x == 0.0)
+    }
+}
+
+/// Columns that are worked on at once.
+const WIDTH: usize = 32;
+
+/// A matrix in panels of [`WIDTH`] columns, each row by row and filled up with zeros: what stands on the right of products.
+#[derive(Clone, Debug)]
+pub(super) struct Panels {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    values: Vec<f32>,
+}
+
+impl Panels {
+    /// `values` [rows, columns], row by row.
+    pub(super) fn of(values: &[f32], columns: usize) -> Self {
+        let rows = values.len() / columns;
+        let mut panels = vec![0.0; columns.div_ceil(WIDTH) * rows * WIDTH];
+        for (row, values) in values.chunks_exact(columns).enumerate() {
+            for (panel, values) in values.chunks(WIDTH).enumerate() {
+                let at = (panel * rows + row) * WIDTH;
+                panels[at..at + values.len()].copy_from_slice(values);
+            }
+        }
+        Self {
+            rows,
+            columns,
+            values: panels,
+        }
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.values.iter().all(|x| *x == 0.0)
+    }
+}
+
+/// `out = scale * a b`: `out` [m, columns], `a` [m or more rows, k], `b` [k, columns].
+pub(super) fn product(out: &mut [f32], scale: f64, a: &[f32], b: &Panels) {
+    let scale = scale as f32;
+    Arch::new().dispatch(Product::<false> { out, scale, a, b });
+}
+
+/// `out += scale * a b`, as [`product`]; returns the sum of squares of what is added.
+pub(super) fn add_product(out: &mut [f32], scale: f64, a: &[f32], b: &Panels) -> f64 {
+    let scale = scale as f32;
+    Arch::new().dispatch(Product::<true> { out, scale, a, b })
+}
+
+struct Product<'a, const ADD: bool> {
+    out: &'a mut [f32],
+    scale: f32,
+    a: &'a [f32],
+    b: &'a Panels,
+}
+
+impl<const ADD: bool> WithSimd for Product<'_, ADD> {
+    /// Sum of squares of what is added.
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        // As many rows as keep their sums in registers.
+        match S::F32_LANES {
+            16 => self.run::<S, 4, 2>(simd),
+            8 => self.run::<S, 2, 4>(simd),
+            4 => self.run::<S, 1, 8>(simd),
+            _ => self.run::<S, 1, WIDTH>(simd),
+        }
+    }
+}
+
+impl<const ADD: bool> Product<'_, ADD> {
+    /// `R` rows at a time, in `V` vectors.
+    #[inline(always)]
+    fn run<S: Simd, const R: usize, const V: usize>(mut self, simd: S) -> f64 {
+        let (rows, panel) = (self.out.len() / self.b.columns, self.b.rows * WIDTH);
+        let mut energy = 0.0;
+        for p in 0..self.b.columns.div_ceil(WIDTH) {
+            let b = &self.b.values[p * panel..][..panel];
+            let mut row = 0;
+            while row + R <= rows {
+                energy += self.block::<S, R, V>(simd, row, p * WIDTH, b);
+                row += R;
+            }
+            while row < rows {
+                energy += self.block::<S, 1, V>(simd, row, p * WIDTH, b);
+                row += 1;
+            }
+        }
+        energy
+    }
+
+    /// `R` rows of a panel.
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        column: usize,
+        b: &[f32],
+    ) -> f64 {
+        let (columns, rank) = (self.b.columns, self.b.rows);
+        let mut a: [&[f32]; R] = [&[]; R];
+        for (r, a) in a.iter_mut().enumerate() {
+            *a = &self.a[(row + r) * rank..][..rank];
+        }
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        for (k, b) in b.chunks_exact(WIDTH).enumerate() {
+            let (b, _) = S::as_simd_f32s(b);
+            for r in 0..R {
+                let a = simd.splat_f32s(a[r][k]);
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                }
+            }
+        }
+        let scale = simd.splat_f32s(self.scale);
+        let mut energy = simd.splat_f32s(0.0);
+        let width = WIDTH.min(columns - column);
+        for (r, sums) in sums.into_iter().enumerate() {
+            let out = &mut self.out[(row + r) * columns + column..][..width];
+            if width == WIDTH {
+                finish::<S, V, ADD>(simd, out, sums, scale, &mut energy);
+            } else {
+                let mut last = [0.0; WIDTH];
+                last[..width].copy_from_slice(out);
+                finish::<S, V, ADD>(simd, &mut last, sums, scale, &mut energy);
+                out.copy_from_slice(&last[..width]);
+            }
+        }
+        simd.reduce_sum_f32s(energy).into()
+    }
+}
+
+/// Puts a row of sums into [`WIDTH`] places.
+#[inline(always)]
+fn finish<S: Simd, const V: usize, const ADD: bool>(
+    simd: S,
+    out: &mut [f32],
+    sums: [S::f32s; V],
+    scale: S::f32s,
+    energy: &mut S::f32s,
+) {
+    let (out, _) = S::as_mut_simd_f32s(out);
+    for (out, sum) in out.iter_mut().zip(sums) {
+        let change = simd.mul_f32s(scale, sum);
+        if ADD {
+            *out = simd.add_f32s(*out, change);
+            *energy = simd.mul_add_f32s(change, change, *energy);
+        } else {
+            *out = change;
+        }
+    }
+}
+
+/// Mode product with a Tucker core: `core` [r1, r2, kernel ..] and `factor` [r2, in] give [r1, in * kernel]:
+/// `out[m, i, k] = sum_n core[m, n, k] factor[n, i]`.
+pub(super) fn tucker(core: &[f64], r1: usize, factor: &Matrix) -> Matrix {
+    let (r2, inputs) = (factor.rows, factor.columns);
+    let kernel = core.len() / (r1 * r2).max(1);
+    let mut values = vec![0.0; r1 * inputs * kernel];
+    for (m, row) in values
+        .chunks_exact_mut((inputs * kernel).max(1))
+        .enumerate()
+    {
+        for n in 0..r2 {
+            let taps = &core[(m * r2 + n) * kernel..][..kernel];
+            for (i, out) in row.chunks_exact_mut(kernel).enumerate() {
+                let factor = factor.values[n * inputs + i];
+                out.iter_mut()
+                    .zip(taps)
+                    .for_each(|(out, tap)| *out += tap * factor);
+            }
+        }
+    }
+    Matrix::of_rows(r1, values)
+}
+
+/// `scale * up down`: a change of low rank.
+#[derive(Debug)]
+pub(super) struct LowRank {
+    /// [out, rank]
+    up: Rows,
+    /// [rank, in * kernel]
+    down: Panels,
+    scale: f64,
+}
+
+impl LowRank {
+    pub(super) fn new(up: &Matrix, down: &Matrix, scale: f64) -> Self {
+        Self {
+            up: up.singles(),
+            down: down.panels(),
+            scale,
+        }
+    }
+}
+
+impl Delta for LowRank {
+    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
+        let up = self.up.from(start / self.down.columns);
+        product(out, scale * self.scale, up, &self.down);
+    }
+
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let up = self.up.from(start / self.down.columns);
+        add_product(tile, scale * self.scale, up, &self.down)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.scale == 0.0 || self.up.is_zero() || self.down.is_zero()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_matrix_has_rows_and_columns_exchanged() {
+        let matrix = Matrix::of_rows(2, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let transposed = matrix.transposed();
+        assert_eq!((transposed.rows, transposed.columns), (3, 2));
+        assert_eq!(transposed.values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+
+    /// Every size of block, against the definition.
+    #[test]
+    fn products_are_sums_over_the_rank() {
+        for (rows, rank, columns) in [(1, 1, 1), (4, 3, 32), (7, 5, 47), (9, 2, 81), (3, 0, 8)] {
+            let number = |n: usize| (n * 7 % 11) as f32 - 5.0;
+            let a: Vec<f32> = (0..rows * rank).map(number).collect();
+            let b: Vec<f32> = (3..3 + rank * columns).map(number).collect();
+            let mut out = vec![f32::NAN; rows * columns];
+            let panels = Panels::of(&b, columns);
+            product(&mut out, 0.5, &a, &panels);
+            for (n, found) in out.iter().enumerate() {
+                let (i, j) = (n / columns, n % columns);
+                let sum: f32 = (0..rank)
+                    .map(|k| a[i * rank + k] * b[k * columns + j])
+                    .sum();
+                assert_eq!(*found, 0.5 * sum);
+            }
+        }
+    }
+}

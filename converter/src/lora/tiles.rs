@@ -1,0 +1,186 @@
+//! Changes of one weight, applied in single precision, to one tile after the other, on all cores.
+//!
+//! Every sum runs in an order that does not depend on threads.
+
+use rayon::prelude::*;
+
+use super::{Change, Target, product, tile_rows, vector};
+use crate::checkpoint::{Dtype, to_f32};
+use crate::merge::store;
+use crate::model::Tensor;
+
+/// A change of a weight, ready to be applied.
+pub(super) struct Step<'a> {
+    pub(super) adapter: usize,
+    pub(super) strength: f64,
+    /// Rows of the change that belong to weights before this one.
+    pub(super) first_row: usize,
+    pub(super) change: Change<'a>,
+}
+
+impl Step<'_> {
+    /// Changes a tile; returns the sum of squares of the change.
+    fn apply(&self, start: usize, tile: &mut [f32], target: &Target<'_>) -> f64 {
+        match &self.change {
+            Change::Added(delta) => {
+                let start = self.first_row * target.columns() + start;
+                delta.add(start, self.strength, tile)
+            }
+            Change::Computed(transform) => transform.apply(start, tile, target, self.strength),
+        }
+    }
+
+    /// Rows that must lie in one tile.
+    fn rows_together(&self, target: &Target<'_>) -> usize {
+        match &self.change {
+            Change::Added(_) => 1,
+            Change::Computed(transform) => transform.rows_together(target),
+        }
+    }
+
+    /// Whether it needs the whole weight, which it then changes on all cores by itself.
+    fn is_global(&self, target: &Target<'_>) -> bool {
+        self.rows_together(target) == target.rows() && target.rows() > 1
+    }
+}
+
+/// How a result was stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Stored {
+    /// In numbers.
+    Finite,
+    /// A number was too large for the type.
+    Overflow(f32),
+    /// Some are none.
+    NonFinite,
+}
+
+/// A changed weight.
+pub(super) struct Applied {
+    pub(super) bytes: Vec<u8>,
+    pub(super) stored: Stored,
+    /// Sum of squares of the weight before.
+    pub(super) base: f64,
+    /// Sum of squares of each step's change.
+    pub(super) changes: Vec<f64>,
+}
+
+/// Applies steps to a weight; the result is stored as `dtype`.
+pub(super) fn apply(
+    source: &Tensor<'_>,
+    steps: &[Step<'_>],
+    target: &Target<'_>,
+    dtype: Dtype,
+) -> Result<Applied, String> {
+    if steps.iter().any(|step| step.is_global(target)) {
+        apply_to_whole(source, steps, target, dtype)
+    } else {
+        apply_to_tiles(source, steps, target, dtype)
+    }
+}
+
+/// Elements of a tile in which every step finds the rows it needs.
+fn tile_length(steps: &[Step<'_>], target: &Target<'_>) -> usize {
+    let together = steps
+        .iter()
+        .map(|step| step.rows_together(target))
+        .fold(1, lcm);
+    let rows = tile_rows(target.columns()).next_multiple_of(together);
+    rows.min(target.rows()) * target.columns()
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+/// Everything happens to a tile while it is in a core's cache.
+fn apply_to_tiles(
+    source: &Tensor<'_>,
+    steps: &[Step<'_>],
+    target: &Target<'_>,
+    dtype: Dtype,
+) -> Result<Applied, String> {
+    let tile = tile_length(steps, target);
+    let mut bytes = vec![0; product(target.shape) * dtype.size()];
+    let inputs = source.bytes.par_chunks(tile * source.dtype.size());
+    let outputs = bytes.par_chunks_mut(tile * dtype.size());
+    let tiles = inputs.zip(outputs).enumerate();
+    let done = tiles.map_init(Vec::new, |values, (n, (input, output))| {
+        values.clear();
+        to_f32(source.dtype, input, values)?;
+        let base = vector::squares(values);
+        let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
+        let changes: Vec<f64> = steps.iter().map(apply).collect();
+        Ok((base, changes, write(dtype, values, output)))
+    });
+    let done: Vec<(f64, Vec<f64>, Stored)> = done.collect::<Result<_, String>>()?;
+    let change = |i: usize| done.iter().map(|(_, changes, _)| changes[i]).sum();
+    Ok(Applied {
+        base: done.iter().map(|(base, ..)| base).sum(),
+        changes: (0..steps.len()).map(change).collect(),
+        stored: done
+            .iter()
+            .map(|(.., stored)| *stored)
+            .fold(Stored::Finite, worse),
+        bytes,
+    })
+}
+
+/// The whole weight is held in memory.
+fn apply_to_whole(
+    source: &Tensor<'_>,
+    steps: &[Step<'_>],
+    target: &Target<'_>,
+    dtype: Dtype,
+) -> Result<Applied, String> {
+    let mut weight = Vec::new();
+    to_f32(source.dtype, &source.bytes, &mut weight)?;
+    let tile = tile_length(&[], target);
+    let base: Vec<f64> = weight.par_chunks(tile).map(vector::squares).collect();
+    let mut changes = Vec::new();
+    let is_global = |step: &Step<'_>| step.is_global(target);
+    for segment in steps.chunk_by(|a, b| !is_global(a) && !is_global(b)) {
+        if is_global(&segment[0]) {
+            changes.push(segment[0].apply(0, &mut weight, target));
+            continue;
+        }
+        let tile = tile_length(segment, target);
+        let tiles = weight.par_chunks_mut(tile).enumerate();
+        let done = tiles.map(|(n, values)| {
+            let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
+            segment.iter().map(apply).collect::<Vec<f64>>()
+        });
+        let done: Vec<Vec<f64>> = done.collect();
+        let change = |i: usize| done.iter().map(|changes| changes[i]).sum();
+        changes.extend((0..segment.len()).map(change).collect::<Vec<f64>>());
+    }
+    let mut bytes = vec![0; weight.len() * dtype.size()];
+    let tiles = weight
+        .par_chunks(tile)
+        .zip(bytes.par_chunks_mut(tile * dtype.size()));
+    let stored = tiles.map(|(values, output)| write(dtype, values, output));
+    let stored = stored.collect::<Vec<Stored>>();
+    let stored = stored.into_iter().fold(Stored::Finite, worse);
+    Ok(Applied {
+        bytes,
+        stored,
+        base: base.iter().sum(),
+        changes,
+    })
+}
+
+fn write(dtype: Dtype, values: &[f32], bytes: &mut [u8]) -> Stored {
+    match store(dtype, values, bytes) {
+        Some(value) => Stored::Overflow(value),
+        None if vector::squares(values).is_finite() => Stored::Finite,
+        None => Stored::NonFinite,
+    }
+}
+
+fn worse(a: Stored, b: Stored) -> Stored {
+    if a == Stored::Finite { b } else { a }
+}
