@@ -1,6 +1,6 @@
 //! LoRAs and their relatives: changes to many weights, added to a model before graphs exist.
 //!
-//! [`group`](self) splits a file's keys into modules; each kind of module is one file here and one line of [`FORMATS`].
+//! `group.rs` splits a file's keys into modules; each kind of module is one file here and one line of `FORMATS`.
 //! `names.rs` finds the layer that a module is for, `fit.rs` fits a file to a model as a whole, `bake.rs` computes weights,
 //! `report.rs` says what was done. `merge.rs` puts files together. A file must fit in every module: what matches nothing, fits
 //! nowhere or changes nothing is an error.
