@@ -117,9 +117,35 @@ fn pictures_with_loras_are_those_of_diffusers() {
     }
 }
 
-/// A picture of the demo's size, three bytes per pixel.
-fn draw(model: &ModelDir, prompt: &str, seed: u64) -> Vec<u8> {
-    let request = Txt2Img {
+/// A tag of a LoRA that is in the model is taken out of the prompt; one that is not is an error.
+#[test]
+fn prompts_may_ask_for_loras_that_are_in_the_model() {
+    let (_dir, model) = with_loras(&[(PIXEL, 0.7)], None);
+    let drawn = |prompt: &str| {
+        let mut watch = Quiet::default();
+        let request = Txt2Img {
+            steps: 2,
+            ..request(prompt, 10)
+        };
+        let outcome = request.run(engine(), &model, &never(), &mut watch, None);
+        outcome.map(|mut outcome| (outcome.pictures.remove(0), watch.notes))
+    };
+    let ((picture, ..), _) = drawn("a red heart").unwrap();
+    let ((tagged, _, infotext), notes) = drawn("a red heart<lora:pixel-style:0.7>").unwrap();
+    assert_eq!(tagged, picture);
+    assert!(infotext.starts_with("a red heart<lora:pixel-style:0.7>"));
+    assert!(notes[0].contains("in the model already, at strength 0.7"));
+    let error = drawn("a red heart<lora:pixel-style:1>").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("--lora pixel-style.safetensors:1"),
+        "{error}"
+    );
+}
+
+fn request(prompt: &str, seed: u64) -> Txt2Img {
+    Txt2Img {
         prompt: prompt.to_owned(),
         guidance_scale: 5.0,
         seed,
@@ -128,9 +154,13 @@ fn draw(model: &ModelDir, prompt: &str, seed: u64) -> Vec<u8> {
         profile: Profile::Diffusers,
         rng: Rng::TorchCpu,
         ..Txt2Img::default()
-    };
+    }
+}
+
+/// A picture of the demo's size, three bytes per pixel.
+fn draw(model: &ModelDir, prompt: &str, seed: u64) -> Vec<u8> {
     let mut watch = Quiet::default();
-    let outcome = request.run(engine(), model, &never(), &mut watch, None);
+    let outcome = request(prompt, seed).run(engine(), model, &never(), &mut watch, None);
     outcome.unwrap().pictures.remove(0).0.rgb
 }
 

@@ -205,6 +205,8 @@ pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
 pub struct Quiet {
     /// What the user would have been told.
     pub warnings: Vec<String>,
+    /// Good to know.
+    pub notes: Vec<String>,
     /// Model calls so far.
     pub calls: usize,
 }
@@ -214,6 +216,10 @@ impl Watch for Quiet {
 
     fn called(&mut self, calls: usize) {
         self.calls = calls;
+    }
+
+    fn note(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
     }
 
     fn warn(&mut self, text: &str) {

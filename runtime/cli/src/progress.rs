@@ -55,6 +55,10 @@ impl Watch for Terminal<'_> {
         }
     }
 
+    fn note(&mut self, text: &str) {
+        self.ui.note(text);
+    }
+
     fn warn(&mut self, text: &str) {
         self.ui.warn(text);
     }

@@ -143,7 +143,7 @@ fn missing_models_outputs_and_providers_are_plain_errors() {
     }
     let (code, _, stderr) = run(sdrun(dir.path()).args(["txt2img", "-p", "a <lora:foo:0.8> b"]));
     assert!(
-        code == Some(1) && stderr.contains("<lora:foo:0.8>"),
+        code == Some(1) && stderr.contains("<lora:foo:0.8>") && stderr.contains("--lora foo"),
         "{stderr}"
     );
 }

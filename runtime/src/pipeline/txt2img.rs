@@ -13,6 +13,7 @@ use crate::denoise::{DenoiseError, Guided, Latents};
 use crate::engine::{Engine, EngineError, Input};
 use crate::noise::{NoiseSource, Rng};
 use crate::sampler::{Profile, Run, Sampler, Schedule, SigmaSchedule};
+use crate::text::lora_tags::untag;
 use crate::text::{Chunk, ClipTokenizer, Conditioning, TextEncoder, TextError, chunks, prompt};
 
 /// What is asked for.
@@ -46,6 +47,8 @@ pub struct Txt2Img {
     pub clip_skip: usize,
     /// A file with the first noise, instead of drawing it.
     pub initial_noise: Option<PathBuf>,
+    /// Whether prompts may ask for LoRAs that the model does not hold, which then have no effect.
+    pub ignore_lora_tags: bool,
 }
 
 impl Default for Txt2Img {
@@ -66,6 +69,7 @@ impl Default for Txt2Img {
             rng: Rng::TorchCpu,
             clip_skip: 1,
             initial_noise: None,
+            ignore_lora_tags: false,
         }
     }
 }
@@ -97,7 +101,10 @@ pub trait Watch {
     /// So many model calls are done.
     fn called(&mut self, calls: usize);
 
-    /// Something the user should know.
+    /// Something good to know.
+    fn note(&mut self, text: &str);
+
+    /// Something that may be wrong.
     fn warn(&mut self, text: &str);
 }
 
@@ -185,9 +192,10 @@ impl Txt2Img {
         let [width, height] = self.size(model)?;
         let mut timing = Timing::default();
 
+        let prompts = self.untagged(model, watch)?;
         watch.phase(Phase::Encode);
         let start = Instant::now();
-        let (cond, uncond) = self.encode(engine, model, watch)?;
+        let (cond, uncond) = self.encode(engine, model, &prompts, watch)?;
         timing.encode = start.elapsed();
         if let Some(dump) = dump.as_deref_mut() {
             for (conditioning, suffix) in [(&cond, ""), (&uncond, "_uncond")] {
@@ -319,14 +327,28 @@ impl Txt2Img {
         with_size.check().map(|()| size)
     }
 
+    /// Prompt and negative prompt without tags of LoRAs, which the model holds, or the user allows to be absent.
+    fn untagged(&self, model: &ModelDir, watch: &mut dyn Watch) -> Result<[String; 2], TextError> {
+        let untag = |prompt: &str| untag(prompt, model.manifest.as_ref(), self.ignore_lora_tags);
+        let untagged = [untag(&self.prompt)?, untag(&self.negative_prompt)?];
+        for untagged in &untagged {
+            untagged.notes.iter().for_each(|note| watch.note(note));
+            for tag in &untagged.ignored {
+                watch.warn(&format!("`{tag}` is ignored: it is not in the model"));
+            }
+        }
+        Ok(untagged.map(|untagged| untagged.text))
+    }
+
     fn encode(
         &self,
         engine: &Engine,
         model: &ModelDir,
+        [prompt, negative]: &[String; 2],
         watch: &mut dyn Watch,
     ) -> Result<(Conditioning, Conditioning), PipelineError> {
-        let cond = self.chunks(&self.prompt, false, &model.tokenizer, watch)?;
-        let uncond = self.chunks(&self.negative_prompt, true, &model.tokenizer, watch)?;
+        let cond = self.chunks(prompt, false, &model.tokenizer, watch)?;
+        let uncond = self.chunks(negative, true, &model.tokenizer, watch)?;
         let network = engine.load(
             &model.path,
             "text_encoder",
@@ -344,7 +366,6 @@ impl Txt2Img {
         clip: &ClipTokenizer,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Chunk>, TextError> {
-        prompt::refuse_extra_networks(text)?;
         for token in [START_OF_TEXT, END_OF_TEXT] {
             if text.contains(token) {
                 watch.warn(&format!("`{token}` in the prompt is taken as text"));
@@ -468,6 +489,12 @@ impl Txt2Img {
         pairs.push(("RNG", rng.to_owned()));
         if self.profile != Profile::A1111 {
             pairs.push(("Profile", self.profile.name().to_owned()));
+        }
+        // Prompts were read before.
+        let untagged = untag(&self.prompt, model.manifest.as_ref(), true);
+        let ignored = untagged.map(|u| u.ignored.join(" ")).unwrap_or_default();
+        if !ignored.is_empty() {
+            pairs.push(("Ignored LoRA", ignored));
         }
         pairs.push(("Version", format!("sdrt-{}", env!("CARGO_PKG_VERSION"))));
         pairs

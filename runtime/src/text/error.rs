@@ -27,12 +27,14 @@ pub enum TextError {
     #[error("cannot tokenize the prompt: {0}")]
     Tokenize(String),
     /// A LoRA is asked for that is not in the model.
-    #[error(
-        "the prompt asks for `{tag}`, but this model has no LoRAs baked in\nhint: take the tag out of the prompt"
-    )]
+    #[error("the prompt asks for `{tag}`, but {problem}\nhint: {hint}")]
     ExtraNetwork {
         /// The tag.
         tag: String,
+        /// Why it cannot be had.
+        problem: String,
+        /// What to do.
+        hint: String,
     },
     /// Syntax that A1111 has and this program has not.
     #[error(

@@ -5,6 +5,7 @@ pub mod clean;
 pub mod emphasis;
 pub mod encoder;
 mod error;
+pub mod lora_tags;
 pub mod prompt;
 pub mod tokenizer;
 

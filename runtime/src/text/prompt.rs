@@ -151,29 +151,6 @@ fn merge(parts: Vec<(Option<String>, f64)>) -> Vec<Part> {
     merged.into_iter().map(part).collect()
 }
 
-/// Refuses tags of extra networks, which work by being baked in.
-///
-/// # Errors
-/// The first tag.
-pub fn refuse_extra_networks(prompt: &str) -> Result<(), TextError> {
-    for (at, _) in prompt.match_indices('<') {
-        let Some((inside, _)) = prompt[at + 1..].split_once('>') else {
-            continue;
-        };
-        let is_tag = inside.split_once(':').is_some_and(|(kind, rest)| {
-            !kind.is_empty()
-                && kind.chars().all(|c| c.is_alphanumeric() || c == '_')
-                && !rest.is_empty()
-        });
-        if is_tag {
-            return Err(TextError::ExtraNetwork {
-                tag: format!("<{inside}>"),
-            });
-        }
-    }
-    Ok(())
-}
-
 /// Refuses what A1111 would not take literally and [`parse_attention`] does not know. Negative prompts have no `AND`.
 ///
 /// # Errors
@@ -334,10 +311,5 @@ mod tests {
             assert!(refuse_unsupported(prompt, false).is_ok(), "{prompt}");
         }
         assert!(refuse_unsupported("cat AND dog", true).is_ok());
-        let error = refuse_extra_networks("a <lora:foo:0.8> b")
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("<lora:foo:0.8>"), "{error}");
-        assert!(refuse_extra_networks("1 < 2 > 0, a <b>, <:x>").is_ok());
     }
 }

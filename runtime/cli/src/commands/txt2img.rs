@@ -68,6 +68,9 @@ pub(crate) struct Txt2ImgArgs {
     /// Take the first noise from the tensor `initial_noise` of this safetensors file
     #[arg(long, value_name = "FILE")]
     init_noise: Option<PathBuf>,
+    /// Go on without the LoRAs that the prompt asks for (`<lora:..>`) and the model does not hold
+    #[arg(long)]
+    ignore_lora_tags: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -126,6 +129,7 @@ impl Txt2ImgArgs {
             rng: self.rng.parse::<Rng>().map_err(|e| usage(&e))?,
             clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
+            ignore_lora_tags: self.ignore_lora_tags,
         })
     }
 }
