@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 
 use common::{sdconvert, synthetic, text};
 use half::f16;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sd_converter::embedding::Embedding;
 use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::{Model, Name};
+use sd_converter::progress::Unwatched;
+use sd_converter::save::save;
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use tempfile::TempDir;
@@ -352,4 +355,437 @@ fn a_recipe_adds_loras() {
     run(&[
         "extract", "--base", base, "--tuned", &with, "--energy", "0.999", "-o", &back,
     ]);
+}
+
+/// Adds a module's tensors, all of rank 1, for a weight of this shape.
+fn low_rank(tensors: &mut Tensors, module: &str, rows: usize, columns: &[usize]) {
+    let width: usize = columns.iter().product();
+    let down = [&[1], columns].concat();
+    tensors.insert(
+        format!("{module}.lora_up.weight"),
+        (vec![rows, 1], ramp(rows, 0.25)),
+    );
+    tensors.insert(
+        format!("{module}.lora_down.weight"),
+        (down, ramp(width, 0.125)),
+    );
+}
+
+#[test]
+fn every_kind_that_cannot_be_added_is_named() {
+    let place = Place::new("sd15");
+    for (keys, said) in [
+        (["control_model.lora_controlnet", "a.up"], "--base MODEL"),
+        (
+            ["lllite_unet_x.down.0.weight", "lllite_unet_x.up.0.weight"],
+            "LLLite",
+        ),
+        (
+            ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"],
+            "IP-Adapter",
+        ),
+        (["a.motion_modules.0.lora_up.weight", "b"], "AnimateDiff"),
+        (
+            ["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "b"],
+            "Flux",
+        ),
+        (
+            [
+                "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
+                "b",
+            ],
+            "Flux",
+        ),
+        (
+            ["lora_unet_joint_blocks_0_x.lora_up.weight", "b"],
+            "Stable Diffusion 3",
+        ),
+        (["lora_te3_encoder.lora_up.weight", "b"], "T5"),
+        (
+            ["lora_transformer_x.lora_up.weight", "b"],
+            "diffusion transformer",
+        ),
+        (["base_model.model.a.oft_R", "b"], "PEFT's OFT"),
+        (
+            ["base_model.model.a.boft_R", "base_model.model.a.boft_s"],
+            "PEFT's BOFT",
+        ),
+        (
+            ["base_model.model.a.vera_lambda_b", "base_model.vera_A"],
+            "VeRA",
+        ),
+        (
+            ["a.lora_embedding_A", "a.lora_embedding_B"],
+            "token embeddings",
+        ),
+        (["a.hra_u", "a.hra_theta"], "HRA"),
+        (["a.poly_lora_A", "b"], "Poly"),
+        (["a.lokr_t1", "a.lokr_w1"], "core on both sides"),
+        (["unet:0:up", "unet:0:down"], "list of lora_diffusion"),
+        (["768.linear.0.weight", "768.linear.0.bias"], "hypernetwork"),
+    ] {
+        let tensors = keys.map(|key| (key.to_owned(), (vec![1], vec![1.0])));
+        place.refused(&tensors.into(), &[said]);
+    }
+}
+
+#[test]
+fn adapters_that_fit_in_part_are_added_only_when_that_is_allowed() {
+    let place = Place::new("sd15");
+    let mut tensors = kohya(KOHYA);
+    low_rank(&mut tensors, "lora_unet_no_such_layer", 64, &[64]);
+    low_rank(
+        &mut tensors,
+        "lora_unet_mid_block_attentions_0_proj_in",
+        999,
+        &[64],
+    );
+    place.refused(
+        &tensors,
+        &[
+            "1 of 3 modules have no target",
+            "1 of 3",
+            "other shapes",
+            "--allow-partial",
+        ],
+    );
+    let out = place.dir.path().join("model");
+    let report = place.dir.path().join("report.json");
+    let lora = place.write(&tensors);
+    let args = [
+        "build",
+        place.base.to_str().unwrap(),
+        "--lora",
+        lora.to_str().unwrap(),
+        "-o",
+        out.to_str().unwrap(),
+        "--report",
+        report.to_str().unwrap(),
+    ];
+    let output = sdconvert(&args);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!out.exists() && !report.exists());
+    let output = sdconvert(&[&args[..], &["--allow-partial"]].concat());
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("1 applied, 1 without target, 1 of another shape"),
+        "{said}"
+    );
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
+    let modules = &report["manifest"]["loras"][0]["report"]["modules"];
+    assert_eq!(
+        (&modules["applied"], &modules["no_target"][0]),
+        (&1.into(), &"lora_unet_no_such_layer".into())
+    );
+    let listed = report["loras"][0]["modules"].as_array().unwrap();
+    let status = |status: &str| listed.iter().filter(|m| m["status"] == status).count();
+    assert_eq!(
+        [
+            status("applied"),
+            status("no target"),
+            status("other shape")
+        ],
+        [1, 1, 1]
+    );
+    assert!(listed[0]["relative_change"].as_f64().unwrap() > 0.0);
+    let nothing = BTreeMap::from_iter(kohya("lora_unet_no_such_layer"));
+    let spec = LoraSpec::new(place.write(&nothing), 1.0);
+    let partial = Options {
+        allow_partial: true,
+        ..SINGLE
+    };
+    let Err(error) = WithLoras::new(place.model(), &[spec], partial) else {
+        panic!("it was accepted");
+    };
+    assert!(
+        error.to_string().contains("none of its 1 modules"),
+        "{error}"
+    );
+}
+
+/// Files of the given tensors, baked in in this order.
+fn bake_all(place: &Place, files: &[(&Tensors, f64)]) -> WithLoras {
+    let specs = files.iter().enumerate().map(|(i, (tensors, strength))| {
+        let path = place
+            .dir
+            .path()
+            .join(format!("{i}-{}.safetensors", tensors.len()));
+        fs::rename(place.write(tensors), &path).unwrap();
+        LoraSpec::new(path, *strength)
+    });
+    let specs: Vec<LoraSpec> = specs.collect();
+    WithLoras::new(place.model(), &specs, SINGLE).unwrap()
+}
+
+#[test]
+fn the_order_matters_only_where_the_algebra_says_so() {
+    let place = Place::new("sd15");
+    let (one, mut other) = (kohya(KOHYA), kohya(KOHYA));
+    other
+        .values_mut()
+        .for_each(|(_, values)| values.iter_mut().for_each(|x| *x *= 0.3));
+    let mut dora = kohya(KOHYA);
+    dora.insert(format!("{KOHYA}.dora_scale"), (vec![64, 1], ramp(64, 0.5)));
+    let both = |files: [(&Tensors, f64); 2]| {
+        [files, [files[1], files[0]]].map(|files| {
+            let model = bake_all(&place, &files);
+            let notes = model.hints().notes.join("\n");
+            (model.read_f32(&query()).unwrap(), notes)
+        })
+    };
+    let [ab, ba] = both([(&one, 0.7), (&other, 0.31)]);
+    assert_eq!(ab.0, ba.0);
+    assert!(!ab.1.contains("order"), "{}", ab.1);
+    let [ab, ba] = both([(&one, 0.7), (&dora, 0.31)]);
+    assert_ne!(ab.0, ba.0);
+    assert!(
+        ab.1.contains("the order of LoRAs matters for 1 weights"),
+        "{}",
+        ab.1
+    );
+    assert!(
+        ab.1.contains("0-2.safetensors, 1-3.safetensors"),
+        "{}",
+        ab.1
+    );
+}
+
+#[test]
+fn blocks_have_strengths_of_their_own() {
+    let place = Place::new("sd15");
+    // IN04, IN03 (no attention: not in a list of 17), and the text encoder.
+    let mut tensors = kohya(KOHYA);
+    low_rank(
+        &mut tensors,
+        "lora_unet_down_blocks_0_downsamplers_0_conv",
+        32,
+        &[32, 3, 3],
+    );
+    low_rank(
+        &mut tensors,
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        64,
+        &[64],
+    );
+    let lora = place.write(&tensors);
+    let out = place.dir.path().join("model");
+    let build = |weights: &str| {
+        let lora = format!("{}:0.5,lbw={weights}", lora.display());
+        let (base, out) = (place.base.to_str().unwrap(), out.to_str().unwrap());
+        let output = sdconvert(&["build", base, "--lora", &lora, "-o", out, "--force"]);
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = build("1,0,0,0.5,1,1,1,1,1,1,1,1,1,1,1,1,1");
+    assert!(
+        code == Some(0) && said.contains("2 applied, 1 silenced by block weights"),
+        "{said}"
+    );
+    let (_, said) = build("NONE");
+    assert!(said.contains("it changes nothing"), "{said}");
+    let (code, said) = build("1,1,1,1,1,1,1,1,1,1,1,1");
+    assert!(
+        code == Some(1) && said.contains("12 block weights given; this model takes 17 or 26"),
+        "{said}"
+    );
+    let half = LoraSpec::parse(&format!("{}:1,lbw=IN04=0.5", lora.display())).unwrap();
+    let half = WithLoras::new(place.model(), &[half], SINGLE).unwrap();
+    let expected = bake_all(&place, &[(&kohya(KOHYA), 0.5)]);
+    assert_eq!(
+        half.read_f32(&query()).unwrap(),
+        expected.read_f32(&query()).unwrap()
+    );
+    let output = sdconvert(&[
+        "build",
+        "x",
+        "--lora",
+        "a",
+        "--lora-block-weights",
+        "FOO",
+        "-o",
+        "y",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn bundled_embeddings_are_written_beside_the_model() {
+    let place = Place::new("sd15");
+    let mut tensors = kohya(KOHYA);
+    tensors.insert(
+        "bundle_emb.my-word.emb_params".to_owned(),
+        (vec![2, 64], ramp(128, 0.5)),
+    );
+    let out = place.dir.path().join("model");
+    let lora = place.write(&tensors);
+    let args = [
+        "build",
+        place.base.to_str().unwrap(),
+        "--lora",
+        lora.to_str().unwrap(),
+        "-o",
+        out.to_str().unwrap(),
+    ];
+    let output = sdconvert(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let embedding = Embedding::open(&out.join("embeddings/my-word.safetensors")).unwrap();
+    assert_eq!(embedding.vectors[0].values, ramp(128, 0.5));
+    tensors.insert(
+        "bundle_emb.wide.emb_params".to_owned(),
+        (vec![1, 768], ramp(768, 0.5)),
+    );
+    place.refused(&tensors, &["`wide`", "[768]", "[64]"]);
+    tensors.remove("bundle_emb.wide.emb_params");
+    tensors.insert(
+        "bundle_emb./etc/x.emb_params".to_owned(),
+        (vec![1, 64], ramp(64, 0.5)),
+    );
+    place.refused(&tensors, &["name cannot be that of a file"]);
+}
+
+#[test]
+fn further_input_channels_are_left_alone() {
+    let place = Place::new("sd15-inpaint");
+    let name: Name = (Component::UNet, "conv_in.weight".to_owned());
+    let mut tensors = Tensors::new();
+    low_rank(&mut tensors, "lora_unet_conv_in", 32, &[4, 3, 3]);
+    let model = place.bake(&tensors, 1.0).unwrap();
+    let (found, base) = (
+        model.read_f32(&name).unwrap(),
+        place.model().read_f32(&name).unwrap(),
+    );
+    let (up, down) = (ramp(32, 0.25), ramp(36, 0.125));
+    for (n, (found, base)) in found.iter().zip(&base).enumerate() {
+        let (o, column) = (n / 81, n % 81);
+        let change = down.get(column).map_or(0.0, |down| up[o] * down);
+        assert_eq!(*found, base + change, "{n}");
+    }
+}
+
+/// A change of the fused projection is that of its thirds, and thirds that are not changed stay as they are.
+#[test]
+fn fused_projections_are_three_layers() {
+    let place = Place::new("sd21");
+    let layer = |name: &str| -> Name {
+        let path = format!("text_model.encoder.layers.0.self_attn.{name}.weight");
+        (Component::TextEncoder, path)
+    };
+    let mut fused = Tensors::new();
+    low_rank(
+        &mut fused,
+        "lora_te_transformer_resblocks_0_attn_in_proj",
+        192,
+        &[64],
+    );
+    let fused = place.bake(&fused, 1.0).unwrap();
+    let mut tensors = Tensors::new();
+    for (i, name) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+        let module = format!("lora_te_text_model_encoder_layers_0_self_attn_{name}");
+        low_rank(&mut tensors, &module, 64, &[64]);
+        let up = ramp(192, 0.25)[64 * i..64 * (i + 1)].to_vec();
+        tensors.insert(format!("{module}.lora_up.weight"), (vec![64, 1], up));
+    }
+    let single = place.bake(&tensors, 1.0).unwrap();
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        let weight = layer(name);
+        assert_eq!(
+            fused.read_f32(&weight).unwrap(),
+            single.read_f32(&weight).unwrap(),
+            "{name}"
+        );
+        assert_ne!(
+            fused.read_f32(&weight).unwrap(),
+            place.model().read_f32(&weight).unwrap()
+        );
+    }
+    // Only queries, saved in OpenCLIP's layout: the other two thirds are the same to the bit.
+    tensors.retain(|key, _| key.contains("q_proj"));
+    // A layer that the network does not run is no misfit.
+    low_rank(
+        &mut tensors,
+        "lora_te_text_model_encoder_layers_2_mlp_fc1",
+        256,
+        &[64],
+    );
+    let spec = LoraSpec::new(place.write(&tensors), 1.0);
+    let model = WithLoras::new(place.model(), &[spec], Options::default()).unwrap();
+    let path = place.dir.path().join("saved.safetensors");
+    save(&model, &path, None, false, &Unwatched).unwrap();
+    let key = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight";
+    let bytes = |path: &Path| {
+        let file = fs::read(path).unwrap();
+        SafeTensors::deserialize(&file)
+            .unwrap()
+            .tensor(key)
+            .unwrap()
+            .data()
+            .to_vec()
+    };
+    let (before, after) = (bytes(&place.base), bytes(&path));
+    let third = before.len() / 3;
+    assert!(before[third..] == after[third..] && before[..third] != after[..third]);
+}
+
+#[test]
+fn alpha_may_have_any_type_of_number() {
+    let place = Place::new("sd15");
+    let factors = kohya(KOHYA);
+    let half: BTreeMap<&String, Vec<u8>> = factors
+        .iter()
+        .map(|(key, (_, values))| {
+            (
+                key,
+                values
+                    .iter()
+                    .flat_map(|&x| f16::from_f32(x).to_le_bytes())
+                    .collect(),
+            )
+        })
+        .collect();
+    let alpha = format!("{KOHYA}.alpha");
+    let baked = |dtype: Dtype, shape: Vec<usize>, bytes: &[u8]| {
+        let factors = factors.iter().map(|(key, (shape, _))| {
+            (
+                key,
+                TensorView::new(Dtype::F16, shape.clone(), &half[key]).unwrap(),
+            )
+        });
+        let alpha = (&alpha, TensorView::new(dtype, shape, bytes).unwrap());
+        let path = place.dir.path().join("alpha.safetensors");
+        safetensors::serialize_to_file(factors.chain([alpha]), None, &path).unwrap();
+        let model = WithLoras::new(place.model(), &[LoraSpec::new(path, 1.0)], SINGLE);
+        model.unwrap().read_f32(&query()).unwrap()
+    };
+    let expected = baked(Dtype::F32, vec![], &3f32.to_le_bytes());
+    assert_eq!(
+        baked(Dtype::F16, vec![1], &f16::from_f32(3.0).to_le_bytes()),
+        expected
+    );
+    assert_eq!(
+        baked(Dtype::BF16, vec![], &0x4040u16.to_le_bytes()),
+        expected
+    );
+    assert_eq!(baked(Dtype::I64, vec![], &3i64.to_le_bytes()), expected);
+    assert_eq!(baked(Dtype::I32, vec![1], &3i32.to_le_bytes()), expected);
+}
+
+#[test]
+fn inspecting_a_lora_needs_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
+    let mut tensors = Tensors::new();
+    low_rank(&mut tensors, module, 640, &[2048]);
+    let place = Place {
+        base: PathBuf::new(),
+        dir,
+    };
+    let lora = place.write(&tensors);
+    let output = sdconvert(&["inspect", lora.to_str().unwrap()]);
+    let said = text(&output.stdout);
+    assert!(said.contains("LoRA of rank 1, made for SDXL"), "{said}");
+    assert!(said.contains("1 in the UNet"), "{said}");
+    let output = sdconvert(&["inspect", lora.to_str().unwrap(), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!(json["lora"]["kinds"]["LoRA"], 1);
 }

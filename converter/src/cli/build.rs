@@ -142,6 +142,7 @@ fn block_weights(text: &str) -> anyhow::Result<LoraBlockWeights> {
 
 pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
+    let loras = lora_specs(args)?;
     let mut model = match &args.recipe {
         Some(path) => Recipe::open(path)?.model()?,
         None => checkpoint(args, ui)?,
@@ -150,7 +151,6 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
         model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
     }
-    let loras = lora_specs(args)?;
     if !loras.is_empty() {
         let options = lora::Options {
             allow_partial: args.allow_partial,
