@@ -1,22 +1,18 @@
 //! LoRA from the difference of two models: the best low-rank approximation of every layer's difference (Eckart and Young
 //! 1936), under the names that kohya's sd-scripts write.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
 use faer::Mat;
-use half::f16;
-use safetensors::tensor::{Dtype as FileDtype, View};
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::keys::kohya::{self, Target};
 use sd_models::keys::layout::Layout;
 
 use crate::ConvertError;
+use crate::lora::factors::{self, Factors};
 use crate::model::{Model, Name};
-use crate::output::write_file;
 use crate::progress::Progress;
 use crate::svd::svd;
 
@@ -43,19 +39,6 @@ pub struct Options {
     pub conv_rank: Option<usize>,
     /// Values are clamped to this quantile of themselves: lossy, and off if not given.
     pub clamp_quantile: Option<f64>,
-}
-
-/// One layer's low-rank difference.
-#[derive(Debug)]
-struct Module {
-    name: String,
-    rank: usize,
-    /// [out, rank], times the singular values.
-    up: Vec<f32>,
-    up_shape: Vec<usize>,
-    /// [rank, in ..]
-    down: Vec<f32>,
-    down_shape: Vec<usize>,
 }
 
 /// What an extraction found.
@@ -107,7 +90,7 @@ impl fmt::Display for Report {
 /// A LoRA in memory.
 #[derive(Debug)]
 pub struct Extracted {
-    modules: Vec<Module>,
+    modules: Vec<Factors>,
     family: ModelFamily,
     velocity: bool,
     /// What was found.
@@ -156,13 +139,12 @@ pub fn extract(
                 report.unchanged += 1;
             } else {
                 let shape = &entry.shape;
-                let factors = decompose(&difference, shape, rank, energy, &mut sums);
-                let factors = factors.ok_or_else(|| ConvertError::NonFinite {
+                let factors = decompose(module, &difference, shape, rank, energy, &mut sums);
+                let mut module = factors.ok_or_else(|| ConvertError::NonFinite {
                     path: tuned.path().to_owned(),
                     name: entry.key.clone(),
                     count: difference.iter().filter(|x| !x.is_finite()).count(),
                 })?;
-                let mut module = into_module(module, shape, factors);
                 if let Some(quantile) = options.clamp_quantile {
                     clamp(&mut module, quantile);
                 }
@@ -203,14 +185,8 @@ struct Sums {
     curve: [f64; CURVE.len()],
 }
 
-/// `up` [out, rank] times `down` [rank, in * kernel].
-struct Factors {
-    rank: usize,
-    up: Vec<f32>,
-    down: Vec<f32>,
-}
-
 fn decompose(
+    name: String,
     difference: &[f32],
     shape: &[usize],
     rank: Rank,
@@ -251,32 +227,16 @@ fn decompose(
     });
     let down = (0..kept * columns).map(|n| svd.v[(n % columns, n / columns)] as f32);
     Some(Factors {
+        name,
         rank: kept,
         up: up.collect(),
         down: down.collect(),
+        shape: shape.to_vec(),
     })
 }
 
-fn into_module(name: String, shape: &[usize], factors: Factors) -> Module {
-    let rank = factors.rank;
-    let mut up_shape = vec![shape[0], rank];
-    let mut down_shape = vec![rank];
-    down_shape.extend(&shape[1..]);
-    if shape.len() == 4 {
-        up_shape.extend([1, 1]);
-    }
-    Module {
-        name,
-        rank,
-        up: factors.up,
-        up_shape,
-        down: factors.down,
-        down_shape,
-    }
-}
-
 /// As sd-scripts: both factors to the quantile of their signed values together.
-fn clamp(module: &mut Module, quantile: f64) {
+fn clamp(module: &mut Factors, quantile: f64) {
     let mut values: Vec<f32> = module.up.iter().chain(&module.down).copied().collect();
     let place = quantile * (values.len() - 1) as f64;
     let (low, part) = (place.floor() as usize, place.fract());
@@ -351,68 +311,22 @@ impl Extracted {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path, force: bool) -> Result<(), ConvertError> {
-        let mut tensors = Vec::new();
-        for module in &self.modules {
-            for (part, shape, values) in [
-                (
-                    "lora_up.weight",
-                    &module.up_shape,
-                    Cow::Borrowed(&module.up[..]),
-                ),
-                (
-                    "lora_down.weight",
-                    &module.down_shape,
-                    Cow::Borrowed(&module.down[..]),
-                ),
-                // The scale is alpha over rank: 1.
-                ("alpha", &Vec::new(), Cow::Owned(vec![module.rank as f32])),
-            ] {
-                let halves = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
-                let tensor = Halves {
-                    shape: shape.clone(),
-                    bytes: halves.collect(),
-                };
-                tensors.push((format!("{}.{part}", module.name), tensor));
-            }
-        }
-        // One entry only: the order of several would vary between runs, and so would the file's hash.
-        let version = match (self.family, self.velocity) {
-            (ModelFamily::Sd15, _) => "sd_v1",
-            (ModelFamily::Sd21, true) => "sd_v2_v",
-            (ModelFamily::Sd21, false) => "sd_v2",
-            _ => "sdxl_base_v1-0",
-        };
-        let version = ("ss_base_model_version".to_owned(), version.to_owned());
-        write_file(path, force, |file| {
-            let views = tensors.iter().map(|(name, tensor)| (name, tensor));
-            let metadata = Some(HashMap::from([version]));
-            safetensors::serialize_to_file(views, metadata, file).map_err(|e| ConvertError::Write {
-                path: path.to_owned(),
-                source: std::io::Error::other(e),
-            })
-        })
+        factors::write(
+            &self.modules,
+            version(self.family, self.velocity),
+            false,
+            path,
+            force,
+        )
     }
 }
 
-struct Halves {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl View for &Halves {
-    fn dtype(&self) -> FileDtype {
-        FileDtype::F16
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
+/// What sd-scripts call a base model's version.
+pub(crate) fn version(family: ModelFamily, velocity: bool) -> &'static str {
+    match (family, velocity) {
+        (ModelFamily::Sd15, _) => "sd_v1",
+        (ModelFamily::Sd21, true) => "sd_v2_v",
+        (ModelFamily::Sd21, false) => "sd_v2",
+        _ => "sdxl_base_v1-0",
     }
 }

@@ -3,6 +3,7 @@
 mod build;
 mod extract;
 mod inspect;
+mod lora_merge;
 mod merge;
 mod synth;
 mod verify;
@@ -15,6 +16,7 @@ pub(crate) enum Command {
     Build(build::BuildArgs),
     Merge(merge::MergeArgs),
     Extract(extract::ExtractArgs),
+    LoraMerge(lora_merge::LoraMergeArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Synth(synth::SynthArgs),
@@ -26,6 +28,7 @@ impl Command {
             Self::Build(args) => build::run(args, ui),
             Self::Extract(args) => extract::run(args, ui),
             Self::Merge(args) => merge::run(args, ui),
+            Self::LoraMerge(args) => lora_merge::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Verify(args) => verify::run(args, ui),
             Self::Synth(args) => synth::run(args, ui),

@@ -129,6 +129,14 @@ pub enum LoraError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A LoRA that is merged with those of another family.
+    #[error("it is made for {family}, the first LoRA for {first}")]
+    OtherFamily {
+        /// What it is made for.
+        family: String,
+        /// What the first is made for.
+        first: String,
+    },
     /// Block weights that do not fit the model.
     #[error("{0}")]
     BlockWeights(String),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::OnceLock;
 
-use sd_models::arch::{clip_text_encoder, unet};
+use sd_models::arch::{UNetConfig, clip_text_encoder, unet};
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::presets::Preset;
@@ -24,6 +24,7 @@ const TRIED: usize = 16;
 /// The layers of a published model.
 pub(super) struct Known {
     pub(super) family: ModelFamily,
+    pub(super) unet: UNetConfig,
     pub(super) names: Names,
     pub(super) shapes: BTreeMap<Name, Vec<usize>>,
 }
@@ -50,6 +51,7 @@ impl Known {
         Self {
             family: preset.family(),
             names: Names::of(shapes.keys(), Some(&cfg)),
+            unet: cfg,
             shapes,
         }
     }

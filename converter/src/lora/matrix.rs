@@ -304,6 +304,26 @@ impl LowRank {
     }
 }
 
+impl LowRank {
+    /// `scale * up` [out, rank] and `down` [rank, in * kernel].
+    pub(super) fn factors(&self) -> (Matrix, Matrix) {
+        let up = self.up.values.iter().map(|x| self.scale * f64::from(*x));
+        let up = Matrix {
+            rows: self.up.values.len() / self.up.columns.max(1),
+            columns: self.up.columns,
+            values: up.collect(),
+        };
+        let Panels { rows, columns, .. } = self.down;
+        let at = |n: usize| {
+            let (row, column) = (n / columns, n % columns);
+            let panel = column / WIDTH * rows;
+            f64::from(self.down.values[(panel + row) * WIDTH + column % WIDTH])
+        };
+        let down = Matrix::of_rows(rows, (0..rows * columns).map(at).collect());
+        (up, down)
+    }
+}
+
 impl Delta for LowRank {
     fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
         let up = self.up.from(start / self.down.columns);
@@ -317,6 +337,10 @@ impl Delta for LowRank {
 
     fn is_zero(&self) -> bool {
         self.scale == 0.0 || self.up.is_zero() || self.down.is_zero()
+    }
+
+    fn low_rank(&self) -> Option<&LowRank> {
+        Some(self)
     }
 }
 

@@ -12,6 +12,7 @@ mod dora;
 mod error;
 #[cfg(test)]
 mod examples;
+pub(crate) mod factors;
 mod fit;
 mod glora;
 mod group;
@@ -21,6 +22,7 @@ mod loha;
 mod lokr;
 mod made_for;
 mod matrix;
+pub mod merge;
 mod names;
 mod oft;
 mod peft;
@@ -39,6 +41,7 @@ pub use report::{Description, ModuleReport, adapter_key, describe, summary};
 pub use spec::LoraSpec;
 
 use group::Parts;
+use matrix::LowRank;
 
 /// What an adapter's file is to a model.
 pub(crate) const ROLE: &str = "lora";
@@ -117,6 +120,11 @@ trait Delta: Send + Sync {
 
     /// Whether it is certain to change nothing.
     fn is_zero(&self) -> bool;
+
+    /// Its factors, if it is a product of low rank.
+    fn low_rank(&self) -> Option<&LowRank> {
+        None
+    }
 }
 
 /// A weight as a function of the weight.

@@ -1,0 +1,116 @@
+//! LoRA files as kohya's sd-scripts write them: two factors and an alpha per module.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use half::f16;
+use safetensors::tensor::{Dtype, View};
+
+use crate::ConvertError;
+use crate::output::write_file;
+
+/// One module.
+#[derive(Debug)]
+pub(crate) struct Factors {
+    pub(crate) name: String,
+    pub(crate) rank: usize,
+    /// [out, rank]
+    pub(crate) up: Vec<f32>,
+    /// [rank, in * kernel]
+    pub(crate) down: Vec<f32>,
+    /// Shape of the weight that it is for.
+    pub(crate) shape: Vec<usize>,
+}
+
+impl Factors {
+    fn up_shape(&self) -> Vec<usize> {
+        let ones = if self.shape.len() == 4 {
+            &[1, 1][..]
+        } else {
+            &[]
+        };
+        [&[self.shape[0], self.rank], ones].concat()
+    }
+
+    fn down_shape(&self) -> Vec<usize> {
+        [&[self.rank], &self.shape[1..]].concat()
+    }
+}
+
+/// Writes a LoRA in half or single precision; an existing file is replaced only with `force`. The scale of every module,
+/// alpha over rank, is 1. `version` is what sd-scripts call the base model's version.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write(
+    modules: &[Factors],
+    version: &str,
+    single: bool,
+    path: &Path,
+    force: bool,
+) -> Result<(), ConvertError> {
+    let mut tensors = Vec::new();
+    for module in modules {
+        for (part, shape, values) in [
+            (
+                "lora_up.weight",
+                module.up_shape(),
+                Cow::Borrowed(&module.up[..]),
+            ),
+            (
+                "lora_down.weight",
+                module.down_shape(),
+                Cow::Borrowed(&module.down[..]),
+            ),
+            ("alpha", Vec::new(), Cow::Owned(vec![module.rank as f32])),
+        ] {
+            let tensor = Stored {
+                dtype: if single { Dtype::F32 } else { Dtype::F16 },
+                shape,
+                bytes: match single {
+                    true => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                    false => values
+                        .iter()
+                        .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                        .collect(),
+                },
+            };
+            tensors.push((format!("{}.{part}", module.name), tensor));
+        }
+    }
+    // One entry only: the order of several would vary between runs, and so would the file's hash.
+    let version = ("ss_base_model_version".to_owned(), version.to_owned());
+    write_file(path, force, |file| {
+        let views = tensors.iter().map(|(name, tensor)| (name, tensor));
+        let metadata = Some(HashMap::from([version]));
+        safetensors::serialize_to_file(views, metadata, file).map_err(|e| ConvertError::Write {
+            path: path.to_owned(),
+            source: std::io::Error::other(e),
+        })
+    })
+}
+
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for &Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}

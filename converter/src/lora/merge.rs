@@ -1,0 +1,379 @@
+//! One LoRA of several: factors side by side, which is exact (`up = [w1 s1 up1 | w2 s2 up2 ..]`, `down` one below the other), or
+//! the best factors of a lower rank (Eckart and Young 1936).
+//!
+//! sd-scripts' merge adds factors instead, which adds products of one LoRA's `up` with another's `down`; that is not here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use faer::Mat;
+use rayon::prelude::*;
+use sd_models::family::ModelFamily;
+use sd_models::keys::kohya;
+use sd_models::keys::layout::Layout;
+
+use super::factors::{self, Factors};
+use super::fit::groups;
+use super::group::{Group, Parts};
+use super::made_for::{Known, known, made_for};
+use super::matrix::Matrix;
+use super::names::Place;
+use super::{Change, Delta, LoraError, LoraSpec, Target, block_weights, load, product};
+use crate::ConvertError;
+use crate::checkpoint::{Dtype, TensorSource, open};
+use crate::extract::version;
+use crate::svd::{Svd, svd};
+
+/// A LoRA file that takes part.
+struct Part {
+    source: Box<dyn TensorSource>,
+    spec: LoraSpec,
+    groups: Vec<Group>,
+}
+
+/// What several LoRAs are together.
+#[derive(Debug)]
+pub struct Merged {
+    modules: Vec<Factors>,
+    family: ModelFamily,
+    single: bool,
+    /// Smallest and largest rank.
+    pub ranks: (usize, usize),
+    /// Part of the changes' energy that is kept.
+    pub kept: f64,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl Merged {
+    /// How many modules it has.
+    #[must_use]
+    pub fn modules(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// Writes the LoRA under kohya's names; an existing file is replaced only with `force`. It is in single precision if one
+    /// of the files is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path, force: bool) -> Result<(), ConvertError> {
+        let version = version(self.family, false);
+        factors::write(&self.modules, version, self.single, path, force)
+    }
+}
+
+/// Puts LoRAs together; with `rank`, every module gets at most that rank.
+///
+/// # Errors
+/// A file cannot be read, is for another family than the first, or has modules that factors cannot hold.
+pub fn merge(specs: &[LoraSpec], rank: Option<usize>) -> Result<Merged, ConvertError> {
+    let (mut parts, mut notes, mut single) = (Vec::new(), Vec::new(), false);
+    let mut families: Vec<String> = Vec::new();
+    for spec in specs {
+        let failed = failed(&spec.path);
+        let source = open(&spec.path)?;
+        let (groups, told) = groups(&*source, spec.rank).map_err(&failed)?;
+        let file = spec.path.display();
+        notes.extend(told.into_iter().map(|note| format!("{file}: {note}")));
+        if let Some(family) = made_for(&groups, &*source) {
+            if let Some(first) = families.first().filter(|first| **first != family) {
+                let other = LoraError::OtherFamily {
+                    family,
+                    first: first.clone(),
+                };
+                return Err(failed(other));
+            }
+            families.push(family);
+        }
+        single |= source
+            .tensors()
+            .values()
+            .any(|info| info.dtype == Dtype::F32);
+        parts.push(Part {
+            source,
+            spec: spec.clone(),
+            groups,
+        });
+    }
+    let known = common(&parts, families.first());
+    let mut places: BTreeMap<&Place, Vec<(&Part, &Group)>> = BTreeMap::new();
+    for part in &parts {
+        for group in &part.groups {
+            let place = known.names.place(&group.module);
+            let place = place.ok_or_else(|| {
+                let unknown = LoraError::Module {
+                    module: group.module.clone(),
+                    problem: "no published model has such a layer",
+                };
+                failed(&part.spec.path)(unknown)
+            })?;
+            places.entry(place).or_default().push((part, group));
+        }
+    }
+    let layout = Layout::single_file(known.family, &known.unet, 4, false);
+    let merged = places.into_par_iter().map(|(place, groups)| {
+        let Place::Layer(component, path) = place else {
+            let (part, group) = groups[0];
+            let problem = "only layers of their own can be merged";
+            let error = LoraError::Module {
+                module: group.module.clone(),
+                problem,
+            };
+            return Err(failed(&part.spec.path)(error));
+        };
+        let name = kohya::module(known.family, &layout, *component, &format!("{path}.weight"));
+        let name = name.expect("adapters are for UNets and text encoders");
+        merge_module(name, place, &groups, known, rank)
+    });
+    let merged: Vec<(Option<Factors>, [f64; 2])> = merged.collect::<Result<_, _>>()?;
+    let sum = |of: usize| merged.iter().map(|(_, energies)| energies[of]).sum::<f64>();
+    let (all, kept) = (sum(0), sum(1));
+    let modules: Vec<Factors> = merged
+        .into_iter()
+        .filter_map(|(module, _)| module)
+        .collect();
+    let ranks = modules.iter().map(|module| module.rank);
+    let ranks = (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0));
+    if modules.is_empty() {
+        let nothing = LoraError::NoEffect("nothing is left of the files at these strengths");
+        return Err(failed(&specs[0].path)(nothing));
+    }
+    Ok(Merged {
+        modules,
+        family: known.family,
+        single,
+        ranks,
+        kept: if all > 0.0 { kept / all } else { 1.0 },
+        notes,
+    })
+}
+
+fn failed(path: &Path) -> impl Fn(LoraError) -> ConvertError + use<> {
+    let path = path.to_owned();
+    move |source| ConvertError::Lora {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// The published model of the files' family, or the one that has most of their modules' names.
+fn common(parts: &[Part], family: Option<&String>) -> &'static Known {
+    let of_family = known()
+        .iter()
+        .find(|k| Some(&k.family.to_string()) == family);
+    let named = |known: &&Known| {
+        let groups = parts.iter().flat_map(|part| &part.groups);
+        groups
+            .filter(|group| known.names.place(&group.module).is_some())
+            .count()
+    };
+    // Of several the first: SD 1 before SD 2, which have the same names.
+    let by_names = || known().iter().rev().max_by_key(named);
+    of_family
+        .or_else(by_names)
+        .expect("there are published models")
+}
+
+/// The modules of one layer as one, with the energy of their change and what is kept of it; none if they cancel out.
+fn merge_module(
+    name: String,
+    place: &Place,
+    groups: &[(&Part, &Group)],
+    known: &Known,
+    rank: Option<usize>,
+) -> Result<(Option<Factors>, [f64; 2]), ConvertError> {
+    let mut deltas: Vec<(f64, Box<dyn Delta + '_>)> = Vec::new();
+    let mut shape = Vec::new();
+    for (part, group) in groups {
+        let failed = failed(&part.spec.path);
+        let parts = Parts {
+            group,
+            source: &*part.source,
+        };
+        let wanted = shape_of(&parts, place, known);
+        if !shape.is_empty() && shape != wanted {
+            return Err(failed(parts.misfit(&Target {
+                shape: &shape,
+                has_bias: false,
+            })));
+        }
+        shape = wanted;
+        let target = Target {
+            shape: &shape,
+            has_bias: true,
+        };
+        let loaded = load(&parts, &target).map_err(&failed)?;
+        if loaded.bias.is_some_and(|bias| !bias.is_nothing()) {
+            return Err(failed(
+                parts.problem("it changes a bias, which factors cannot hold"),
+            ));
+        }
+        let strength = strength(&part.spec, place, known).map_err(&failed)?;
+        match loaded.weight {
+            Some(Change::Added(delta)) if strength != 0.0 && !delta.is_zero() => {
+                if delta.low_rank().is_none() && rank.is_none() {
+                    return Err(failed(parts.problem(
+                        "it is no product of two factors; `--rank N` makes the best ones of rank N",
+                    )));
+                }
+                deltas.push((strength, delta));
+            }
+            Some(Change::Computed(_)) => {
+                return Err(failed(parts.problem(
+                    "its change depends on the model; `sdconvert build --lora` adds it to one",
+                )));
+            }
+            _ => {}
+        }
+    }
+    if deltas.is_empty() {
+        return Ok((None, [0.0; 2]));
+    }
+    let columns = product(&shape[1..]);
+    let factors = side_by_side(&deltas, shape[0], columns);
+    let (up, down, energies) = match (factors, rank) {
+        (Some((up, down)), None) => (up, down, [0.0; 2]),
+        (Some((up, down)), Some(rank)) if up.columns <= rank => {
+            let energy = energy(&up, &down);
+            (up, down, [energy; 2])
+        }
+        (factors, rank) => {
+            let rank = rank.expect("what is no product was refused without a rank");
+            let svd = match factors {
+                Some((up, down)) => svd_of_product(&up, &down),
+                None => svd(dense(&deltas, shape[0], columns).as_ref(), None),
+            };
+            let svd = svd.ok_or_else(|| {
+                let (part, group) = groups[0];
+                let parts = Parts {
+                    group,
+                    source: &*part.source,
+                };
+                failed(&part.spec.path)(parts.problem("its change is not finite"))
+            })?;
+            truncated(&svd, rank)
+        }
+    };
+    let single = |matrix: Matrix| matrix.values.iter().map(|x| *x as f32).collect();
+    let rank = up.columns;
+    let module = Factors {
+        name,
+        rank,
+        up: single(up),
+        down: single(down),
+        shape,
+    };
+    Ok((Some(module), energies))
+}
+
+/// Shape of the weight that a module is for: the published one, or that of its factors in narrower models.
+fn shape_of(parts: &Parts<'_>, place: &Place, known: &Known) -> Vec<usize> {
+    let Place::Layer(component, path) = place else {
+        return Vec::new();
+    };
+    let published = known.shapes[&(*component, format!("{path}.weight"))].clone();
+    let (Some(up), Some(down)) = (parts.shape("up"), parts.shape("down")) else {
+        return published;
+    };
+    let kernel = product(&published[2..]);
+    let inputs = match parts.has("mid") {
+        true => product(&down[1..]),
+        false => product(&down[1..]) / kernel,
+    };
+    [&[up[0], inputs], &published[2..]].concat()
+}
+
+fn strength(spec: &LoraSpec, place: &Place, known: &Known) -> Result<f64, LoraError> {
+    let Place::Layer(component, path) = place else {
+        return Ok(0.0);
+    };
+    let of_block = match &spec.block_weights {
+        None => 1.0,
+        Some(weights) => {
+            let blocks = sd_models::keys::blocks::Blocks::of(&known.unet);
+            let resolved: Result<block_weights::Resolved, String> = weights.resolve(blocks);
+            resolved
+                .map_err(LoraError::BlockWeights)?
+                .value(*component, path)
+        }
+    };
+    Ok(spec.strength(*component) * of_block)
+}
+
+/// The factors of all, if all have factors.
+fn side_by_side(
+    deltas: &[(f64, Box<dyn Delta + '_>)],
+    rows: usize,
+    columns: usize,
+) -> Option<(Matrix, Matrix)> {
+    let mut parts = Vec::new();
+    for (strength, delta) in deltas {
+        parts.push((strength, delta.low_rank()?.factors()));
+    }
+    let rank = parts.iter().map(|(_, (up, _))| up.columns).sum();
+    let mut up = Vec::with_capacity(rows * rank);
+    for row in 0..rows {
+        for (strength, (factor, _)) in &parts {
+            let values = &factor.values[row * factor.columns..][..factor.columns];
+            up.extend(values.iter().map(|x| *strength * x));
+        }
+    }
+    let mut down = Vec::with_capacity(rank * columns);
+    parts
+        .iter()
+        .for_each(|(_, (_, factor))| down.extend_from_slice(&factor.values));
+    Some((
+        Matrix::of_rows(rows, up),
+        Matrix {
+            rows: rank,
+            columns,
+            values: down,
+        },
+    ))
+}
+
+/// The sum of changes.
+fn dense(deltas: &[(f64, Box<dyn Delta + '_>)], rows: usize, columns: usize) -> Mat<f64> {
+    let mut sum = vec![0.0; rows * columns];
+    for (strength, delta) in deltas {
+        delta.add(0, *strength, &mut sum);
+    }
+    Mat::from_fn(rows, columns, |i, j| f64::from(sum[i * columns + j]))
+}
+
+/// Of a product, by the factors' QR decompositions: the rest is as small as the rank.
+fn svd_of_product(up: &Matrix, down: &Matrix) -> Option<Svd> {
+    let up = Mat::from_fn(up.rows, up.columns, |i, j| up.values[i * up.columns + j]);
+    let right = Mat::from_fn(down.columns, down.rows, |i, j| {
+        down.values[j * down.columns + i]
+    });
+    let (up, right) = (up.qr(), right.qr());
+    let small = svd((up.thin_R() * right.thin_R().transpose()).as_ref(), None)?;
+    Some(Svd {
+        u: up.compute_thin_Q() * small.u,
+        s: small.s,
+        v: right.compute_thin_Q() * small.v,
+    })
+}
+
+/// Sum of squares of a product.
+fn energy(up: &Matrix, down: &Matrix) -> f64 {
+    let (up, down) = (up.transposed().times(up), down.times(&down.transposed()));
+    up.values.iter().zip(&down.values).map(|(a, b)| a * b).sum()
+}
+
+/// The first singular values, in `up`, with all and kept energy.
+fn truncated(svd: &Svd, rank: usize) -> (Matrix, Matrix, [f64; 2]) {
+    let energy = |values: &[f64]| values.iter().map(|s| s * s).sum::<f64>();
+    let rank = rank.min(svd.s.len());
+    let (rows, columns) = (svd.u.nrows(), svd.v.nrows());
+    let up = (0..rows * rank).map(|n| svd.u[(n / rank, n % rank)] * svd.s[n % rank]);
+    let down = (0..rank * columns).map(|n| svd.v[(n % columns, n / columns)]);
+    let energies = [energy(&svd.s), energy(&svd.s[..rank])];
+    (
+        Matrix::of_rows(rows, up.collect()),
+        Matrix::of_rows(rank, down.collect()),
+        energies,
+    )
+}
