@@ -770,6 +770,20 @@ fn alpha_may_have_any_type_of_number() {
     assert_eq!(baked(Dtype::I32, vec![1], &3i32.to_le_bytes()), expected);
 }
 
+/// Up counts in eighths, down in 64ths, alpha is 0.5.
+#[test]
+fn files_of_pytorch_are_read_too() {
+    let place = Place::new("sd15");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lora.pt");
+    let model = WithLoras::new(place.model(), &[LoraSpec::new(file, 1.0)], SINGLE).unwrap();
+    let found = model.read_f32(&query()).unwrap();
+    let base = place.model().read_f32(&query()).unwrap();
+    for (n, (found, base)) in found.iter().zip(&base).enumerate() {
+        let change = 0.5 * ((n / 64) as f32 / 8.0) * ((n % 64) as f32 / 64.0);
+        assert_eq!(*found, base + change);
+    }
+}
+
 /// Files of the demo model, whose layers are narrower than published ones.
 fn demo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -54,3 +54,12 @@ embedding = {"string_to_token": {"*": 265}, "name": "thing", "step": 5, "sd_chec
 torch.save({**embedding, "string_to_param": {"*": count(2, 768)}}, out / "embedding.pt")
 parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(count(2, 768))})
 torch.save({**embedding, "string_to_param": parameters}, out / "embedding-parameters.pt")
+
+# A LoRA as early trainers saved them.
+module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+lora = {
+    f"{module}.lora_up.weight": count(64, 1, dtype=torch.float16) / 8,
+    f"{module}.lora_down.weight": count(1, 64, dtype=torch.float16) / 64,
+    f"{module}.alpha": torch.tensor(0.5, dtype=torch.float16),
+}
+torch.save(lora, out / "lora.pt")
