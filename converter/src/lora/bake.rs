@@ -12,11 +12,11 @@ use sd_models::keys::layout::Layout;
 use super::fit::Module;
 use super::group::Parts;
 use super::report::Energies;
-use super::tiles::{Step, Stored, apply};
+use super::tiles::{Step, apply};
 use super::{Adapter, LoraError, LoraSpec, ROLE, Target};
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource};
-use crate::merge::{convert, overflowing, storage};
+use crate::merge::{Stored, convert, overflowing, storage};
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
 
 /// What the user allows and asks for.

@@ -123,11 +123,12 @@ impl Panels {
     /// `values` [rows, columns], row by row.
     pub(super) fn of(values: &[f32], columns: usize) -> Self {
         let rows = values.len() / columns;
-        let mut panels = vec![0.0; columns.div_ceil(WIDTH) * rows * WIDTH];
-        for (row, values) in values.chunks_exact(columns).enumerate() {
-            for (panel, values) in values.chunks(WIDTH).enumerate() {
-                let at = (panel * rows + row) * WIDTH;
-                panels[at..at + values.len()].copy_from_slice(values);
+        let mut panels = Vec::with_capacity(columns.div_ceil(WIDTH) * rows * WIDTH);
+        for first in (0..columns).step_by(WIDTH) {
+            let width = WIDTH.min(columns - first);
+            for row in values.chunks_exact(columns) {
+                panels.extend_from_slice(&row[first..first + width]);
+                panels.resize(panels.len() + WIDTH - width, 0.0);
             }
         }
         Self {

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::group::Parts;
 use super::matrix::{Matrix, Panels, Rows, product};
 use super::product as length;
-use super::vector;
+use super::vector::{self, scratch};
 use super::{Change, Format, Loaded, LoraError, Target, Transform};
 
 /// Elements that a thread rotates at once: half a megabyte of doubles.
@@ -151,14 +151,12 @@ impl Rotation {
         (0..rows).map(place).collect()
     }
 
-    /// Groups of rows, `width` columns each, times their blocks.
-    fn turn(&self, blocks: &[Rows], rows: &[f32], width: usize) -> Vec<f32> {
-        let mut turned = vec![0.0; rows.len()];
+    /// Writes groups of rows, `width` columns each, times their blocks.
+    fn turn(&self, blocks: &[Rows], rows: &[f32], width: usize, out: &mut [f32]) {
         let group = self.size * width;
-        for ((out, rows), block) in turned.chunks_mut(group).zip(rows.chunks(group)).zip(blocks) {
+        for ((out, rows), block) in out.chunks_mut(group).zip(rows.chunks(group)).zip(blocks) {
             product(out, 1.0, block.from(0), &Panels::of(rows, width));
         }
-        turned
     }
 
     fn finish(
@@ -201,10 +199,12 @@ impl Rotation {
                 order
                     .iter()
                     .for_each(|from| ordered.extend_from_slice(&part[row(*from)]));
-                let turned = self.turn(blocks, &ordered, width);
-                for (to, from) in order.iter().enumerate() {
-                    part[row(*from)].copy_from_slice(&turned[row(to)]);
-                }
+                scratch(ordered.len(), |turned| {
+                    self.turn(blocks, &ordered, width, turned);
+                    for (to, from) in order.iter().enumerate() {
+                        part[row(*from)].copy_from_slice(&turned[row(to)]);
+                    }
+                });
             }
             let energy = self.finish(0, &mut original, &part, width, strength);
             (original, energy)
@@ -235,8 +235,10 @@ impl Transform for Rotation {
         }
         let columns = target.columns();
         let first = start / columns;
-        let turned = self.turn(&self.stages[0][first / self.size..], tile, columns);
-        self.finish(first, tile, &turned, columns, strength)
+        scratch(tile.len(), |turned| {
+            self.turn(&self.stages[0][first / self.size..], tile, columns, turned);
+            self.finish(first, tile, turned, columns, strength)
+        })
     }
 
     fn is_identity(&self) -> bool {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Change, Target, product, tile_rows, vector};
 use crate::checkpoint::{Dtype, to_f32};
-use crate::merge::store;
+use crate::merge::{Stored, store};
 use crate::model::Tensor;
 
 /// A change of a weight, ready to be applied.
@@ -42,17 +42,6 @@ impl Step<'_> {
     fn is_global(&self, target: &Target<'_>) -> bool {
         self.rows_together(target) == target.rows() && target.rows() > 1
     }
-}
-
-/// How a result was stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Stored {
-    /// In numbers.
-    Finite,
-    /// A number was too large for the type.
-    Overflow(f32),
-    /// Some are none.
-    NonFinite,
 }
 
 /// A changed weight.
@@ -112,10 +101,10 @@ fn apply_to_tiles(
     let done = tiles.map_init(Vec::new, |values, (n, (input, output))| {
         values.clear();
         to_f32(source.dtype, input, values)?;
-        let base = vector::squares(values);
+        let base = vector::energy(values);
         let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
         let changes: Vec<f64> = steps.iter().map(apply).collect();
-        Ok((base, changes, write(dtype, values, output)))
+        Ok((base, changes, store(dtype, values, output)))
     });
     let done: Vec<(f64, Vec<f64>, Stored)> = done.collect::<Result<_, String>>()?;
     let change = |i: usize| done.iter().map(|(_, changes, _)| changes[i]).sum();
@@ -140,7 +129,7 @@ fn apply_to_whole(
     let mut weight = Vec::new();
     to_f32(source.dtype, &source.bytes, &mut weight)?;
     let tile = tile_length(&[], target);
-    let base: Vec<f64> = weight.par_chunks(tile).map(vector::squares).collect();
+    let base: Vec<f64> = weight.par_chunks(tile).map(vector::energy).collect();
     let mut changes = Vec::new();
     let is_global = |step: &Step<'_>| step.is_global(target);
     for segment in steps.chunk_by(|a, b| !is_global(a) && !is_global(b)) {
@@ -162,7 +151,7 @@ fn apply_to_whole(
     let tiles = weight
         .par_chunks(tile)
         .zip(bytes.par_chunks_mut(tile * dtype.size()));
-    let stored = tiles.map(|(values, output)| write(dtype, values, output));
+    let stored = tiles.map(|(values, output)| store(dtype, values, output));
     let stored = stored.collect::<Vec<Stored>>();
     let stored = stored.into_iter().fold(Stored::Finite, worse);
     Ok(Applied {
@@ -171,14 +160,6 @@ fn apply_to_whole(
         base: base.iter().sum(),
         changes,
     })
-}
-
-fn write(dtype: Dtype, values: &[f32], bytes: &mut [u8]) -> Stored {
-    match store(dtype, values, bytes) {
-        Some(value) => Stored::Overflow(value),
-        None if vector::squares(values).is_finite() => Stored::Finite,
-        None => Stored::NonFinite,
-    }
 }
 
 fn worse(a: Stored, b: Stored) -> Stored {

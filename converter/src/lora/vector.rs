@@ -1,6 +1,6 @@
 //! Loops over many numbers, compiled for the vector units of the machine they run on.
 //!
-//! Sums are taken in sixteen lanes whatever the machine, so that results do not depend on it.
+//! Sums are taken in 64 lanes whatever the machine, so that results do not depend on it.
 
 #![expect(
     clippy::inline_always,
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 
-const LANES: usize = 16;
+const LANES: usize = 64;
 
 /// Changes of elements, each by a rule for its value and another number.
 struct Change<'a, F> {
@@ -26,7 +26,7 @@ impl<F: Fn(f32, f32) -> f32> WithSimd for Change<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> f64 {
-        let mut lanes = [0.0; LANES];
+        let mut lanes = [0.0f32; LANES];
         let others = &self.others[..self.values.len()];
         let (values, values_rest) = self.values.as_chunks_mut::<LANES>();
         let (others, others_rest) = others.as_chunks::<LANES>();
@@ -34,7 +34,7 @@ impl<F: Fn(f32, f32) -> f32> WithSimd for Change<'_, F> {
             for i in 0..LANES {
                 let change = (self.rule)(values[i], others[i]);
                 values[i] += change;
-                lanes[i] += f64::from(change) * f64::from(change);
+                lanes[i] = change.mul_add(change, lanes[i]);
             }
         }
         let mut rest = 0.0;
@@ -43,7 +43,7 @@ impl<F: Fn(f32, f32) -> f32> WithSimd for Change<'_, F> {
             *value += change;
             rest += f64::from(change) * f64::from(change);
         }
-        lanes.iter().sum::<f64>() + rest
+        lanes.iter().map(|x| f64::from(*x)).sum::<f64>() + rest
     }
 }
 
@@ -93,7 +93,7 @@ pub(super) fn interpolate_each(
 
 /// `values += offset * values`; returns the sum of squares of the changes.
 pub(super) fn stretch(values: &mut [f32], offset: f64) -> f64 {
-    let squares = squares(values);
+    let squares = energy(values);
     let factor = (1.0 + offset) as f32;
     Arch::new().dispatch(
         #[inline(always)]
@@ -112,7 +112,31 @@ pub(super) fn stretch_each(values: &mut [f32], offsets: &[f32]) -> f64 {
     )
 }
 
-/// Sum of squares.
+/// Sum of squares, for reports: in single precision.
+pub(super) fn energy(values: &[f32]) -> f64 {
+    Arch::new().dispatch(Energy(values))
+}
+
+struct Energy<'a>(&'a [f32]);
+
+impl WithSimd for Energy<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        let mut lanes = [0.0f32; LANES];
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+            }
+        }
+        let rest = rest.iter().map(|x| f64::from(*x) * f64::from(*x));
+        lanes.iter().map(|x| f64::from(*x)).sum::<f64>() + rest.sum::<f64>()
+    }
+}
+
+/// Sum of squares, for formulas: in double precision.
 pub(super) fn squares(values: &[f32]) -> f64 {
     Arch::new().dispatch(Squares(values))
 }
@@ -193,6 +217,7 @@ mod tests {
         let numbers = |f: fn(f32) -> f32| -> Vec<f32> { (0..37u8).map(|n| f(n.into())).collect() };
         let expected = 36.0 * 37.0 * 73.0 / 6.0;
         assert_eq!(squares(&numbers(|x| x)), expected);
+        assert_eq!(energy(&numbers(|x| x)), expected);
         let mut values = numbers(|x| x);
         assert_eq!(add(&mut values, &numbers(|x| x)), expected);
         assert_eq!(values, numbers(|x| 2.0 * x));

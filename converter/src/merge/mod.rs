@@ -419,7 +419,7 @@ fn merge(
         &mut bytes,
         size,
         |values, output| {
-            if let Some(value) = store(entry.dtype, values, output) {
+            if let Stored::Overflow(value) = store(entry.dtype, values, output) {
                 *overflow.lock().expect("no panic while it is held") = Some(value);
             }
         },
@@ -495,7 +495,11 @@ pub(crate) fn store_f32(values: &[f32], entry: &Entry) -> Result<Tensor<'static>
     let pieces = bytes
         .par_chunks_mut(PIECE * size)
         .zip(values.par_chunks(PIECE));
-    let overflow = pieces.find_map_first(|(output, values)| store(entry.dtype, values, output));
+    let stored = pieces.map(|(output, values)| store(entry.dtype, values, output));
+    let overflow = stored.find_map_first(|stored| match stored {
+        Stored::Overflow(value) => Some(value),
+        Stored::Finite | Stored::NonFinite => None,
+    });
     match overflow {
         Some(value) => Err(overflowing(entry, value)),
         None => Ok(Tensor {
@@ -514,8 +518,19 @@ pub(crate) fn overflowing(entry: &Entry, value: f32) -> ConvertError {
     }
 }
 
-/// Rounds to nearest even; returns a finite value that becomes infinite.
-pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f32> {
+/// How numbers survive being stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stored {
+    /// As numbers.
+    Finite,
+    /// One was too large for the type.
+    Overflow(f32),
+    /// Some were none before.
+    NonFinite,
+}
+
+/// Rounds to nearest even.
+pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Stored {
     match dtype {
         Dtype::F16 => {
             let mut halves = vec![f16::ZERO; values.len()];
@@ -541,12 +556,12 @@ pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Option<f
         }
     }
     if count_non_finite(dtype, output) == 0 {
-        return None;
+        return Stored::Finite;
     }
     let mut stored = values.iter().zip(output.chunks(dtype.size()));
     let overflow =
         stored.find(|(value, bytes)| value.is_finite() && count_non_finite(dtype, bytes) > 0);
-    overflow.map(|(value, _)| *value)
+    overflow.map_or(Stored::NonFinite, |(value, _)| Stored::Overflow(*value))
 }
 
 /// Type of a computed weight: results are never stored in 8 bits, nor in double precision.
