@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use rayon::prelude::*;
 use sd_models::keys::layout::Layout;
 
 use super::fit::Module;
@@ -59,7 +60,7 @@ impl WithLoras {
         options: Options,
     ) -> Result<Self, ConvertError> {
         let open = |spec| Adapter::open(spec, &*base, options.allow_partial);
-        let adapters: Vec<Adapter> = specs.iter().map(open).collect::<Result<_, _>>()?;
+        let adapters: Vec<Adapter> = specs.par_iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self::of(base, adapters, options.storage))
     }
 

@@ -178,10 +178,10 @@ fn product(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
-/// Rows of a tile: a quarter of a megabyte, which stays in a core's cache beside its change, but enough rows for products
+/// Rows of a tile: 128 KB, which stays in a core's cache beside its change, but enough rows for products
 /// to be efficient.
 fn tile_rows(columns: usize) -> usize {
-    const ELEMENTS: usize = 1 << 16;
+    const ELEMENTS: usize = 1 << 15;
     (ELEMENTS / columns.max(1)).max(8)
 }
 

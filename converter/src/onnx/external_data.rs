@@ -22,6 +22,9 @@ static ZEROS: [u8; PAGE] = [0; PAGE];
 /// Bytes that are hashed and then written while they are still in the processor's cache.
 const PIECE: usize = 1 << 18;
 
+/// Bytes after which the disk is told to begin, so that little is left to wait for at the end.
+const SYNC: usize = 1 << 28;
+
 /// A file in the making.
 pub(super) struct ExternalData<'a> {
     writer: SyncSender<Cow<'a, [u8]>>,
@@ -39,14 +42,27 @@ pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
     let mut file = File::create(path)?;
     std::thread::scope(|scope| {
         let (writer, queue) = sync_channel::<Cow<'a, [u8]>>(QUEUE);
+        let (sync, requests) = sync_channel::<()>(1);
+        let synced = file.try_clone()?;
+        scope.spawn(move || {
+            for () in requests {
+                // The last one, below, tells of errors.
+                let _ = synced.sync_data();
+            }
+        });
         let writing = scope.spawn(move || {
-            let mut hash = Sha256::new();
+            let (mut hash, mut unsynced) = (Sha256::new(), 0);
             for bytes in queue {
                 for piece in bytes.chunks(PIECE) {
                     hash.update(piece);
                     file.write_all(piece)?;
+                    unsynced += piece.len();
+                    if unsynced >= SYNC && sync.try_send(()).is_ok() {
+                        unsynced = 0;
+                    }
                 }
             }
+            drop(sync);
             file.sync_all()?;
             Ok::<_, io::Error>(hex(&hash.finalize()))
         });
