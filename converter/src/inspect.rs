@@ -114,6 +114,9 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
     if let [(None, source)] = &sources[..]
         && let Some(key) = lora::adapter_key(&**source)
     {
+        if let Some(part) = parts.remove("unknown") {
+            parts.insert("lora".to_owned(), part);
+        }
         let (kind, refused, lora) = match lora::describe(&**source) {
             Ok(lora) => (lora.title(), USE_OF_LORAS.to_owned(), Some(lora)),
             Err(e) => (ADAPTER.to_owned(), e.to_string(), None),

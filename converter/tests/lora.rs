@@ -284,6 +284,14 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
         ),
     ]);
     place.refused(&wide, &["2048 (SDXL)", "the model's 64"]);
+    let mut sdxl = Tensors::new();
+    low_rank(
+        &mut sdxl,
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+        640,
+        &[2048],
+    );
+    place.refused(&sdxl, &["made for SDXL, this is Stable Diffusion 1.x"]);
     let out = place.dir.path().join("model");
     let (base, out_arg) = (place.base.to_str().unwrap(), out.to_str().unwrap());
     let build = |model: &str, lora: &str| {

@@ -155,16 +155,11 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), S
             }
         }
         Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-        Dtype::F16 => widen(bytes, values, |bytes, out| {
+        Dtype::F16 => widen(bytes, values),
+        Dtype::Bf16 => {
             let halves = bytes.as_chunks().0.iter();
-            let halves: Vec<f16> = halves.map(|b| f16::from_le_bytes(*b)).collect();
-            halves.convert_to_f32_slice(out);
-        }),
-        Dtype::Bf16 => widen(bytes, values, |bytes, out| {
-            let halves = bytes.as_chunks().0.iter();
-            let halves: Vec<bf16> = halves.map(|b| bf16::from_le_bytes(*b)).collect();
-            halves.convert_to_f32_slice(out);
-        }),
+            values.extend(halves.map(|b| bf16::from_le_bytes(*b).to_f32()));
+        }
         Dtype::F8E4M3 => values.extend(bytes.iter().map(|&b| f8_e4m3(b))),
         Dtype::F8E5M2 => values.extend(bytes.iter().map(|&b| f8_e5m2(b))),
         _ => return Err(format!("type {dtype} holds no weights")),
@@ -172,15 +167,36 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), S
     Ok(())
 }
 
-/// Appends numbers of 16 bits, in pieces and on all cores.
-fn widen(bytes: &[u8], values: &mut Vec<f32>, convert: impl Fn(&[u8], &mut [f32]) + Sync) {
+/// Appends half-precision numbers; many of them on all cores.
+fn widen(bytes: &[u8], values: &mut Vec<f32>) {
     const PIECE: usize = 1 << 17;
-    let start = values.len();
-    values.resize(start + bytes.len() / 2, 0.0);
-    let pieces = values[start..].par_chunks_mut(PIECE);
-    pieces
-        .zip(bytes.par_chunks(2 * PIECE))
-        .for_each(|(out, bytes)| convert(bytes, out));
+    if bytes.len() > 2 * PIECE {
+        let start = values.len();
+        values.resize(start + bytes.len() / 2, 0.0);
+        let pieces = values[start..]
+            .par_chunks_mut(PIECE)
+            .zip(bytes.par_chunks(2 * PIECE));
+        pieces.for_each(|(out, bytes)| {
+            let blocks = out.chunks_mut(BLOCK).zip(bytes.chunks(2 * BLOCK));
+            blocks.for_each(|(out, bytes)| out.copy_from_slice(&widen_block(bytes)[..out.len()]));
+        });
+    } else {
+        for bytes in bytes.chunks(2 * BLOCK) {
+            values.extend_from_slice(&widen_block(bytes)[..bytes.len() / 2]);
+        }
+    }
+}
+
+/// Numbers that are converted at once.
+const BLOCK: usize = 512;
+
+/// At most [`BLOCK`] half-precision numbers; what is missing is zero.
+fn widen_block(bytes: &[u8]) -> [f32; BLOCK] {
+    let (mut halves, mut singles) = ([f16::ZERO; BLOCK], [0.0; BLOCK]);
+    let pairs = halves.iter_mut().zip(bytes.as_chunks().0);
+    pairs.for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
+    halves.convert_to_f32_slice(&mut singles);
+    singles
 }
 
 /// Bias 7, subnormals in steps of 2^-9, NaN where all bits but the sign are set, no infinity.

@@ -98,18 +98,34 @@ struct Kronecker {
     scale: f64,
 }
 
-impl Delta for Kronecker {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
+impl Kronecker {
+    /// Calls `each` with a block of a row in `out`, its factor, and the row of `w2` that it multiplies.
+    fn blocks(&self, start: usize, out: &mut [f32], mut each: impl FnMut(&mut [f32], f64, &[f32])) {
         let ([rows, inner], outer) = (self.inner, self.w1.columns);
         let first = start / (inner * outer);
         for (n, row) in out.chunks_exact_mut(inner * outer).enumerate() {
             let (i, p) = ((first + n) / rows, (first + n) % rows);
             let block = &self.w2[p * inner..][..inner];
             for (j, out) in row.chunks_exact_mut(inner).enumerate() {
-                let factor = scale * self.scale * self.w1.values[i * outer + j];
-                vector::scale(out, factor, block);
+                each(out, self.scale * self.w1.values[i * outer + j], block);
             }
         }
+    }
+}
+
+impl Delta for Kronecker {
+    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
+        self.blocks(start, out, |out, factor, block| {
+            vector::scale(out, scale * factor, block);
+        });
+    }
+
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let mut energy = 0.0;
+        self.blocks(start, tile, |out, factor, block| {
+            energy += vector::add_scaled(out, scale * factor, block);
+        });
+        energy
     }
 
     fn is_zero(&self) -> bool {

@@ -108,14 +108,17 @@ impl Rows {
     }
 }
 
-/// Columns that are worked on at once.
-const WIDTH: usize = 32;
+/// Columns that are worked on at once, in wide and in narrow matrices.
+const WIDE: usize = 32;
+const NARROW: usize = 16;
 
-/// A matrix in panels of [`WIDTH`] columns, each row by row and filled up with zeros: what stands on the right of products.
+/// A matrix in panels of columns, each row by row and filled up with zeros: what stands on the right of products.
 #[derive(Clone, Debug)]
 pub(super) struct Panels {
     pub(super) rows: usize,
     pub(super) columns: usize,
+    /// Columns of a panel.
+    width: usize,
     values: Vec<f32>,
 }
 
@@ -123,17 +126,19 @@ impl Panels {
     /// `values` [rows, columns], row by row.
     pub(super) fn of(values: &[f32], columns: usize) -> Self {
         let rows = values.len() / columns;
-        let mut panels = Vec::with_capacity(columns.div_ceil(WIDTH) * rows * WIDTH);
-        for first in (0..columns).step_by(WIDTH) {
-            let width = WIDTH.min(columns - first);
+        let width = if columns <= NARROW { NARROW } else { WIDE };
+        let mut panels = Vec::with_capacity(columns.div_ceil(width) * rows * width);
+        for first in (0..columns).step_by(width) {
+            let filled = width.min(columns - first);
             for row in values.chunks_exact(columns) {
-                panels.extend_from_slice(&row[first..first + width]);
-                panels.resize(panels.len() + WIDTH - width, 0.0);
+                panels.extend_from_slice(&row[first..first + filled]);
+                panels.resize(panels.len() + width - filled, 0.0);
             }
         }
         Self {
             rows,
             columns,
+            width,
             values: panels,
         }
     }
@@ -169,11 +174,15 @@ impl<const ADD: bool> WithSimd for Product<'_, ADD> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f64 {
         // As many rows as keep their sums in registers.
-        match S::F32_LANES {
-            16 => self.run::<S, 4, 2>(simd),
-            8 => self.run::<S, 2, 4>(simd),
-            4 => self.run::<S, 1, 8>(simd),
-            _ => self.run::<S, 1, WIDTH>(simd),
+        match (S::F32_LANES, self.b.width) {
+            (16, WIDE) => self.run::<S, 8, 2>(simd),
+            (16, _) => self.run::<S, 8, 1>(simd),
+            (8, WIDE) => self.run::<S, 2, 4>(simd),
+            (8, _) => self.run::<S, 4, 2>(simd),
+            (4, WIDE) => self.run::<S, 1, 8>(simd),
+            (4, _) => self.run::<S, 2, 4>(simd),
+            (_, WIDE) => self.run::<S, 1, WIDE>(simd),
+            _ => self.run::<S, 1, NARROW>(simd),
         }
     }
 }
@@ -182,17 +191,18 @@ impl<const ADD: bool> Product<'_, ADD> {
     /// `R` rows at a time, in `V` vectors.
     #[inline(always)]
     fn run<S: Simd, const R: usize, const V: usize>(mut self, simd: S) -> f64 {
-        let (rows, panel) = (self.out.len() / self.b.columns, self.b.rows * WIDTH);
+        let (width, rows) = (self.b.width, self.out.len() / self.b.columns);
+        let panel = self.b.rows * width;
         let mut energy = 0.0;
-        for p in 0..self.b.columns.div_ceil(WIDTH) {
+        for p in 0..self.b.columns.div_ceil(width) {
             let b = &self.b.values[p * panel..][..panel];
             let mut row = 0;
             while row + R <= rows {
-                energy += self.block::<S, R, V>(simd, row, p * WIDTH, b);
+                energy += self.block::<S, R, V>(simd, row, p * width, b);
                 row += R;
             }
             while row < rows {
-                energy += self.block::<S, 1, V>(simd, row, p * WIDTH, b);
+                energy += self.block::<S, 1, V>(simd, row, p * width, b);
                 row += 1;
             }
         }
@@ -214,7 +224,7 @@ impl<const ADD: bool> Product<'_, ADD> {
             *a = &self.a[(row + r) * rank..][..rank];
         }
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for (k, b) in b.chunks_exact(WIDTH).enumerate() {
+        for (k, b) in b.chunks_exact(V * S::F32_LANES).enumerate() {
             let (b, _) = S::as_simd_f32s(b);
             for r in 0..R {
                 let a = simd.splat_f32s(a[r][k]);
@@ -225,13 +235,14 @@ impl<const ADD: bool> Product<'_, ADD> {
         }
         let scale = simd.splat_f32s(self.scale);
         let mut energy = simd.splat_f32s(0.0);
-        let width = WIDTH.min(columns - column);
+        let full = V * S::F32_LANES;
+        let width = full.min(columns - column);
         for (r, sums) in sums.into_iter().enumerate() {
             let out = &mut self.out[(row + r) * columns + column..][..width];
-            if width == WIDTH {
+            if width == full {
                 finish::<S, V, ADD>(simd, out, sums, scale, &mut energy);
             } else {
-                let mut last = [0.0; WIDTH];
+                let mut last = [0.0; WIDE];
                 last[..width].copy_from_slice(out);
                 finish::<S, V, ADD>(simd, &mut last, sums, scale, &mut energy);
                 out.copy_from_slice(&last[..width]);
@@ -241,7 +252,7 @@ impl<const ADD: bool> Product<'_, ADD> {
     }
 }
 
-/// Puts a row of sums into [`WIDTH`] places.
+/// Puts a row of sums into as many places.
 #[inline(always)]
 fn finish<S: Simd, const V: usize, const ADD: bool>(
     simd: S,
@@ -314,11 +325,16 @@ impl LowRank {
             columns: self.up.columns,
             values: up.collect(),
         };
-        let Panels { rows, columns, .. } = self.down;
+        let Panels {
+            rows,
+            columns,
+            width,
+            ..
+        } = self.down;
         let at = |n: usize| {
             let (row, column) = (n / columns, n % columns);
-            let panel = column / WIDTH * rows;
-            f64::from(self.down.values[(panel + row) * WIDTH + column % WIDTH])
+            let panel = column / width * rows;
+            f64::from(self.down.values[(panel + row) * width + column % width])
         };
         let down = Matrix::of_rows(rows, (0..rows * columns).map(at).collect());
         (up, down)

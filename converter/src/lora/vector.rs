@@ -66,6 +66,17 @@ pub(super) fn add(values: &mut [f32], changes: &[f32]) -> f64 {
     )
 }
 
+/// `values += factor * others`; returns the sum of squares of the changes.
+pub(super) fn add_scaled(values: &mut [f32], factor: f64, others: &[f32]) -> f64 {
+    let factor = factor as f32;
+    change(
+        values,
+        others,
+        #[inline(always)]
+        |_, x| factor * x,
+    )
+}
+
 /// `values += strength * (factor * others - values)`; returns the sum of squares of the changes.
 pub(super) fn interpolate(values: &mut [f32], strength: f64, factor: f64, others: &[f32]) -> f64 {
     let (strength, factor) = (strength as f32, factor as f32);
@@ -169,19 +180,6 @@ pub(super) fn scale(out: &mut [f32], factor: f64, values: &[f32]) {
             out.iter_mut()
                 .zip(values)
                 .for_each(|(out, x)| *out = factor * x);
-        },
-    );
-}
-
-/// `out += factor * values`
-pub(super) fn add_scaled(out: &mut [f32], factor: f64, values: &[f32]) {
-    let factor = factor as f32;
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            out.iter_mut()
-                .zip(values)
-                .for_each(|(out, x)| *out += factor * x);
         },
     );
 }

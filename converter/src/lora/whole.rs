@@ -80,6 +80,11 @@ impl Delta for Whole {
         vector::scale(out, scale * self.scale, values);
     }
 
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let values = &self.values[start..start + tile.len()];
+        vector::add_scaled(tile, scale * self.scale, values)
+    }
+
     fn is_zero(&self) -> bool {
         self.scale == 0.0 || self.values.iter().all(|x| *x == 0.0)
     }

@@ -529,24 +529,28 @@ pub(crate) enum Stored {
     NonFinite,
 }
 
+/// Numbers that are rounded at once.
+const BLOCK: usize = 512;
+
 /// Rounds to nearest even.
 pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Stored {
     match dtype {
         Dtype::F16 => {
-            let mut halves = vec![f16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            let bytes = output.as_chunks_mut().0.iter_mut();
-            bytes
-                .zip(&halves)
-                .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+            let mut halves = [f16::ZERO; BLOCK];
+            for (values, output) in values.chunks(BLOCK).zip(output.chunks_mut(2 * BLOCK)) {
+                let halves = &mut halves[..values.len()];
+                halves.convert_from_f32_slice(values);
+                let bytes = output.as_chunks_mut().0.iter_mut();
+                bytes
+                    .zip(halves)
+                    .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+            }
         }
         Dtype::Bf16 => {
-            let mut halves = vec![bf16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
             let bytes = output.as_chunks_mut().0.iter_mut();
             bytes
-                .zip(&halves)
-                .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+                .zip(values)
+                .for_each(|(bytes, value)| *bytes = bf16::from_f32(*value).to_le_bytes());
         }
         _ => {
             let bytes = output.as_chunks_mut().0.iter_mut();
