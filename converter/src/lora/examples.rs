@@ -90,6 +90,11 @@ impl Example {
     }
 }
 
+/// Why a module cannot be read.
+pub(super) fn refused(example: &Example) -> String {
+    example.bake(1.0, false).expect_err("it was accepted")
+}
+
 /// The weight after the change.
 pub(super) fn baked(example: &Example, strength: f64) -> Vec<f32> {
     example.bake(strength, false).unwrap()

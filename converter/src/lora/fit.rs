@@ -15,7 +15,7 @@ use super::made_for::guess;
 use super::names::{Names, Place, unsupported};
 use super::peft::Config;
 use super::report::Energies;
-use super::{Change, Delta, FORMATS, Loaded, LoraError, LoraSpec, Target, dora, load};
+use super::{Change, Delta, FORMATS, Loaded, LoraError, LoraSpec, Target, dora, load, product};
 use crate::ConvertError;
 use crate::checkpoint::{TensorSource, open};
 use crate::error::some_of;
@@ -95,6 +95,9 @@ impl Site {
                 .get(&(component, format!("{path}.{parameter}")))
         };
         let mut shape = entry(&paths[0], "weight")?.shape.clone();
+        if product(&shape) == 0 || shape.is_empty() {
+            return None;
+        }
         shape[0] *= paths.len();
         Some(Self {
             component,
@@ -266,7 +269,10 @@ impl Adapter {
             }
         }
         let fitted = sites.into_par_iter().map(|(place, group)| {
-            let site = Site::of(&place, base).expect("every place is one of the model's");
+            let site = Site::of(&place, base).ok_or_else(|| LoraError::Module {
+                module: group.module.clone(),
+                problem: "the model's weight has no elements",
+            })?;
             Module::fit(&*source, group, site, spec, block_weights.as_ref())
         });
         let fitted: Vec<Result<Module, LoraError>> = fitted.collect();

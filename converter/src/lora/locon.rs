@@ -49,7 +49,7 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         None => up_rank == rank,
         Some(mid) => mid.len() == 4 && mid[..2] == [up_rank, rank],
     };
-    if !factors_fit || rank == 0 || product(up_rest) != 1 {
+    if !factors_fit || rank * up_rank == 0 || product(up_rest) != 1 {
         return Err(parts.mismatch());
     }
     let fits = match mid {
@@ -119,6 +119,9 @@ fn residual(parts: &Parts<'_>, target: &Target<'_>) -> Result<Option<Vec<f64>>, 
     if places != [size.len(), product(count)] || size.iter().product::<f64>() != length as f64 {
         return Err(parts.misfit(target));
     }
+    if size.iter().any(|n| n.fract() != 0.0) {
+        return Err(parts.problem("the size of its residual is no whole number"));
+    }
     let (places, values) = (
         parts.values("residual indices")?,
         parts.values("residual values")?,
@@ -159,7 +162,7 @@ impl Delta for WithResidual {
 
 #[cfg(test)]
 mod tests {
-    use crate::lora::examples::{Example, baked};
+    use crate::lora::examples::{Example, baked, refused};
 
     #[test]
     fn a_product_is_scaled_by_alpha_over_rank() {
@@ -177,6 +180,26 @@ mod tests {
             .part("x.lora_mid.weight", &[1, 1, 1, 2], &[2.0, 3.0])
             .part("x.lora_down.weight", &[1, 1, 1, 1], &[5.0]);
         assert_eq!(baked(&example, 1.0), [10.0, 15.0, 20.0, 30.0]);
+    }
+
+    #[test]
+    fn factors_without_elements_are_refused() {
+        let example = Example::new(&[2, 1, 1, 1], &[0.0; 2])
+            .part("x.lora_up.weight", &[2, 0, 1, 1], &[])
+            .part("x.lora_mid.weight", &[0, 1, 1, 1], &[])
+            .part("x.lora_down.weight", &[1, 1, 1, 1], &[5.0]);
+        assert!(refused(&example).contains("do not fit each other"));
+    }
+
+    #[test]
+    fn a_residual_has_a_size_in_whole_numbers() {
+        let example = Example::new(&[2, 5], &[0.0; 10])
+            .part("x.lora_up.weight", &[2, 1], &[1.0, 2.0])
+            .part("x.lora_down.weight", &[1, 5], &[1.0; 5])
+            .part("x.bias_indices", &[2, 1], &[2.0, 3.0])
+            .part("x.bias_values", &[1], &[8.0])
+            .part("x.bias_size", &[2], &[2.5, 4.0]);
+        assert!(refused(&example).contains("whole number"));
     }
 
     #[test]
