@@ -44,12 +44,8 @@ pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
         let (writer, queue) = sync_channel::<Cow<'a, [u8]>>(QUEUE);
         let (sync, requests) = sync_channel::<()>(1);
         let synced = file.try_clone()?;
-        scope.spawn(move || {
-            for () in requests {
-                // The last one, below, tells of errors.
-                let _ = synced.sync_data();
-            }
-        });
+        let syncing =
+            scope.spawn(move || requests.into_iter().try_for_each(|()| synced.sync_data()));
         let writing = scope.spawn(move || {
             let (mut hash, mut unsynced) = (Sha256::new(), 0);
             for bytes in queue {
@@ -72,6 +68,8 @@ pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
         drop(writer);
         // Where both failed, filling failed because writing had.
         let hash = writing.join().expect("writing does not panic")?;
+        // The system tells of a failure once, to whoever asks first.
+        syncing.join().expect("syncing does not panic")?;
         Ok((filled?, (hash, length as u64)))
     })
 }
