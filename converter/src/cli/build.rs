@@ -57,7 +57,8 @@ pub(crate) struct BuildArgs {
     /// What the UNet predicts, if the file does not tell: `epsilon` or `v_prediction`
     #[arg(long, value_name = "TYPE", value_parser = prediction)]
     prediction_type: Option<PredictionType>,
-    /// Convert even if some tensors belong to nothing that is converted
+    /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
+    /// every module
     #[arg(long)]
     allow_partial: bool,
     /// NaN or infinity in the weights is an error

@@ -14,7 +14,8 @@ use sd_converter::save::work_bytes;
 use sd_converter::ui::{Interrupted, Ui};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
-use sd_models::manifest;
+use sd_models::manifest::{self, hex};
+use sha2::{Digest, Sha256};
 
 /// Say what a file or a model directory holds, and whether it can be converted
 #[derive(Debug, clap::Args)]
@@ -99,7 +100,8 @@ fn fit(args: &InspectArgs, base: Weights, ui: &Ui) -> anyhow::Result<()> {
         bar.advance(bytes(name));
     }
     drop(bar);
-    let lora = adapter.manifest("");
+    let hash = hex(&Sha256::digest(adapter.source().file_bytes()));
+    let lora = adapter.manifest(&hash);
     if args.json {
         let modules = adapter.module_reports();
         let json = serde_json::json!({"schema": inspect::SCHEMA, "lora": lora, "modules": modules});

@@ -13,7 +13,7 @@ pub(crate) struct LoraMergeArgs {
     /// LoRAs, and how strongly each is in the result
     #[arg(required = true, value_name = "FILE[:SCALE|:unet=U,te=T]", value_parser = LoraSpec::parse)]
     loras: Vec<LoraSpec>,
-    /// Largest rank of a module; if left out, ranks add up and nothing is lost
+    /// Largest rank of a module; if left out, ranks add up and only rounding is lost
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// File to write

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::group::Parts;
 use super::vector;
-use super::{Change, Delta, LoraError, Target, Transform, product, tile_rows};
+use super::{Axis, Change, Delta, LoraError, Target, Transform, product, tile_rows};
 
 /// What `LyCORIS` adds to norms.
 const EPSILON: f64 = f32::EPSILON as f64;
@@ -43,13 +43,6 @@ pub(super) fn with_magnitude<'a>(
         magnitudes: parts.values(role)?,
         axis,
     })))
-}
-
-/// Which index a magnitude belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Axis {
-    Output,
-    Input,
 }
 
 fn lycoris_axis(shape: &[usize], target: &Target<'_>) -> Option<Axis> {

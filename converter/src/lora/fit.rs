@@ -344,12 +344,6 @@ impl Adapter {
         &self.notes
     }
 
-    /// How many modules of it are used.
-    #[must_use]
-    pub fn modules(&self) -> usize {
-        self.modules.len()
-    }
-
     /// The weights that it changes.
     pub fn weights(&self) -> impl Iterator<Item = Name> {
         let active = self.modules.iter().filter(|module| module.is_active());

@@ -4,7 +4,7 @@
 
 use super::group::Parts;
 use super::vector;
-use super::{Change, Format, Loaded, LoraError, Target, Transform, product};
+use super::{Axis, Change, Format, Loaded, LoraError, Target, Transform, product};
 
 pub(super) const FORMAT: Format = Format {
     name: "(IA)^3",
@@ -15,13 +15,6 @@ pub(super) const FORMAT: Format = Format {
     ],
     load,
 };
-
-/// Which index of a weight a vector belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Axis {
-    Output,
-    Input,
-}
 
 fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraError> {
     let peft = parts.shape("ia3_l");

@@ -64,11 +64,7 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
     let mut up = Matrix::of_rows(rows, parts.values("up")?);
     let mut down = Matrix::of_rows(rank, parts.values("down")?);
     // DyLoRA's components are trained to be of use without the later ones; the scale is that of all.
-    if let Some(wanted) = parts
-        .group
-        .rank
-        .filter(|wanted| mid.is_none() && *wanted < rank)
-    {
+    if let Some(wanted) = parts.group.rank.filter(|wanted| *wanted < rank) {
         up = up.first_columns(wanted);
         down = down.first_rows(wanted);
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use faer::Mat;
 use rayon::prelude::*;
 use sd_models::family::ModelFamily;
+use sd_models::keys::blocks::Blocks;
 use sd_models::keys::kohya;
 use sd_models::keys::layout::Layout;
 
@@ -18,7 +19,7 @@ use super::group::{Group, Parts};
 use super::made_for::{Known, known, made_for};
 use super::matrix::Matrix;
 use super::names::Place;
-use super::{Change, Delta, LoraError, LoraSpec, Target, block_weights, load, product};
+use super::{Change, Delta, LoraError, LoraSpec, Target, load, product};
 use crate::ConvertError;
 use crate::checkpoint::{Dtype, TensorSource, open};
 use crate::extract::version;
@@ -291,11 +292,9 @@ fn strength(spec: &LoraSpec, place: &Place, known: &Known) -> Result<f64, LoraEr
     let of_block = match &spec.block_weights {
         None => 1.0,
         Some(weights) => {
-            let blocks = sd_models::keys::blocks::Blocks::of(&known.unet);
-            let resolved: Result<block_weights::Resolved, String> = weights.resolve(blocks);
-            resolved
-                .map_err(LoraError::BlockWeights)?
-                .value(*component, path)
+            let resolved = weights.resolve(Blocks::of(&known.unet));
+            let resolved = resolved.map_err(LoraError::BlockWeights)?;
+            resolved.value(*component, path)
         }
     };
     Ok(spec.strength(*component) * of_block)

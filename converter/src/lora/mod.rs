@@ -174,6 +174,13 @@ impl Target<'_> {
     }
 }
 
+/// Which index of a weight the numbers of a vector belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Axis {
+    Output,
+    Input,
+}
+
 fn product(shape: &[usize]) -> usize {
     shape.iter().product()
 }
@@ -193,6 +200,10 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         if !told.into_iter().eq(target.shape.iter().map(|n| *n as f64)) {
             return Err(parts.misfit(target));
         }
+    }
+    let is_plain = parts.group.format.name == locon::FORMAT.name && !parts.has("mid");
+    if parts.group.rank.is_some() && !is_plain {
+        return Err(parts.problem("`dyn` takes the first components of plain LoRAs only"));
     }
     let mut loaded = (parts.group.format.load)(parts, target)?;
     if dora::has_magnitude(parts) {
