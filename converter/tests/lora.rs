@@ -1,4 +1,4 @@
-//! LoRAs: the spellings of every trainer, the formula of Tucker cores, and what is refused.
+//! What LoRAs do to weights: the spellings of every trainer, alphas, blocks, the order of several.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{sdconvert, synthetic, text};
+use common::lora::{KOHYA, Place, QUERY, SINGLE, Tensors, kohya, low_rank, module, query, ramp};
+use common::{sdconvert, text};
 use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sd_converter::embedding::Embedding;
@@ -16,93 +17,7 @@ use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::{Model, Name};
 use sd_converter::progress::Unwatched;
 use sd_converter::save::save;
-use sd_converter::weights::Weights;
 use sd_models::keys::Component;
-use tempfile::TempDir;
-
-/// Shape and values by key.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Weights that are not rounded to the checkpoint's half precision.
-const SINGLE: Options = Options {
-    allow_partial: false,
-    storage: Some(sd_converter::checkpoint::Dtype::F32),
-};
-
-struct Place {
-    dir: TempDir,
-    base: PathBuf,
-}
-
-impl Place {
-    fn new(family: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let base = synthetic(dir.path(), family, 0);
-        Self { dir, base }
-    }
-
-    fn write(&self, tensors: &Tensors) -> PathBuf {
-        let path = self.dir.path().join("lora.safetensors");
-        let halves: BTreeMap<&String, Vec<u8>> = tensors
-            .iter()
-            .map(|(key, (_, values))| {
-                let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
-                (key, bytes.collect())
-            })
-            .collect();
-        let views = tensors.iter().map(|(key, (shape, _))| {
-            (
-                key,
-                TensorView::new(Dtype::F16, shape.clone(), &halves[key]).unwrap(),
-            )
-        });
-        safetensors::serialize_to_file(views, None, &path).unwrap();
-        path
-    }
-
-    fn bake(&self, tensors: &Tensors, strength: f64) -> Result<WithLoras, String> {
-        let spec = LoraSpec::new(self.write(tensors), strength);
-        WithLoras::new(self.model(), &[spec], SINGLE).map_err(|e| e.to_string())
-    }
-
-    fn model(&self) -> Box<dyn Model> {
-        Box::new(Weights::open(&self.base, None).unwrap())
-    }
-
-    fn refused(&self, tensors: &Tensors, said: &[&str]) {
-        let Err(error) = self.bake(tensors, 1.0) else {
-            panic!("it was accepted")
-        };
-        for part in said {
-            assert!(error.contains(part), "`{part}` is not in: {error}");
-        }
-    }
-}
-
-/// Numbers that are exact in half precision.
-fn ramp(count: usize, step: f32) -> Vec<f32> {
-    (0..count).map(|i| ((i % 7) as f32 - 3.0) * step).collect()
-}
-
-const QUERY: &str = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight";
-const KOHYA: &str = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q";
-
-/// A module of rank 2 on a matrix [64, 64] or [128, 128].
-fn module(up: &str, down: &str, width: usize) -> Tensors {
-    BTreeMap::from([
-        (up.to_owned(), (vec![width, 2], ramp(2 * width, 0.25))),
-        (down.to_owned(), (vec![2, width], ramp(2 * width, 0.125))),
-    ])
-}
-
-fn kohya(module_name: &str) -> Tensors {
-    let part = |part: &str| format!("{module_name}.lora_{part}.weight");
-    module(&part("up"), &part("down"), 64)
-}
-
-fn query() -> Name {
-    (Component::UNet, QUERY.to_owned())
-}
 
 #[test]
 fn a_module_is_the_same_in_every_spelling() {
@@ -220,113 +135,6 @@ fn a_tucker_core_stands_between_the_factors() {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused() {
-    let place = Place::new("sd15");
-    let up = format!("{KOHYA}.lora_up.weight");
-    let down = format!("{KOHYA}.lora_down.weight");
-    let altered = |change: &dyn Fn(&mut Tensors)| {
-        let mut tensors = kohya(KOHYA);
-        change(&mut tensors);
-        tensors
-    };
-    place.refused(&altered(&|t| drop(t.remove(&up))), &["has no up"]);
-    let two = altered(&|t| {
-        t.extend(kohya("lora_unet_mid_block_attentions_0_proj_in"));
-        t.remove("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight");
-    });
-    place.refused(&two, &["proj_in", "no down"]);
-    let ranks = altered(&|t| drop(t.insert(down.clone(), (vec![3, 64], ramp(192, 0.5)))));
-    place.refused(
-        &ranks,
-        &["do not fit each other", "up [64, 2]", "down [3, 64]"],
-    );
-    let alpha =
-        |value| altered(&|t| drop(t.insert(format!("{KOHYA}.alpha"), (vec![], vec![value]))));
-    place.refused(&alpha(f32::NAN), &["alpha"]);
-    place.refused(&alpha(-1.0), &["alpha is -1"]);
-    let infinite = altered(&|t| t.get_mut(&up).unwrap().1[3] = f32::INFINITY);
-    place.refused(&infinite, &["lora_up.weight`: it has values that are NaN"]);
-    let zero = altered(&|t| t.get_mut(&up).unwrap().1.fill(0.0));
-    place.refused(&zero, &["changes nothing"]);
-    assert!(place.bake(&zero, 0.0).is_ok());
-    let strange = altered(&|t| drop(t.insert(format!("{KOHYA}.magic"), (vec![1], vec![1.0]))));
-    place.refused(&strange, &["magic"]);
-    place.refused(
-        &kohya("lora_unet_no_such_module"),
-        &["1 of 1 modules", "lora_unet_no_such"],
-    );
-    let twice = altered(&|t| t.extend(kohya(&format!("unet.{}", &QUERY[..QUERY.len() - 7]))));
-    // The same content under two names is used once.
-    let once = place.bake(&twice, 1.0).unwrap().read_f32(&query()).unwrap();
-    let plain = place.bake(&kohya(KOHYA), 1.0).unwrap();
-    assert_eq!(once, plain.read_f32(&query()).unwrap());
-    let other = format!("unet.{}.lora_up.weight", &QUERY[..QUERY.len() - 7]);
-    let mut differing = twice.clone();
-    differing.get_mut(&other).unwrap().1[0] = 9.0;
-    place.refused(&differing, &["are for the same weight"]);
-    let hada = altered(&|t| drop(t.insert(format!("{KOHYA}.hada_w1_a"), (vec![1], vec![1.0]))));
-    place.refused(&hada, &["parts of different kinds"]);
-}
-
-#[test]
-fn loras_of_other_families_and_other_files_are_refused_before_anything_is_written() {
-    let place = Place::new("sd15");
-    let cross = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k";
-    let wide = BTreeMap::from([
-        (
-            format!("{cross}.lora_up.weight"),
-            (vec![64, 2], ramp(128, 0.5)),
-        ),
-        (
-            format!("{cross}.lora_down.weight"),
-            (vec![2, 2048], ramp(4096, 0.5)),
-        ),
-    ]);
-    place.refused(&wide, &["2048 (SDXL)", "the model's 64"]);
-    let mut sdxl = Tensors::new();
-    low_rank(
-        &mut sdxl,
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
-        640,
-        &[2048],
-    );
-    place.refused(&sdxl, &["made for SDXL, this is Stable Diffusion 1.x"]);
-    let out = place.dir.path().join("model");
-    let (base, out_arg) = (place.base.to_str().unwrap(), out.to_str().unwrap());
-    let build = |model: &str, lora: &str| {
-        let output = sdconvert(&["build", model, "--lora", lora, "-o", out_arg]);
-        assert!(!out.exists());
-        (output.status.code(), text(&output.stderr))
-    };
-    let (code, error) = build(base, base);
-    assert!(code == Some(1) && error.contains("no LoRA"), "{error}");
-    let lora = place.write(&kohya(KOHYA));
-    let (code, error) = build(lora.to_str().unwrap(), base);
-    assert!(code == Some(1) && error.contains("a LoRA"), "{error}");
-    let against = |file: &Path| {
-        let output = sdconvert(&["inspect", file.to_str().unwrap(), "--against", base]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        text(&output.stdout)
-    };
-    assert!(against(&lora).contains("1 applied"));
-    let output = sdconvert(&[
-        "inspect",
-        place.write(&wide).to_str().unwrap(),
-        "--against",
-        base,
-    ]);
-    let told = text(&output.stderr);
-    assert!(told.contains("2048 (SDXL)"), "{told}");
-    let lora = place.write(&kohya(KOHYA));
-    let (code, error) = build(base, &format!("{}:unet=x", lora.display()));
-    assert!(code == Some(2) && error.contains("no number"), "{error}");
-    let bytes = fs::read(&lora).unwrap();
-    fs::write(&lora, &bytes[..bytes.len() - 5]).unwrap();
-    let (code, error) = build(base, lora.to_str().unwrap());
-    assert!(code == Some(1) && error.contains("truncated"), "{error}");
-}
-
 /// The LoRA of a recipe's step is that of the command line.
 #[test]
 fn a_recipe_adds_loras() {
@@ -363,154 +171,6 @@ fn a_recipe_adds_loras() {
     run(&[
         "extract", "--base", base, "--tuned", &with, "--energy", "0.999", "-o", &back,
     ]);
-}
-
-/// Adds a module's tensors, all of rank 1, for a weight of this shape.
-fn low_rank(tensors: &mut Tensors, module: &str, rows: usize, columns: &[usize]) {
-    let width: usize = columns.iter().product();
-    let down = [&[1], columns].concat();
-    tensors.insert(
-        format!("{module}.lora_up.weight"),
-        (vec![rows, 1], ramp(rows, 0.25)),
-    );
-    tensors.insert(
-        format!("{module}.lora_down.weight"),
-        (down, ramp(width, 0.125)),
-    );
-}
-
-#[test]
-fn every_kind_that_cannot_be_added_is_named() {
-    let place = Place::new("sd15");
-    for (keys, said) in [
-        (["control_model.lora_controlnet", "a.up"], "--base MODEL"),
-        (
-            ["lllite_unet_x.down.0.weight", "lllite_unet_x.up.0.weight"],
-            "LLLite",
-        ),
-        (
-            ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"],
-            "IP-Adapter",
-        ),
-        (["a.motion_modules.0.lora_up.weight", "b"], "AnimateDiff"),
-        (
-            ["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "b"],
-            "Flux",
-        ),
-        (
-            [
-                "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
-                "b",
-            ],
-            "Flux",
-        ),
-        (
-            ["lora_unet_joint_blocks_0_x.lora_up.weight", "b"],
-            "Stable Diffusion 3",
-        ),
-        (["lora_te3_encoder.lora_up.weight", "b"], "T5"),
-        (
-            ["lora_transformer_x.lora_up.weight", "b"],
-            "diffusion transformer",
-        ),
-        (["base_model.model.a.oft_R", "b"], "PEFT's OFT"),
-        (
-            ["base_model.model.a.boft_R", "base_model.model.a.boft_s"],
-            "PEFT's BOFT",
-        ),
-        (
-            ["base_model.model.a.vera_lambda_b", "base_model.vera_A"],
-            "VeRA",
-        ),
-        (
-            ["a.lora_embedding_A", "a.lora_embedding_B"],
-            "token embeddings",
-        ),
-        (["a.hra_u", "a.hra_theta"], "HRA"),
-        (["a.poly_lora_A", "b"], "Poly"),
-        (["a.lokr_t1", "a.lokr_w1"], "core on both sides"),
-        (["unet:0:up", "unet:0:down"], "list of lora_diffusion"),
-        (["768.linear.0.weight", "768.linear.0.bias"], "hypernetwork"),
-    ] {
-        let tensors = keys.map(|key| (key.to_owned(), (vec![1], vec![1.0])));
-        place.refused(&tensors.into(), &[said]);
-    }
-}
-
-#[test]
-fn adapters_that_fit_in_part_are_added_only_when_that_is_allowed() {
-    let place = Place::new("sd15");
-    let mut tensors = kohya(KOHYA);
-    low_rank(&mut tensors, "lora_unet_no_such_layer", 64, &[64]);
-    low_rank(
-        &mut tensors,
-        "lora_unet_mid_block_attentions_0_proj_in",
-        999,
-        &[64],
-    );
-    place.refused(
-        &tensors,
-        &[
-            "1 of 3 modules have no target",
-            "1 of 3",
-            "other shapes",
-            "--allow-partial",
-        ],
-    );
-    let out = place.dir.path().join("model");
-    let report = place.dir.path().join("report.json");
-    let lora = place.write(&tensors);
-    let args = [
-        "build",
-        place.base.to_str().unwrap(),
-        "--lora",
-        lora.to_str().unwrap(),
-        "-o",
-        out.to_str().unwrap(),
-        "--report",
-        report.to_str().unwrap(),
-    ];
-    let output = sdconvert(&args);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(!out.exists() && !report.exists());
-    let output = sdconvert(&[&args[..], &["--allow-partial"]].concat());
-    let said = text(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(
-        said.contains("1 applied, 1 without target, 1 of another shape"),
-        "{said}"
-    );
-    let report: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
-    let modules = &report["manifest"]["loras"][0]["report"]["modules"];
-    assert_eq!(
-        (&modules["applied"], &modules["no_target"][0]),
-        (&1.into(), &"lora_unet_no_such_layer".into())
-    );
-    let listed = report["loras"][0]["modules"].as_array().unwrap();
-    let status = |status: &str| listed.iter().filter(|m| m["status"] == status).count();
-    assert_eq!(
-        [
-            status("applied"),
-            status("no target"),
-            status("other shape")
-        ],
-        [1, 1, 1]
-    );
-    assert!(listed[0]["relative_change"].as_f64().unwrap() > 0.0);
-    let nothing = BTreeMap::from_iter(kohya("lora_unet_no_such_layer"));
-    let spec = LoraSpec::new(place.write(&nothing), 1.0);
-    let partial = Options {
-        allow_partial: true,
-        ..SINGLE
-    };
-    let Err(error) = WithLoras::new(place.model(), &[spec], partial) else {
-        panic!("it was accepted");
-    };
-    assert!(
-        error.to_string().contains("none of its 1 modules"),
-        "{error}"
-    );
 }
 
 /// Files of the given tensors, baked in in this order.
@@ -578,11 +238,9 @@ fn blocks_have_strengths_of_their_own() {
         &[64],
     );
     let lora = place.write(&tensors);
-    let out = place.dir.path().join("model");
     let build = |weights: &str| {
         let lora = format!("{}:0.5,lbw={weights}", lora.display());
-        let (base, out) = (place.base.to_str().unwrap(), out.to_str().unwrap());
-        let output = sdconvert(&["build", base, "--lora", &lora, "-o", out, "--force"]);
+        let output = place.build(&lora, &["--force"]);
         (output.status.code(), text(&output.stderr))
     };
     let (code, said) = build("1,0,0,0.5,1,1,1,1,1,1,1,1,1,1,1,1,1");
@@ -625,19 +283,10 @@ fn bundled_embeddings_are_written_beside_the_model() {
         "bundle_emb.my-word.emb_params".to_owned(),
         (vec![2, 64], ramp(128, 0.5)),
     );
-    let out = place.dir.path().join("model");
-    let lora = place.write(&tensors);
-    let args = [
-        "build",
-        place.base.to_str().unwrap(),
-        "--lora",
-        lora.to_str().unwrap(),
-        "-o",
-        out.to_str().unwrap(),
-    ];
-    let output = sdconvert(&args);
+    let output = place.build(place.write(&tensors).to_str().unwrap(), &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let embedding = Embedding::open(&out.join("embeddings/my-word.safetensors")).unwrap();
+    let embedding =
+        Embedding::open(&place.output().join("embeddings/my-word.safetensors")).unwrap();
     assert_eq!(embedding.vectors[0].values, ramp(128, 0.5));
     tensors.insert(
         "bundle_emb.wide.emb_params".to_owned(),
@@ -792,133 +441,6 @@ fn files_of_pytorch_are_read_too() {
     }
 }
 
-/// Files of the demo model, whose layers are narrower than published ones.
-fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../models/demo")
-        .join(name)
-}
-
-/// Distance over the norm of what is expected, of everything that two models' UNet and text encoders hold.
-fn distance(a: &dyn Model, b: &dyn Model, base: &dyn Model) -> f64 {
-    let (mut distance, mut change) = (0.0, 0.0);
-    for name in base.entries().keys() {
-        let [a, b, base] = [a, b, base].map(|model| model.read_f32(name).unwrap());
-        for ((a, b), base) in a.iter().zip(&b).zip(&base) {
-            distance += f64::from(a - b).powi(2);
-            change += f64::from(b - base).powi(2);
-        }
-    }
-    (distance / change).sqrt()
-}
-
-#[test]
-fn merged_loras_do_what_they_did_together() {
-    let dir = tempfile::tempdir().unwrap();
-    let (pixel, outline) = (
-        demo("pixel-style.safetensors"),
-        demo("outline-style.locon.safetensors"),
-    );
-    let base = || Box::new(Weights::open(&demo("tiny-shapes.safetensors"), None).unwrap());
-    let with = |specs: &[LoraSpec]| WithLoras::new(base(), specs, SINGLE).unwrap();
-    let strength = |path: &Path, at: f64| format!("{}:{at}", path.display());
-    let merge = |args: &[&str], out: &Path| {
-        let output = sdconvert(&[&["lora-merge"], args, &["-o", out.to_str().unwrap()]].concat());
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        text(&output.stderr)
-    };
-    let both = [strength(&pixel, 0.7), strength(&outline, -0.4)];
-    let args: Vec<&str> = both.iter().map(String::as_str).collect();
-    let exact = dir.path().join("exact.safetensors");
-    merge(&args, &exact);
-    let specs = [LoraSpec::new(&pixel, 0.7), LoraSpec::new(&outline, -0.4)];
-    let together = with(&specs);
-    // The factors are rounded to half precision.
-    let error = distance(&with(&[LoraSpec::new(&exact, 1.0)]), &together, &*base());
-    assert!(error < 1e-3, "{error:.1e}");
-    let file = fs::read(&exact).unwrap();
-    let file = SafeTensors::deserialize(&file).unwrap();
-    assert!(file.names().iter().all(|name| name.starts_with("lora_")));
-    // A rank that is large enough keeps everything; a low one keeps what it says.
-    let whole = dir.path().join("whole.safetensors");
-    assert!(merge(&[&args[..], &["--rank", "16"]].concat(), &whole).contains("kept: 100.0 %"));
-    let error = distance(&with(&[LoraSpec::new(&whole, 1.0)]), &together, &*base());
-    assert!(error < 1e-3, "{error:.1e}");
-    let low = dir.path().join("low.safetensors");
-    let said = merge(&[&args[..], &["--rank", "3"]].concat(), &low);
-    let kept = said
-        .split("kept: ")
-        .nth(1)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap();
-    let kept: f64 = kept.parse::<f64>().unwrap() / 100.0;
-    let error = distance(&with(&[LoraSpec::new(&low, 1.0)]), &together, &*base());
-    assert!((error - (1.0 - kept).sqrt()).abs() < 0.02, "{error} {kept}");
-}
-
-#[test]
-fn loras_that_cannot_be_merged_are_refused() {
-    let place = Place::new("sd15");
-    let merge = |files: &[(&Tensors, &str)], more: &[&str]| {
-        let paths = files.iter().map(|(tensors, name)| {
-            let path = place.dir.path().join(name);
-            fs::rename(place.write(tensors), &path).unwrap();
-            path.to_str().unwrap().to_owned()
-        });
-        let paths: Vec<String> = paths.collect();
-        let out = place.dir.path().join("out.safetensors");
-        let files: Vec<&str> = paths.iter().map(String::as_str).collect();
-        let args = [
-            &["lora-merge"],
-            &files[..],
-            &["-o", out.to_str().unwrap()],
-            more,
-        ]
-        .concat();
-        let output = sdconvert(&args);
-        assert_eq!(output.status.success(), out.exists());
-        text(&output.stderr)
-    };
-    let mut full = Tensors::new();
-    full.insert(
-        format!("{KOHYA}.diff"),
-        (vec![640, 640], ramp(640 * 640, 0.5)),
-    );
-    assert!(merge(&[(&full, "a")], &[]).contains("--rank N"));
-    let mut dora = kohya(KOHYA);
-    dora.insert(format!("{KOHYA}.dora_scale"), (vec![64, 1], ramp(64, 0.5)));
-    assert!(merge(&[(&dora, "a")], &[]).contains("depends on the model"));
-    let mut sdxl = Tensors::new();
-    low_rank(
-        &mut sdxl,
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
-        640,
-        &[2048],
-    );
-    let mut sd15 = Tensors::new();
-    low_rank(
-        &mut sd15,
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",
-        320,
-        &[768],
-    );
-    let said = merge(&[(&sd15, "a"), (&sdxl, "b")], &[]);
-    assert!(
-        said.contains("made for SDXL, the first LoRA for Stable Diffusion 1.x"),
-        "{said}"
-    );
-    let mut opposite = kohya(KOHYA);
-    opposite
-        .get_mut(&format!("{KOHYA}.lora_up.weight"))
-        .unwrap()
-        .1
-        .fill(0.0);
-    assert!(merge(&[(&opposite, "a")], &[]).contains("changes nothing"));
-    assert!(merge(&[(&kohya(KOHYA), "a"), (&full, "b")], &["--rank", "2"]).contains("[64, 64]"));
-}
-
 #[test]
 fn inspecting_a_lora_needs_no_model() {
     let dir = tempfile::tempdir().unwrap();
@@ -937,4 +459,34 @@ fn inspecting_a_lora_needs_no_model() {
     let output = sdconvert(&["inspect", lora.to_str().unwrap(), "--json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
     assert_eq!(json["lora"]["kinds"]["LoRA"], 1);
+}
+
+/// The first components of a `DyLoRA` are of use without the others; other kinds have no first components.
+#[test]
+fn only_the_first_components_may_be_used() {
+    let place = Place::new("sd15");
+    let baked = |tensors: &Tensors, options: &str| {
+        let spec = format!("{}:{options}", place.write(tensors).display());
+        let spec = LoraSpec::parse(&spec).unwrap();
+        let model = WithLoras::new(place.model(), &[spec], SINGLE).map_err(|e| e.to_string())?;
+        Ok::<_, String>(model.read_f32(&query()).unwrap())
+    };
+    let mut first = Tensors::new();
+    low_rank(&mut first, KOHYA, 64, &[64]);
+    first.get_mut(&format!("{KOHYA}.lora_up.weight")).unwrap().1 =
+        ramp(128, 0.25).chunks(2).map(|row| row[0]).collect();
+    assert_eq!(baked(&kohya(KOHYA), "1,dyn=1"), baked(&first, "1"));
+    let mut loha = Tensors::new();
+    for side in ["w1", "w2"] {
+        loha.insert(
+            format!("{KOHYA}.hada_{side}_a"),
+            (vec![64, 2], ramp(128, 0.25)),
+        );
+        loha.insert(
+            format!("{KOHYA}.hada_{side}_b"),
+            (vec![2, 64], ramp(128, 0.125)),
+        );
+    }
+    assert!(baked(&loha, "1").is_ok());
+    assert!(baked(&loha, "1,dyn=1").unwrap_err().contains("`dyn`"));
 }
