@@ -194,13 +194,18 @@ fn text_folders(component: Component) -> (&'static str, &'static str) {
     }
 }
 
-/// The graphs of a pipeline, in the order they run.
+/// The graphs of a pipeline. The VAE, which no LoRA changes, comes first: it is written while other cores still hash the
+/// checkpoint.
 fn networks(
     encoders: &[(Component, ClipTextConfig)],
     unet_cfg: &UNetConfig,
     vae_cfg: &VaeConfig,
 ) -> Result<Vec<Network>, GraphError> {
-    let mut networks = Vec::new();
+    let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
+    let mut networks = vec![
+        Network::new("vae_encoder", Component::Vae, encoder),
+        Network::new("vae_decoder", Component::Vae, decoder),
+    ];
     for (component, cfg) in encoders {
         let (folder, _) = text_folders(*component);
         networks.push(Network::new(folder, *component, clip_text_encoder(cfg)?));
@@ -213,9 +218,6 @@ fn networks(
             ("controlnet.onnx", controlled_unet(unet_cfg)?),
         ],
     });
-    let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
-    networks.push(Network::new("vae_encoder", Component::Vae, encoder));
-    networks.push(Network::new("vae_decoder", Component::Vae, decoder));
     Ok(networks)
 }
 

@@ -195,7 +195,7 @@ impl WithLoras {
     /// The changes of a weight in the order of application.
     fn steps(&self, uses: &[Use]) -> Result<Vec<Step<'_>>, ConvertError> {
         let additive = |used: &Use| self.module(*used).additive;
-        let mut steps = Vec::new();
+        let mut ordered = Vec::new();
         for run in uses.chunk_by(|a, b| additive(a) && additive(b)) {
             let mut run = run.to_vec();
             if run.len() > 1 {
@@ -208,27 +208,28 @@ impl WithLoras {
                     )
                 });
             }
-            for used in run {
-                let module = self.module(used);
-                let loaded = module.site.load(&self.parts(used));
-                let loaded = loaded.map_err(|source| ConvertError::Lora {
-                    path: self.adapters[used.adapter].spec.path.clone(),
-                    source,
-                })?;
-                let change = if used.of_bias {
-                    loaded.bias
-                } else {
-                    loaded.weight
-                };
-                steps.push(Step {
-                    adapter: used.adapter,
-                    strength: module.strength,
-                    first_row: used.first_row,
-                    change: change.expect("the module was found to change this"),
-                });
-            }
+            ordered.extend(run);
         }
-        Ok(steps)
+        let step = |used: Use| {
+            let module = self.module(used);
+            let loaded = module.site.load(&self.parts(used));
+            let loaded = loaded.map_err(|source| ConvertError::Lora {
+                path: self.adapters[used.adapter].spec.path.clone(),
+                source,
+            })?;
+            let change = if used.of_bias {
+                loaded.bias
+            } else {
+                loaded.weight
+            };
+            Ok(Step {
+                adapter: used.adapter,
+                strength: module.strength,
+                first_row: used.first_row,
+                change: change.expect("the module was found to change this"),
+            })
+        };
+        ordered.into_par_iter().map(step).collect()
     }
 }
 

@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 /// Boundaries on which tensors begin, in bytes.
 pub(super) const PAGE: usize = 4096;
 
-/// Tensors that wait to be written.
-const QUEUE: usize = 2;
+/// Groups of tensors that wait to be written.
+const QUEUE: usize = 1;
 
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
@@ -27,7 +27,9 @@ const SYNC: usize = 1 << 28;
 
 /// A file in the making.
 pub(super) struct ExternalData<'a> {
-    writer: SyncSender<Cow<'a, [u8]>>,
+    writer: SyncSender<Vec<Cow<'a, [u8]>>>,
+    /// What was not handed over yet.
+    group: Vec<Cow<'a, [u8]>>,
     length: usize,
 }
 
@@ -41,14 +43,14 @@ pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
 ) -> Result<(T, (String, u64)), E> {
     let mut file = File::create(path)?;
     std::thread::scope(|scope| {
-        let (writer, queue) = sync_channel::<Cow<'a, [u8]>>(QUEUE);
+        let (writer, queue) = sync_channel::<Vec<Cow<'a, [u8]>>>(QUEUE);
         let (sync, requests) = sync_channel::<()>(1);
         let synced = file.try_clone()?;
         let syncing =
             scope.spawn(move || requests.into_iter().try_for_each(|()| synced.sync_data()));
         let writing = scope.spawn(move || {
             let (mut hash, mut unsynced) = (Sha256::new(), 0);
-            for bytes in queue {
+            for bytes in queue.into_iter().flatten() {
                 for piece in bytes.chunks(PIECE) {
                     hash.update(piece);
                     file.write_all(piece)?;
@@ -62,34 +64,42 @@ pub(super) fn write_external_data<'a, T, E: From<io::Error>>(
             file.sync_all()?;
             Ok::<_, io::Error>(hex(&hash.finalize()))
         });
-        let mut data = ExternalData { writer, length: 0 };
+        let mut data = ExternalData {
+            writer,
+            group: Vec::new(),
+            length: 0,
+        };
         let filled = fill(&mut data);
-        let ExternalData { writer, length } = data;
+        let flushed = data.flush();
+        let ExternalData { writer, length, .. } = data;
         drop(writer);
         // Where both failed, filling failed because writing had.
         let hash = writing.join().expect("writing does not panic")?;
         // The system tells of a failure once, to whoever asks first.
         syncing.join().expect("syncing does not panic")?;
+        flushed?;
         Ok((filled?, (hash, length as u64)))
     })
 }
 
 impl<'a> ExternalData<'a> {
     /// Appends a tensor's bytes and returns the offset they will have.
+    pub(super) fn append(&mut self, bytes: Cow<'a, [u8]>) -> usize {
+        let offset = self.length.next_multiple_of(PAGE);
+        self.group
+            .push(Cow::Borrowed(&ZEROS[..offset - self.length]));
+        self.length = offset + bytes.len();
+        self.group.push(bytes);
+        offset
+    }
+
+    /// Hands over what was appended, to be written while the caller goes on; waits while a group before it waits.
     ///
     /// # Errors
     /// Writing has failed; [`write_external_data`] returns why.
-    pub(super) fn append(&mut self, bytes: Cow<'a, [u8]>) -> io::Result<usize> {
-        let offset = self.length.next_multiple_of(PAGE);
-        self.put(Cow::Borrowed(&ZEROS[..offset - self.length]))?;
-        self.put(bytes)?;
-        Ok(offset)
-    }
-
-    fn put(&mut self, bytes: Cow<'a, [u8]>) -> io::Result<()> {
-        self.length += bytes.len();
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         self.writer
-            .send(bytes)
+            .send(std::mem::take(&mut self.group))
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -104,7 +114,7 @@ mod tests {
         let path = dir.path().join("data");
         let written = write_external_data(&path, |data| {
             let offsets = [vec![1u8; 5000], vec![2; 3]].map(|bytes| data.append(bytes.into()));
-            Ok::<_, io::Error>(offsets.map(Result::unwrap))
+            Ok::<_, io::Error>(offsets)
         });
         let (offsets, (sha256, length)) = written.unwrap();
         let bytes = std::fs::read(&path).unwrap();

@@ -1,4 +1,6 @@
-//! Transposes matrices of stored elements, whatever their type.
+//! Transposes matrices of stored elements, whatever their type, on all cores.
+
+use rayon::prelude::*;
 
 /// Side of the blocks that are moved at once: both the rows read and the rows written stay in the first-level cache.
 const BLOCK: usize = 32;
@@ -26,15 +28,16 @@ fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize)
     let mut result = vec![0; bytes.len()];
     let (input, _) = bytes.as_chunks::<SIZE>();
     let (output, _) = result.as_chunks_mut::<SIZE>();
-    for row in (0..rows).step_by(BLOCK) {
-        for col in (0..cols).step_by(BLOCK) {
-            for c in col..(col + BLOCK).min(cols) {
+    let strips = output.par_chunks_mut((BLOCK * rows).max(1)).enumerate();
+    strips.for_each(|(n, output)| {
+        for row in (0..rows).step_by(BLOCK) {
+            for (c, output) in output.chunks_exact_mut(rows).enumerate() {
                 for r in row..(row + BLOCK).min(rows) {
-                    output[c * rows + r] = input[r * cols + c];
+                    output[r] = input[r * cols + n * BLOCK + c];
                 }
             }
         }
-    }
+    });
     result
 }
 

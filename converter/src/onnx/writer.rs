@@ -137,8 +137,9 @@ pub fn write_model<R: WeightReader + Sync>(
             let read = group.par_iter().map(|param| arranged(param, weights));
             let read: Vec<_> = read.collect();
             for (param, weight) in group.iter().zip(read) {
-                params.write(param, weight.map_err(WriteError::Weight)?, data)?;
+                params.write(param, weight.map_err(WriteError::Weight)?, data);
             }
+            data.flush()?;
         }
         Ok::<_, WriteError<R::Error>>(params)
     })?;
@@ -244,7 +245,7 @@ impl Params {
         param: &Param,
         (stored, bytes): (Stored, Cow<'a, [u8]>),
         data: &mut ExternalData<'a>,
-    ) -> io::Result<()> {
+    ) {
         let mut dims = param.shape.clone();
         if param.transposed {
             dims.reverse();
@@ -261,11 +262,10 @@ impl Params {
             let length = bytes.len();
             tensor.data_type = stored.onnx();
             tensor.data_location = EXTERNAL;
-            tensor.external_data = location(data.append(bytes)?, length);
+            tensor.external_data = location(data.append(bytes), length);
             self.storage.insert(stored);
         }
         self.tensors.insert(param.name.clone(), tensor);
-        Ok(())
     }
 }
 
