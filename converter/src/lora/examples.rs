@@ -65,28 +65,21 @@ impl Example {
             has_bias: self.bias.is_some(),
         };
         let loaded = load(&parts, &target).map_err(|e| e.to_string())?;
-        let (change, weight, shape) = match of_bias {
+        let (change, mut weight, shape) = match of_bias {
             false => (loaded.weight, self.weight.clone(), &self.shape[..]),
             true => (loaded.bias, self.bias.clone().unwrap(), &self.shape[..1]),
         };
         let target = Target { shape, ..target };
-        Ok(match change {
-            None => weight,
+        match change {
+            None => {}
             Some(Change::Added(delta)) => {
-                let mut change = vec![0.0; weight.len()];
-                delta.rows(0, strength, &mut change);
-                weight
-                    .iter()
-                    .zip(change)
-                    .map(|(w, change)| w + change)
-                    .collect()
+                delta.add(0, strength, &mut weight);
             }
             Some(Change::Computed(transform)) => {
-                let mut tile = weight.clone();
-                transform.apply(0, &mut tile, &target, strength);
-                tile
+                transform.apply(0, &mut weight, &target, strength);
             }
-        })
+        }
+        Ok(weight)
     }
 }
 

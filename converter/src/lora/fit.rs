@@ -15,7 +15,9 @@ use super::made_for::guess;
 use super::names::{Names, Place, unsupported};
 use super::peft::Config;
 use super::report::Energies;
-use super::{Change, Delta, FORMATS, Loaded, LoraError, LoraSpec, Target, dora, load, product};
+use super::{
+    Change, Delta, FORMATS, Loaded, LoraError, LoraSpec, Target, dora, load, product, vector,
+};
 use crate::ConvertError;
 use crate::checkpoint::{TensorSource, open};
 use crate::error::some_of;
@@ -174,15 +176,13 @@ struct Padded<'a> {
 }
 
 impl Delta for Padded<'_> {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        let first = start / self.wide;
-        let mut narrow = vec![0.0; out.len() / self.wide * self.narrow];
-        self.delta.rows(first * self.narrow, scale, &mut narrow);
-        for (out, row) in out.chunks_mut(self.wide).zip(narrow.chunks(self.narrow)) {
-            let (first, further) = out.split_at_mut(self.narrow);
-            first.copy_from_slice(row);
-            further.fill(0.0);
-        }
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let first = start / self.wide * self.narrow;
+        let mut narrow = vec![0.0; tile.len() / self.wide * self.narrow];
+        self.delta.add(first, scale, &mut narrow);
+        let rows = tile.chunks_mut(self.wide).zip(narrow.chunks(self.narrow));
+        rows.map(|(row, change)| vector::add(&mut row[..self.narrow], change))
+            .sum()
     }
 
     fn is_zero(&self) -> bool {

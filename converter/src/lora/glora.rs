@@ -42,7 +42,7 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         () => return Err(parts.misfit(target)),
     };
     let matrix = |role| -> Result<Matrix, LoraError> {
-        Ok(Matrix::of_rows(size(role)?.0, parts.values(role)?))
+        Ok(Matrix::of_rows(size(role)?.0, parts.singles(role)?))
     };
     let (a_left, a_right) = (matrix(a_left)?, matrix(a_right)?);
     let (b_left, mut b_right) = (matrix(b_left)?, matrix(b_right)?);
@@ -52,13 +52,13 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         if !fits || target.shape.get(2..) != Some(&core[2..]) {
             return Err(parts.misfit(target));
         }
-        b_right = tucker(&parts.values("bm")?, b_left.columns, &b_right);
+        b_right = tucker(&parts.singles("bm")?, b_left.columns, &b_right);
     }
     let scale = parts.scale(rank)?;
     Ok(Loaded {
         weight: Some(Change::Computed(Box::new(GLoRa {
             a: [a_left.panels(), a_right.panels()],
-            b: LowRank::new(&b_left, &b_right, 1.0),
+            b: LowRank::new(b_left, &b_right, 1.0),
             scale,
         }))),
         bias: None,
@@ -79,8 +79,8 @@ impl GLoRa {
     fn turned(&self, rows: &[f32], scale: f64, out: &mut [f32]) {
         let [left, right] = &self.a;
         scratch(rows.len() / left.rows * left.columns, |narrow| {
-            product(narrow, 1.0, rows, left);
-            product(out, scale, narrow, right);
+            product(narrow, 1.0, &[(rows, left)]);
+            product(out, scale, &[(narrow, right)]);
         });
     }
 }

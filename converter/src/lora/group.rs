@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::names::without_processor;
 use super::peft::ModuleConfig;
 use super::{FORMATS, Format, LoraError, SHARED, Target};
-use crate::checkpoint::{Dtype, TensorSource, to_f32};
+use crate::checkpoint::{Dtype, TensorSource, count_non_finite, to_f32};
 
 /// The tensors of one module, by what they are to it.
 #[derive(Clone, Debug)]
@@ -122,18 +122,31 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// A part's numbers, in the order in which they lie; none where there is no such part.
-    pub(super) fn values(&self, role: &'static str) -> Result<Vec<f64>, LoraError> {
-        self.need(role)?;
+    /// A part's numbers in single precision, in the order in which they lie.
+    pub(super) fn singles(&self, role: &'static str) -> Result<Vec<f32>, LoraError> {
+        let (dtype, bytes) = self.stored(role)?;
+        if !dtype.is_float() {
+            return Ok(self.values(role)?.iter().map(|x| *x as f32).collect());
+        }
         let key = &self.group.parts[role];
         let failed = |problem: String| LoraError::Tensor {
             key: key.clone(),
             problem,
         };
-        let bytes = self.source.bytes(key).map_err(|e| failed(e.to_string()))?;
+        if count_non_finite(dtype, &bytes) > 0 {
+            return Err(failed("it has values that are NaN or infinite".to_owned()));
+        }
+        let mut values = Vec::with_capacity(bytes.len() / dtype.size());
+        to_f32(dtype, &bytes, &mut values).map_err(failed)?;
+        Ok(values)
+    }
+
+    /// A part's numbers, in the order in which they lie.
+    pub(super) fn values(&self, role: &'static str) -> Result<Vec<f64>, LoraError> {
+        let (dtype, bytes) = self.stored(role)?;
         let whole =
             |f: &dyn Fn(&[u8]) -> f64, size: usize| bytes.chunks_exact(size).map(f).collect();
-        let values: Vec<f64> = match self.source.tensors()[key].dtype {
+        Ok(match dtype {
             // Some trainers save alpha and indices as whole numbers.
             Dtype::I64 => whole(
                 &|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f64,
@@ -148,17 +161,19 @@ impl<'a> Parts<'a> {
                 2,
             ),
             Dtype::U8 | Dtype::Bool => whole(&|b| b[0].into(), 1),
-            dtype => {
-                let mut values = Vec::new();
-                to_f32(dtype, &bytes, &mut values).map_err(failed)?;
-                values.into_iter().map(f64::from).collect()
-            }
-        };
-        if values.iter().all(|x| x.is_finite()) {
-            Ok(values)
-        } else {
-            Err(failed("it has values that are NaN or infinite".to_owned()))
-        }
+            _ => self.singles(role)?.into_iter().map(f64::from).collect(),
+        })
+    }
+
+    /// A part as it is in the file.
+    fn stored(&self, role: &'static str) -> Result<(Dtype, Cow<'a, [u8]>), LoraError> {
+        self.need(role)?;
+        let key = &self.group.parts[role];
+        let bytes = self.source.bytes(key).map_err(|e| LoraError::Tensor {
+            key: key.clone(),
+            problem: e.to_string(),
+        })?;
+        Ok((self.source.tensors()[key].dtype, bytes))
     }
 
     /// A part that is one number.

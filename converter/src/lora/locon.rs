@@ -7,7 +7,7 @@
 
 use super::group::Parts;
 use super::matrix::{LowRank, Matrix, tucker};
-use super::vector::add_scaled;
+use super::vector;
 use super::whole::Whole;
 use super::{Change, Delta, Format, Loaded, LoraError, Target, product};
 
@@ -61,8 +61,8 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         return Err(parts.misfit(target));
     }
     let scale = parts.scale(rank)?;
-    let mut up = Matrix::of_rows(rows, parts.values("up")?);
-    let mut down = Matrix::of_rows(rank, parts.values("down")?);
+    let mut up = Matrix::of_rows(rows, parts.singles("up")?);
+    let mut down = Matrix::of_rows(rank, parts.singles("down")?);
     // DyLoRA's components are trained to be of use without the later ones; the scale is that of all.
     if let Some(wanted) = parts.group.rank.filter(|wanted| *wanted < rank) {
         up = up.first_columns(wanted);
@@ -70,13 +70,13 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
     }
     let down = match mid {
         None => down,
-        Some(_) => tucker(&parts.values("mid")?, up_rank, &down),
+        Some(_) => tucker(&parts.singles("mid")?, up_rank, &down),
     };
-    let low_rank = LowRank::new(&up, &down, scale);
+    let low_rank = LowRank::new(up, &down, scale);
     let weight: Box<dyn Delta> = match residual(parts, target)? {
         None => Box::new(low_rank),
         Some(values) => Box::new(WithResidual {
-            residual: Whole::new(&values, scale),
+            residual: Whole::new(values, scale),
             low_rank,
         }),
     };
@@ -84,8 +84,8 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         None => None,
         Some(shape) if product(shape) != rows => return Err(parts.misfit(target)),
         Some(_) => {
-            let values = parts.values("up bias")?;
-            Some(Change::Added(Box::new(Whole::new(&values, scale))))
+            let values = parts.singles("up bias")?;
+            Some(Change::Added(Box::new(Whole::new(values, scale))))
         }
     };
     Ok(Loaded {
@@ -96,13 +96,13 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
 }
 
 /// What a low rank leaves of a difference, as a whole weight.
-fn residual(parts: &Parts<'_>, target: &Target<'_>) -> Result<Option<Vec<f64>>, LoraError> {
+fn residual(parts: &Parts<'_>, target: &Target<'_>) -> Result<Option<Vec<f32>>, LoraError> {
     let length = product(target.shape);
     if let Some(shape) = parts.shape("residual") {
         if product(shape) != length {
             return Err(parts.misfit(target));
         }
-        return parts.values("residual").map(Some);
+        return parts.singles("residual").map(Some);
     }
     if !parts.has("residual indices") && !parts.has("residual values") {
         return Ok(None);
@@ -120,7 +120,7 @@ fn residual(parts: &Parts<'_>, target: &Target<'_>) -> Result<Option<Vec<f64>>, 
     }
     let (places, values) = (
         parts.values("residual indices")?,
-        parts.values("residual values")?,
+        parts.singles("residual values")?,
     );
     let mut whole = vec![0.0; length];
     for (n, value) in values.iter().enumerate() {
@@ -144,11 +144,11 @@ struct WithResidual {
 }
 
 impl Delta for WithResidual {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        self.low_rank.rows(start, scale, out);
-        let residual = &self.residual;
-        let values = &residual.values[start..start + out.len()];
-        add_scaled(out, scale * residual.scale, values);
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let mut change = vec![0.0; tile.len()];
+        self.low_rank.add(start, scale, &mut change);
+        self.residual.add(start, scale, &mut change);
+        vector::add(tile, &change)
     }
 
     fn is_zero(&self) -> bool {

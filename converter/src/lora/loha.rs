@@ -6,8 +6,7 @@
 //! `LyCORIS`' own merge multiplies by the scale a second time; its training, which defines the format, does not.
 
 use super::group::Parts;
-use super::matrix::{LowRank, Matrix, tucker};
-use super::vector::{multiply, scratch};
+use super::matrix::{LowRank, Matrix, add_product, tucker};
 use super::{Change, Delta, Format, Loaded, LoraError, Target, product};
 
 pub(super) const FORMAT: Format = Format {
@@ -70,17 +69,17 @@ fn pair(parts: &Parts<'_>, target: &Target<'_>, [a, b, core]: Pair) -> Result<Lo
         return Err(parts.misfit(target));
     }
     let (left, right) = (
-        Matrix::of_rows(a_rows, parts.values(a)?),
-        Matrix::of_rows(rank, parts.values(b)?),
+        Matrix::of_rows(a_rows, parts.singles(a)?),
+        Matrix::of_rows(rank, parts.singles(b)?),
     );
     let (up, down) = match parts.has(core) {
         false => (left, right),
         true => (
             left.transposed(),
-            tucker(&parts.values(core)?, a_rows, &right),
+            tucker(&parts.singles(core)?, a_rows, &right),
         ),
     };
-    Ok(LowRank::new(&up, &down, 1.0))
+    Ok(LowRank::new(up, &down, 1.0))
 }
 
 struct Hadamard {
@@ -90,12 +89,9 @@ struct Hadamard {
 }
 
 impl Delta for Hadamard {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        self.first.rows(start, scale * self.scale, out);
-        scratch(out.len(), |second| {
-            self.second.rows(start, 1.0, second);
-            multiply(out, second);
-        });
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
+        let factors = [&self.first, &self.second].map(|pair| pair.factors(start));
+        add_product(tile, scale * self.scale, &factors)
     }
 
     fn is_zero(&self) -> bool {

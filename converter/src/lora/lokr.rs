@@ -41,12 +41,7 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         (None, None) => 1.0,
     };
     Ok(Loaded {
-        weight: Some(Change::Added(Box::new(Kronecker {
-            w1,
-            inner: [w2.rows, w2.columns],
-            w2: w2.values.iter().map(|x| *x as f32).collect(),
-            scale,
-        }))),
+        weight: Some(Change::Added(Box::new(Kronecker { w1, w2, scale }))),
         bias: None,
         rank,
     })
@@ -62,14 +57,14 @@ fn side(
     if let Some(shape) = parts.shape(whole) {
         let rows = shape.first().copied().filter(|rows| *rows > 0);
         let rows = rows.ok_or_else(|| parts.misfit(target))?;
-        return Ok((Matrix::of_rows(rows, parts.values(whole)?), None));
+        return Ok((Matrix::of_rows(rows, parts.singles(whole)?), None));
     }
     let (&[a_rows, ref a_rest @ ..], &[rank, ref b_rest @ ..]) = (parts.need(a)?, parts.need(b)?)
     else {
         return Err(parts.misfit(target));
     };
-    let left = Matrix::of_rows(a_rows, parts.values(a)?);
-    let right = Matrix::of_rows(rank, parts.values(b)?);
+    let left = Matrix::of_rows(a_rows, parts.singles(a)?);
+    let right = Matrix::of_rows(rank, parts.singles(b)?);
     if a_rows * rank * product(a_rest) * product(b_rest) == 0 {
         return Err(parts.mismatch());
     }
@@ -86,50 +81,32 @@ fn side(
     if target.shape.get(2..) != Some(&shape[2..]) {
         return Err(parts.misfit(target));
     }
-    let right = tucker(&parts.values(core)?, a_rows, &right);
+    let right = tucker(&parts.singles(core)?, a_rows, &right);
     Ok((left.transposed().times(&right), Some(rank)))
 }
 
 struct Kronecker {
     w1: Matrix,
-    w2: Vec<f32>,
-    /// Shape of `w2`.
-    inner: [usize; 2],
+    w2: Matrix,
     scale: f64,
 }
 
-impl Kronecker {
-    /// Calls `each` with a block of a row in `out`, its factor, and the row of `w2` that it multiplies.
-    fn blocks(&self, start: usize, out: &mut [f32], mut each: impl FnMut(&mut [f32], f64, &[f32])) {
-        let ([rows, inner], outer) = (self.inner, self.w1.columns);
-        let first = start / (inner * outer);
-        for (n, row) in out.chunks_exact_mut(inner * outer).enumerate() {
-            let (i, p) = ((first + n) / rows, (first + n) % rows);
-            let block = &self.w2[p * inner..][..inner];
-            for (j, out) in row.chunks_exact_mut(inner).enumerate() {
-                each(out, self.scale * self.w1.values[i * outer + j], block);
-            }
-        }
-    }
-}
-
 impl Delta for Kronecker {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        self.blocks(start, out, |out, factor, block| {
-            vector::scale(out, scale * factor, block);
-        });
-    }
-
     fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
-        let mut energy = 0.0;
-        self.blocks(start, tile, |out, factor, block| {
-            energy += vector::add_scaled(out, scale * factor, block);
-        });
-        energy
+        let Self { w1, w2, .. } = self;
+        let columns = w1.columns * w2.columns;
+        let scale = (scale * self.scale) as f32;
+        let rows = tile.chunks_exact_mut(columns).zip(start / columns..);
+        rows.map(|(row, n)| {
+            let outer = &w1.rows_from(n / w2.rows)[..w1.columns];
+            let inner = &w2.rows_from(n % w2.rows)[..w2.columns];
+            vector::add_outer(row, scale, outer, inner)
+        })
+        .sum()
     }
 
     fn is_zero(&self) -> bool {
-        self.scale == 0.0 || self.w1.is_zero() || self.w2.iter().all(|x| *x == 0.0)
+        self.scale == 0.0 || self.w1.is_zero() || self.w2.is_zero()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Products of factors, into the rows of a tile.
 //!
-//! What is done once per module is in double precision, what is done to every element of a weight in single precision: ranks
-//! are small, and the weight is rounded to at most that. Sums run over the rank one by one, with fused multiply-adds, so
-//! that every machine gets the same bits.
+//! Factors and results are in single precision: ranks are small, and the weight is rounded to at most that. What is done once
+//! per module is summed in double precision, what is done to every element of a weight in single precision, over the rank one
+//! by one, with fused multiply-adds, so that every machine gets the same bits.
 
 #![expect(
     clippy::inline_always,
@@ -18,18 +18,23 @@ use super::Delta;
 pub(super) struct Matrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    pub(super) values: Vec<f64>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Matrix {
     /// `values` has a whole number of rows.
-    pub(super) fn of_rows(rows: usize, values: Vec<f64>) -> Self {
+    pub(super) fn of_rows(rows: usize, values: Vec<f32>) -> Self {
         let columns = values.len() / rows.max(1);
         Self {
             rows,
             columns,
             values,
         }
+    }
+
+    /// The rows from `first` on.
+    pub(super) fn rows_from(&self, first: usize) -> &[f32] {
+        &self.values[first * self.columns..]
     }
 
     pub(super) fn transposed(&self) -> Self {
@@ -58,49 +63,21 @@ impl Matrix {
     }
 
     pub(super) fn panels(&self) -> Panels {
-        Panels::of(&self.singles().values, self.columns)
-    }
-
-    pub(super) fn singles(&self) -> Rows {
-        Rows {
-            columns: self.columns,
-            values: self.values.iter().map(|x| *x as f32).collect(),
-        }
+        Panels::of(&self.values, self.columns)
     }
 
     pub(super) fn times(&self, other: &Self) -> Self {
-        let mut values = vec![0.0; self.rows * other.columns];
-        for (i, out) in values.chunks_exact_mut(other.columns).enumerate() {
-            let factors = &self.values[i * self.columns..][..self.columns];
+        let mut values = Vec::with_capacity(self.rows * other.columns);
+        let mut sums = vec![0.0; other.columns];
+        for factors in self.values.chunks_exact(self.columns) {
+            sums.fill(0.0);
             for (factor, row) in factors.iter().zip(other.values.chunks_exact(other.columns)) {
-                out.iter_mut()
-                    .zip(row)
-                    .for_each(|(out, x)| *out += factor * x);
+                let places = sums.iter_mut().zip(row);
+                places.for_each(|(sum, x)| *sum += f64::from(*factor) * f64::from(*x));
             }
+            values.extend(sums.iter().map(|sum| *sum as f32));
         }
-        Self {
-            rows: self.rows,
-            columns: other.columns,
-            values,
-        }
-    }
-
-    pub(super) fn is_zero(&self) -> bool {
-        self.values.iter().all(|x| *x == 0.0)
-    }
-}
-
-/// Rows of a matrix in single precision: what stands on the left of products.
-#[derive(Clone, Debug)]
-pub(super) struct Rows {
-    columns: usize,
-    values: Vec<f32>,
-}
-
-impl Rows {
-    /// The rows from `first` on.
-    pub(super) fn from(&self, first: usize) -> &[f32] {
-        &self.values[first * self.columns..]
+        Self::of_rows(self.rows, values)
     }
 
     pub(super) fn is_zero(&self) -> bool {
@@ -143,28 +120,47 @@ impl Panels {
         }
     }
 
+    fn matrix(&self) -> Matrix {
+        let at = |n: usize| {
+            let (row, column) = (n / self.columns, n % self.columns);
+            let panel = column / self.width * self.rows;
+            self.values[(panel + row) * self.width + column % self.width]
+        };
+        Matrix::of_rows(self.rows, (0..self.rows * self.columns).map(at).collect())
+    }
+
     pub(super) fn is_zero(&self) -> bool {
         self.values.iter().all(|x| *x == 0.0)
     }
 }
 
-/// `out = scale * a b`: `out` [m, columns], `a` [m or more rows, k], `b` [k, columns].
-pub(super) fn product(out: &mut [f32], scale: f64, a: &[f32], b: &Panels) {
+/// Rows [m or more, k] and the [k, columns] that they are multiplied by.
+pub(super) type Factors<'a> = (&'a [f32], &'a Panels);
+
+/// `out = scale * (a b o ..)`: `out` [m, columns], products of factors, which are multiplied element by element.
+pub(super) fn product(out: &mut [f32], scale: f64, factors: &[Factors<'_>]) {
     let scale = scale as f32;
-    Arch::new().dispatch(Product::<false> { out, scale, a, b });
+    Arch::new().dispatch(Product::<false> {
+        out,
+        scale,
+        factors,
+    });
 }
 
-/// `out += scale * a b`, as [`product`]; returns the sum of squares of what is added.
-pub(super) fn add_product(out: &mut [f32], scale: f64, a: &[f32], b: &Panels) -> f64 {
+/// `out += scale * (a b o ..)`, as [`product`]; returns the sum of squares of what is added.
+pub(super) fn add_product(out: &mut [f32], scale: f64, factors: &[Factors<'_>]) -> f64 {
     let scale = scale as f32;
-    Arch::new().dispatch(Product::<true> { out, scale, a, b })
+    Arch::new().dispatch(Product::<true> {
+        out,
+        scale,
+        factors,
+    })
 }
 
 struct Product<'a, const ADD: bool> {
     out: &'a mut [f32],
     scale: f32,
-    a: &'a [f32],
-    b: &'a Panels,
+    factors: &'a [Factors<'a>],
 }
 
 impl<const ADD: bool> WithSimd for Product<'_, ADD> {
@@ -174,7 +170,7 @@ impl<const ADD: bool> WithSimd for Product<'_, ADD> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f64 {
         // As many rows as keep their sums in registers.
-        match (S::F32_LANES, self.b.width) {
+        match (S::F32_LANES, self.factors[0].1.width) {
             (16, WIDE) => self.run::<S, 8, 2>(simd),
             (16, _) => self.run::<S, 8, 1>(simd),
             (8, WIDE) => self.run::<S, 2, 4>(simd),
@@ -191,22 +187,21 @@ impl<const ADD: bool> Product<'_, ADD> {
     /// `R` rows at a time, in `V` vectors.
     #[inline(always)]
     fn run<S: Simd, const R: usize, const V: usize>(mut self, simd: S) -> f64 {
-        let (width, rows) = (self.b.width, self.out.len() / self.b.columns);
-        let panel = self.b.rows * width;
-        let mut energy = 0.0;
-        for p in 0..self.b.columns.div_ceil(width) {
-            let b = &self.b.values[p * panel..][..panel];
+        let Panels { columns, width, .. } = *self.factors[0].1;
+        let rows = self.out.len() / columns;
+        let mut energy = simd.splat_f32s(0.0);
+        for panel in 0..columns.div_ceil(width) {
             let mut row = 0;
             while row + R <= rows {
-                energy += self.block::<S, R, V>(simd, row, p * width, b);
+                self.block::<S, R, V>(simd, row, panel, &mut energy);
                 row += R;
             }
             while row < rows {
-                energy += self.block::<S, 1, V>(simd, row, p * width, b);
+                self.block::<S, 1, V>(simd, row, panel, &mut energy);
                 row += 1;
             }
         }
-        energy
+        simd.reduce_sum_f32s(energy).into()
     }
 
     /// `R` rows of a panel.
@@ -215,41 +210,61 @@ impl<const ADD: bool> Product<'_, ADD> {
         &mut self,
         simd: S,
         row: usize,
-        column: usize,
-        b: &[f32],
-    ) -> f64 {
-        let (columns, rank) = (self.b.columns, self.b.rows);
-        let mut a: [&[f32]; R] = [&[]; R];
-        for (r, a) in a.iter_mut().enumerate() {
-            *a = &self.a[(row + r) * rank..][..rank];
-        }
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for (k, b) in b.chunks_exact(V * S::F32_LANES).enumerate() {
-            let (b, _) = S::as_simd_f32s(b);
+        panel: usize,
+        energy: &mut S::f32s,
+    ) {
+        let mut sums = sums::<S, R, V>(simd, self.factors[0], row, panel);
+        for factors in &self.factors[1..] {
+            let others = self::sums::<S, R, V>(simd, *factors, row, panel);
             for r in 0..R {
-                let a = simd.splat_f32s(a[r][k]);
                 for v in 0..V {
-                    sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                    sums[r][v] = simd.mul_f32s(sums[r][v], others[r][v]);
                 }
             }
         }
-        let scale = simd.splat_f32s(self.scale);
-        let mut energy = simd.splat_f32s(0.0);
-        let full = V * S::F32_LANES;
-        let width = full.min(columns - column);
+        let columns = self.factors[0].1.columns;
+        let (full, scale) = (V * S::F32_LANES, simd.splat_f32s(self.scale));
+        let width = full.min(columns - panel * full);
         for (r, sums) in sums.into_iter().enumerate() {
-            let out = &mut self.out[(row + r) * columns + column..][..width];
+            let out = &mut self.out[(row + r) * columns + panel * full..][..width];
             if width == full {
-                finish::<S, V, ADD>(simd, out, sums, scale, &mut energy);
+                finish::<S, V, ADD>(simd, out, sums, scale, energy);
             } else {
                 let mut last = [0.0; WIDE];
                 last[..width].copy_from_slice(out);
-                finish::<S, V, ADD>(simd, &mut last, sums, scale, &mut energy);
+                finish::<S, V, ADD>(simd, &mut last, sums, scale, energy);
                 out.copy_from_slice(&last[..width]);
             }
         }
-        simd.reduce_sum_f32s(energy).into()
     }
+}
+
+/// `R` rows of a panel of a product.
+#[inline(always)]
+fn sums<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    (a, b): Factors<'_>,
+    row: usize,
+    panel: usize,
+) -> [[S::f32s; V]; R] {
+    let rank = b.rows;
+    let mut rows: [&[f32]; R] = [&[]; R];
+    for (r, values) in rows.iter_mut().enumerate() {
+        *values = &a[(row + r) * rank..][..rank];
+    }
+    let length = rank * V * S::F32_LANES;
+    let panel = &b.values[panel * length..][..length];
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for (k, b) in panel.chunks_exact(V * S::F32_LANES).enumerate() {
+        let (b, _) = S::as_simd_f32s(b);
+        for r in 0..R {
+            let a = simd.splat_f32s(rows[r][k]);
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+            }
+        }
+    }
+    sums
 }
 
 /// Puts a row of sums into as many places.
@@ -275,23 +290,22 @@ fn finish<S: Simd, const V: usize, const ADD: bool>(
 
 /// Mode product with a Tucker core: `core` [r1, r2, kernel ..] and `factor` [r2, in] give [r1, in * kernel]:
 /// `out[m, i, k] = sum_n core[m, n, k] factor[n, i]`.
-pub(super) fn tucker(core: &[f64], r1: usize, factor: &Matrix) -> Matrix {
+pub(super) fn tucker(core: &[f32], r1: usize, factor: &Matrix) -> Matrix {
     let (r2, inputs) = (factor.rows, factor.columns);
     let kernel = core.len() / (r1 * r2).max(1);
-    let mut values = vec![0.0; r1 * inputs * kernel];
-    for (m, row) in values
-        .chunks_exact_mut((inputs * kernel).max(1))
-        .enumerate()
-    {
+    let mut values = Vec::with_capacity(r1 * inputs * kernel);
+    let mut sums = vec![0.0; inputs * kernel];
+    for m in 0..r1 {
+        sums.fill(0.0);
         for n in 0..r2 {
             let taps = &core[(m * r2 + n) * kernel..][..kernel];
-            for (i, out) in row.chunks_exact_mut(kernel).enumerate() {
-                let factor = factor.values[n * inputs + i];
-                out.iter_mut()
-                    .zip(taps)
-                    .for_each(|(out, tap)| *out += tap * factor);
+            for (i, sums) in sums.chunks_exact_mut(kernel).enumerate() {
+                let factor = f64::from(factor.values[n * inputs + i]);
+                let places = sums.iter_mut().zip(taps);
+                places.for_each(|(sum, tap)| *sum += f64::from(*tap) * factor);
             }
         }
+        values.extend(sums.iter().map(|sum| *sum as f32));
     }
     Matrix::of_rows(r1, values)
 }
@@ -300,56 +314,35 @@ pub(super) fn tucker(core: &[f64], r1: usize, factor: &Matrix) -> Matrix {
 #[derive(Debug)]
 pub(super) struct LowRank {
     /// [out, rank]
-    up: Rows,
+    up: Matrix,
     /// [rank, in * kernel]
     down: Panels,
-    scale: f64,
+    pub(super) scale: f64,
 }
 
 impl LowRank {
-    pub(super) fn new(up: &Matrix, down: &Matrix, scale: f64) -> Self {
+    pub(super) fn new(up: Matrix, down: &Matrix, scale: f64) -> Self {
         Self {
-            up: up.singles(),
+            up,
             down: down.panels(),
             scale,
         }
     }
-}
 
-impl LowRank {
-    /// `scale * up` [out, rank] and `down` [rank, in * kernel].
-    pub(super) fn factors(&self) -> (Matrix, Matrix) {
-        let up = self.up.values.iter().map(|x| self.scale * f64::from(*x));
-        let up = Matrix {
-            rows: self.up.values.len() / self.up.columns.max(1),
-            columns: self.up.columns,
-            values: up.collect(),
-        };
-        let Panels {
-            rows,
-            columns,
-            width,
-            ..
-        } = self.down;
-        let at = |n: usize| {
-            let (row, column) = (n / columns, n % columns);
-            let panel = column / width * rows;
-            f64::from(self.down.values[(panel + row) * width + column % width])
-        };
-        let down = Matrix::of_rows(rows, (0..rows * columns).map(at).collect());
-        (up, down)
+    /// The two, for the rows from that on in which element `start` is.
+    pub(super) fn factors(&self, start: usize) -> Factors<'_> {
+        (self.up.rows_from(start / self.down.columns), &self.down)
+    }
+
+    /// `up` [out, rank] and `down` [rank, in * kernel].
+    pub(super) fn matrices(&self) -> (&Matrix, Matrix) {
+        (&self.up, self.down.matrix())
     }
 }
 
 impl Delta for LowRank {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        let up = self.up.from(start / self.down.columns);
-        product(out, scale * self.scale, up, &self.down);
-    }
-
     fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
-        let up = self.up.from(start / self.down.columns);
-        add_product(tile, scale * self.scale, up, &self.down)
+        add_product(tile, scale * self.scale, &[self.factors(start)])
     }
 
     fn is_zero(&self) -> bool {
@@ -382,7 +375,7 @@ mod tests {
             let b: Vec<f32> = (3..3 + rank * columns).map(number).collect();
             let mut out = vec![f32::NAN; rows * columns];
             let panels = Panels::of(&b, columns);
-            product(&mut out, 0.5, &a, &panels);
+            product(&mut out, 0.5, &[(&a, &panels)]);
             for (n, found) in out.iter().enumerate() {
                 let (i, j) = (n / columns, n % columns);
                 let sum: f32 = (0..rank)

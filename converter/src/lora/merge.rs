@@ -17,7 +17,6 @@ use super::factors::{self, Factors};
 use super::fit::groups;
 use super::group::{Group, Parts};
 use super::made_for::{Known, known, made_for};
-use super::matrix::Matrix;
 use super::names::Place;
 use super::{Change, Delta, LoraError, LoraSpec, Target, load, product};
 use crate::ConvertError;
@@ -235,7 +234,7 @@ fn merge_module(
     let factors = side_by_side(&deltas, shape[0], columns);
     let (up, down, energies) = match (factors, rank) {
         (Some((up, down)), None) => (up, down, [0.0; 2]),
-        (Some((up, down)), Some(rank)) if up.columns <= rank => {
+        (Some((up, down)), Some(rank)) if up.ncols() <= rank => {
             let energy = energy(&up, &down);
             (up, down, [energy; 2])
         }
@@ -256,8 +255,12 @@ fn merge_module(
             truncated(&svd, rank)
         }
     };
-    let single = |matrix: Matrix| matrix.values.iter().map(|x| *x as f32).collect();
-    let rank = up.columns;
+    let single = |matrix: Mat<f64>| {
+        let columns = matrix.ncols();
+        let at = |n: usize| matrix[(n / columns, n % columns)] as f32;
+        (0..matrix.nrows() * columns).map(at).collect()
+    };
+    let rank = up.ncols();
     let module = Factors {
         name,
         rank,
@@ -305,31 +308,25 @@ fn side_by_side(
     deltas: &[(f64, Box<dyn Delta + '_>)],
     rows: usize,
     columns: usize,
-) -> Option<(Matrix, Matrix)> {
-    let mut parts = Vec::new();
-    for (strength, delta) in deltas {
-        parts.push((strength, delta.low_rank()?.factors()));
-    }
-    let rank = parts.iter().map(|(_, (up, _))| up.columns).sum();
-    let mut up = Vec::with_capacity(rows * rank);
-    for row in 0..rows {
-        for (strength, (factor, _)) in &parts {
-            let values = &factor.values[row * factor.columns..][..factor.columns];
-            up.extend(values.iter().map(|x| *strength * x));
+) -> Option<(Mat<f64>, Mat<f64>)> {
+    let factors = deltas.iter().map(|(strength, delta)| {
+        let low_rank = delta.low_rank()?;
+        Some((strength * low_rank.scale, low_rank.matrices()))
+    });
+    let factors: Vec<_> = factors.collect::<Option<_>>()?;
+    let rank = factors.iter().map(|(_, (up, _))| up.columns).sum();
+    let (mut up, mut down) = (Mat::zeros(rows, rank), Mat::zeros(rank, columns));
+    let mut first = 0;
+    for (scale, (left, right)) in factors {
+        for (n, x) in left.values.iter().enumerate() {
+            up[(n / left.columns, first + n % left.columns)] = scale * f64::from(*x);
         }
+        for (n, x) in right.values.iter().enumerate() {
+            down[(first + n / columns, n % columns)] = f64::from(*x);
+        }
+        first += left.columns;
     }
-    let mut down = Vec::with_capacity(rank * columns);
-    parts
-        .iter()
-        .for_each(|(_, (_, factor))| down.extend_from_slice(&factor.values));
-    Some((
-        Matrix::of_rows(rows, up),
-        Matrix {
-            rows: rank,
-            columns,
-            values: down,
-        },
-    ))
+    Some((up, down))
 }
 
 /// The sum of changes.
@@ -342,12 +339,8 @@ fn dense(deltas: &[(f64, Box<dyn Delta + '_>)], rows: usize, columns: usize) -> 
 }
 
 /// Of a product, by the factors' QR decompositions: the rest is as small as the rank.
-fn svd_of_product(up: &Matrix, down: &Matrix) -> Option<Svd> {
-    let up = Mat::from_fn(up.rows, up.columns, |i, j| up.values[i * up.columns + j]);
-    let right = Mat::from_fn(down.columns, down.rows, |i, j| {
-        down.values[j * down.columns + i]
-    });
-    let (up, right) = (up.qr(), right.qr());
+fn svd_of_product(up: &Mat<f64>, down: &Mat<f64>) -> Option<Svd> {
+    let (up, right) = (up.qr(), down.transpose().qr());
     let small = svd((up.thin_R() * right.thin_R().transpose()).as_ref(), None)?;
     Some(Svd {
         u: up.compute_thin_Q() * small.u,
@@ -357,22 +350,19 @@ fn svd_of_product(up: &Matrix, down: &Matrix) -> Option<Svd> {
 }
 
 /// Sum of squares of a product.
-fn energy(up: &Matrix, down: &Matrix) -> f64 {
-    let (up, down) = (up.transposed().times(up), down.times(&down.transposed()));
-    up.values.iter().zip(&down.values).map(|(a, b)| a * b).sum()
+fn energy(up: &Mat<f64>, down: &Mat<f64>) -> f64 {
+    let (up, down) = (up.transpose() * up, down * down.transpose());
+    let place = |n: usize| (n / up.ncols(), n % up.ncols());
+    (0..up.nrows() * up.ncols())
+        .map(|n| up[place(n)] * down[place(n)])
+        .sum()
 }
 
 /// The first singular values, in `up`, with all and kept energy.
-fn truncated(svd: &Svd, rank: usize) -> (Matrix, Matrix, [f64; 2]) {
+fn truncated(svd: &Svd, rank: usize) -> (Mat<f64>, Mat<f64>, [f64; 2]) {
     let energy = |values: &[f64]| values.iter().map(|s| s * s).sum::<f64>();
     let rank = rank.min(svd.s.len());
-    let (rows, columns) = (svd.u.nrows(), svd.v.nrows());
-    let up = (0..rows * rank).map(|n| svd.u[(n / rank, n % rank)] * svd.s[n % rank]);
-    let down = (0..rank * columns).map(|n| svd.v[(n % columns, n / columns)]);
-    let energies = [energy(&svd.s), energy(&svd.s[..rank])];
-    (
-        Matrix::of_rows(rows, up.collect()),
-        Matrix::of_rows(rank, down.collect()),
-        energies,
-    )
+    let up = Mat::from_fn(svd.u.nrows(), rank, |i, j| svd.u[(i, j)] * svd.s[j]);
+    let down = svd.v.transpose().subrows(0, rank).to_owned();
+    (up, down, [energy(&svd.s), energy(&svd.s[..rank])])
 }

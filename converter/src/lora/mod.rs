@@ -107,16 +107,9 @@ impl Change<'_> {
 
 /// Something to be added to a weight.
 trait Delta: Send + Sync {
-    /// Writes `scale` times the change of a tile, which begins at element `start` of the weight, to `out`.
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]);
-
-    /// Adds `scale` times the change to a tile; returns the sum of squares of what is added.
-    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
-        vector::scratch(tile.len(), |change| {
-            self.rows(start, scale, change);
-            vector::add(tile, change)
-        })
-    }
+    /// Adds `scale` times the change to a tile, which begins at element `start` of the weight; returns the sum of squares of
+    /// what is added.
+    fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64;
 
     /// Whether it is certain to change nothing.
     fn is_zero(&self) -> bool;

@@ -12,7 +12,7 @@ use faer::linalg::solvers::Solve;
 use rayon::prelude::*;
 
 use super::group::Parts;
-use super::matrix::{Matrix, Panels, Rows, product};
+use super::matrix::{Matrix, Panels, add_product, product};
 use super::product as length;
 use super::vector::{self, scratch};
 use super::{Change, Format, Loaded, LoraError, Target, Transform};
@@ -73,27 +73,17 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
     {
         return Err(parts.problem("its rotations cannot be computed"));
     }
-    // y = R^T x in OFT, y = R x in BOFT
-    let rows_of = |r: &Mat<f64>| {
-        let at = |n: usize| match butterfly {
-            true => r[(n / size, n % size)],
-            false => r[(n % size, n / size)],
-        };
-        Matrix::of_rows(size, (0..size * size).map(at).collect()).singles()
-    };
-    let blocks: Vec<Rows> = blocks.iter().map(rows_of).collect();
     let rescale = match parts.shape("rescale") {
-        None => None,
-        Some(shape) if length(shape) == rows => Some(parts.values("rescale")?),
+        None => vec![1.0; rows],
+        Some(shape) if length(shape) == rows => parts.values("rescale")?,
         Some(_) => return Err(parts.misfit(target)),
     };
+    let change: Box<dyn Transform> = match butterfly {
+        true => Box::new(Butterfly::new(&blocks, stages, rescale)),
+        false => Box::new(Rotation::new(&blocks, &rescale)),
+    };
     Ok(Loaded {
-        weight: Some(Change::Computed(Box::new(Rotation {
-            size,
-            stages: blocks.chunks(count).map(<[Rows]>::to_vec).collect(),
-            butterfly,
-            rescale,
-        }))),
+        weight: Some(Change::Computed(change)),
         bias: None,
         rank: None,
     })
@@ -130,16 +120,77 @@ fn cayley(blocks: &mut [Mat<f64>], bound: Option<f64>) {
     }
 }
 
+/// Groups of rows, each turned by its block.
 struct Rotation {
-    /// Side of a block.
-    size: usize,
-    /// Per stage, one block per group of rows.
-    stages: Vec<Vec<Rows>>,
-    butterfly: bool,
-    rescale: Option<Vec<f64>>,
+    /// What is added to a group is a block times the group: `D R^T - I`, with `rescale` on the diagonal of D.
+    blocks: Vec<Matrix>,
 }
 
 impl Rotation {
+    fn new(blocks: &[Mat<f64>], rescale: &[f64]) -> Self {
+        let change = |(r, rescale): (&Mat<f64>, &[f64])| {
+            let size = rescale.len();
+            let at = |n: usize| {
+                let (i, j) = (n / size, n % size);
+                rescale[i] * r[(j, i)] - f64::from(u8::from(i == j))
+            };
+            Matrix::of_rows(size, (0..size * size).map(|n| at(n) as f32).collect())
+        };
+        let size = rescale.len() / blocks.len();
+        let blocks = blocks.iter().zip(rescale.chunks(size));
+        Self {
+            blocks: blocks.map(change).collect(),
+        }
+    }
+}
+
+impl Transform for Rotation {
+    fn rows_together(&self, _: &Target<'_>) -> usize {
+        self.blocks[0].rows
+    }
+
+    fn apply(&self, start: usize, tile: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
+        let columns = target.columns();
+        let group = self.blocks[0].rows * columns;
+        let groups = tile.chunks_mut(group).zip(&self.blocks[start / group..]);
+        groups
+            .map(|(rows, block)| {
+                let before = Panels::of(rows, columns);
+                add_product(rows, strength, &[(block.rows_from(0), &before)])
+            })
+            .sum()
+    }
+
+    fn is_identity(&self) -> bool {
+        self.blocks.iter().all(Matrix::is_zero)
+    }
+}
+
+/// Stages of rotations of rows that are ever farther apart.
+struct Butterfly {
+    /// Side of a block.
+    size: usize,
+    /// Per stage, one block R per group of rows.
+    stages: Vec<Vec<Matrix>>,
+    rescale: Vec<f64>,
+}
+
+impl Butterfly {
+    fn new(blocks: &[Mat<f64>], stages: usize, rescale: Vec<f64>) -> Self {
+        let count = blocks.len() / stages;
+        let size = rescale.len() / count;
+        let single = |r: &Mat<f64>| {
+            let at = |n: usize| r[(n / size, n % size)] as f32;
+            Matrix::of_rows(size, (0..size * size).map(at).collect())
+        };
+        let stages = blocks.chunks(count);
+        Self {
+            size,
+            stages: stages.map(|s| s.iter().map(single).collect()).collect(),
+            rescale,
+        }
+    }
+
     /// New position to old row, in a stage.
     fn order(&self, stage: usize, rows: usize) -> Vec<usize> {
         let half = (1 << stage) * self.size / 2;
@@ -152,34 +203,22 @@ impl Rotation {
     }
 
     /// Writes groups of rows, `width` columns each, times their blocks.
-    fn turn(&self, blocks: &[Rows], rows: &[f32], width: usize, out: &mut [f32]) {
+    fn turn(&self, blocks: &[Matrix], rows: &[f32], width: usize, out: &mut [f32]) {
         let group = self.size * width;
         for ((out, rows), block) in out.chunks_mut(group).zip(rows.chunks(group)).zip(blocks) {
-            product(out, 1.0, block.from(0), &Panels::of(rows, width));
+            let before = Panels::of(rows, width);
+            product(out, 1.0, &[(block.rows_from(0), &before)]);
         }
     }
+}
 
-    fn finish(
-        &self,
-        first: usize,
-        rows: &mut [f32],
-        turned: &[f32],
-        width: usize,
-        strength: f64,
-    ) -> f64 {
-        let rows = rows
-            .chunks_mut(width)
-            .zip(turned.chunks(width))
-            .zip(first..);
-        rows.map(|((row, turned), o)| {
-            let stretch = self.rescale.as_ref().map_or(1.0, |rescale| rescale[o]);
-            vector::interpolate(row, strength, stretch, turned)
-        })
-        .sum()
+impl Transform for Butterfly {
+    fn rows_together(&self, target: &Target<'_>) -> usize {
+        target.rows()
     }
 
-    /// All stages of a butterfly, which mix all rows: in parallel for groups of columns.
-    fn apply_butterfly(&self, weight: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
+    /// All rows at once: in parallel for groups of columns.
+    fn apply(&self, _: usize, weight: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
         let (rows, columns) = (target.rows(), target.columns());
         let width = (TILE / rows).max(LEAST_WIDTH).min(columns);
         let orders: Vec<Vec<usize>> = (0..self.stages.len())
@@ -206,7 +245,11 @@ impl Rotation {
                     }
                 });
             }
-            let energy = self.finish(0, &mut original, &part, width, strength);
+            let turned = original.chunks_mut(width).zip(part.chunks(width));
+            let energies = turned.zip(&self.rescale).map(|((row, turned), rescale)| {
+                vector::interpolate(row, strength, *rescale, turned)
+            });
+            let energy: f64 = energies.sum();
             (original, energy)
         });
         let parts: Vec<(Vec<f32>, f64)> = parts.collect();
@@ -218,39 +261,14 @@ impl Rotation {
         }
         parts.iter().map(|(_, energy)| energy).sum()
     }
-}
-
-impl Transform for Rotation {
-    fn rows_together(&self, target: &Target<'_>) -> usize {
-        if self.butterfly {
-            target.rows()
-        } else {
-            self.size
-        }
-    }
-
-    fn apply(&self, start: usize, tile: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
-        if self.butterfly {
-            return self.apply_butterfly(tile, target, strength);
-        }
-        let columns = target.columns();
-        let first = start / columns;
-        scratch(tile.len(), |turned| {
-            self.turn(&self.stages[0][first / self.size..], tile, columns, turned);
-            self.finish(first, tile, turned, columns, strength)
-        })
-    }
 
     fn is_identity(&self) -> bool {
-        let identity = |r: &Rows| {
-            let places = r.from(0).iter().enumerate();
+        let identity = |r: &Matrix| {
             let on_diagonal = |n: usize| n / self.size == n % self.size;
-            places
-                .into_iter()
-                .all(|(n, x)| *x == f32::from(u8::from(on_diagonal(n))))
+            let mut places = r.values.iter().enumerate();
+            places.all(|(n, x)| *x == f32::from(u8::from(on_diagonal(n))))
         };
-        let plain = |rescale: &Vec<f64>| rescale.iter().all(|x| *x == 1.0);
-        self.stages.iter().flatten().all(identity) && self.rescale.as_ref().is_none_or(plain)
+        self.stages.iter().flatten().all(identity) && self.rescale.iter().all(|x| *x == 1.0)
     }
 }
 
@@ -304,17 +322,16 @@ mod tests {
 
     #[test]
     fn rows_are_paired_as_in_a_butterfly() {
-        let rotation = |size: usize, stages: usize| Rotation {
+        let butterfly = |size: usize, stages: usize| Butterfly {
             size,
             stages: vec![Vec::new(); stages],
-            butterfly: true,
-            rescale: None,
+            rescale: Vec::new(),
         };
-        let two = rotation(2, 3);
+        let two = butterfly(2, 3);
         assert_eq!(two.order(0, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(two.order(1, 8), [0, 2, 1, 3, 4, 6, 5, 7]);
         assert_eq!(two.order(2, 8), [0, 4, 1, 5, 2, 6, 3, 7]);
-        let four = rotation(4, 2);
+        let four = butterfly(4, 2);
         assert_eq!(four.order(0, 8), [0, 2, 1, 3, 4, 6, 5, 7]);
         assert_eq!(four.order(1, 8), [0, 4, 1, 5, 2, 6, 3, 7]);
     }

@@ -77,6 +77,40 @@ pub(super) fn add_scaled(values: &mut [f32], factor: f64, others: &[f32]) -> f64
     )
 }
 
+/// `values += scale * outer (x) inner`, a row of a Kronecker product; returns the sum of squares of the changes.
+pub(super) fn add_outer(values: &mut [f32], scale: f32, outer: &[f32], inner: &[f32]) -> f64 {
+    let energy = f64::from(scale) * f64::from(scale) * energy(outer) * energy(inner);
+    Arch::new().dispatch(AddOuter {
+        values,
+        scale,
+        outer,
+        inner,
+    });
+    energy
+}
+
+struct AddOuter<'a> {
+    values: &'a mut [f32],
+    scale: f32,
+    outer: &'a [f32],
+    inner: &'a [f32],
+}
+
+impl WithSimd for AddOuter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let blocks = self.values.chunks_exact_mut(self.inner.len());
+        for (values, outer) in blocks.zip(self.outer) {
+            let factor = self.scale * outer;
+            for (value, inner) in values.iter_mut().zip(self.inner) {
+                *value = factor.mul_add(*inner, *value);
+            }
+        }
+    }
+}
+
 /// `values += strength * (factor * others - values)`; returns the sum of squares of the changes.
 pub(super) fn interpolate(values: &mut [f32], strength: f64, factor: f64, others: &[f32]) -> f64 {
     let (strength, factor) = (strength as f32, factor as f32);
@@ -104,13 +138,40 @@ pub(super) fn interpolate_each(
 
 /// `values += offset * values`; returns the sum of squares of the changes.
 pub(super) fn stretch(values: &mut [f32], offset: f64) -> f64 {
-    let squares = energy(values);
-    let factor = (1.0 + offset) as f32;
-    Arch::new().dispatch(
-        #[inline(always)]
-        || values.iter_mut().for_each(|x| *x *= factor),
-    );
-    offset * offset * squares
+    let offset_squared = offset * offset;
+    offset_squared
+        * Arch::new().dispatch(Stretch {
+            values,
+            factor: (1.0 + offset) as f32,
+        })
+}
+
+struct Stretch<'a> {
+    values: &'a mut [f32],
+    factor: f32,
+}
+
+impl WithSimd for Stretch<'_> {
+    /// Sum of squares before.
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, rest) = self.values.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+                chunk[i] *= self.factor;
+            }
+        }
+        let mut squares = 0.0;
+        for value in rest {
+            squares += f64::from(*value) * f64::from(*value);
+            *value *= self.factor;
+        }
+        lanes.iter().map(|x| f64::from(*x)).sum::<f64>() + squares
+    }
 }
 
 /// `values += offsets * values`; returns the sum of squares of the changes.
@@ -169,19 +230,6 @@ impl WithSimd for Squares<'_> {
         let rest = rest.iter().map(|x| f64::from(*x) * f64::from(*x));
         lanes.iter().sum::<f64>() + rest.sum::<f64>()
     }
-}
-
-/// `out = factor * values`
-pub(super) fn scale(out: &mut [f32], factor: f64, values: &[f32]) {
-    let factor = factor as f32;
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            out.iter_mut()
-                .zip(values)
-                .for_each(|(out, x)| *out = factor * x);
-        },
-    );
 }
 
 /// `out = out * values`, element by element.

@@ -26,11 +26,9 @@ pub(super) const REPLACEMENT: Format = Format {
         if shape != target.shape {
             return Err(parts.misfit(target));
         }
-        let values = parts.values("set_weight")?;
+        let whole = Whole::new(parts.singles("set_weight")?, 1.0);
         Ok(Loaded {
-            weight: Some(Change::Computed(Box::new(Replacement(Whole::new(
-                &values, 1.0,
-            ))))),
+            weight: Some(Change::Computed(Box::new(Replacement(whole)))),
             bias: None,
             rank: None,
         })
@@ -49,7 +47,7 @@ fn load<'a>(
             Err(parts.misfit(target))
         }
         Some(_) => {
-            let whole = Whole::new(&parts.values(role)?, 1.0);
+            let whole = Whole::new(parts.singles(role)?, 1.0);
             Ok(Some(Change::Added(Box::new(whole) as Box<dyn Delta>)))
         }
     };
@@ -68,18 +66,12 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    pub(super) fn new(values: &[f64], scale: f64) -> Self {
-        let values = values.iter().map(|x| *x as f32).collect();
+    pub(super) fn new(values: Vec<f32>, scale: f64) -> Self {
         Self { values, scale }
     }
 }
 
 impl Delta for Whole {
-    fn rows(&self, start: usize, scale: f64, out: &mut [f32]) {
-        let values = &self.values[start..start + out.len()];
-        vector::scale(out, scale * self.scale, values);
-    }
-
     fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
         let values = &self.values[start..start + tile.len()];
         vector::add_scaled(tile, scale * self.scale, values)
