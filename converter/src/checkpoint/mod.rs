@@ -18,6 +18,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub(crate) use dtype::narrow;
 pub use dtype::{Dtype, count_non_finite, to_f32};
 pub use error::{CheckpointError, IndexError};
 pub use header::TensorInfo;

@@ -98,13 +98,15 @@ fn apply_to_tiles(
     let inputs = source.bytes.par_chunks(tile * source.dtype.size());
     let outputs = bytes.par_chunks_mut(tile * dtype.size());
     let tiles = inputs.zip(outputs).enumerate();
-    let done = tiles.map_init(Vec::new, |values, (n, (input, output))| {
-        values.clear();
-        to_f32(source.dtype, input, values)?;
-        let base = vector::energy(values);
-        let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
-        let changes: Vec<f64> = steps.iter().map(apply).collect();
-        Ok((base, changes, store(dtype, values, output)))
+    let done = tiles.map(|(n, (input, output))| {
+        vector::buffer(|values| {
+            values.clear();
+            to_f32(source.dtype, input, values)?;
+            let base = vector::energy(values);
+            let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
+            let changes: Vec<f64> = steps.iter().map(apply).collect();
+            Ok((base, changes, store(dtype, values, output)))
+        })
     });
     let done: Vec<(f64, Vec<f64>, Stored)> = done.collect::<Result<_, String>>()?;
     let change = |i: usize| done.iter().map(|(_, changes, _)| changes[i]).sum();

@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::bf16;
 use rayon::prelude::*;
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
@@ -21,7 +20,7 @@ use sd_models::keys::blocks::Blocks;
 use sd_models::keys::layout::Layout;
 
 use crate::ConvertError;
-use crate::checkpoint::{Dtype, TensorSource, count_non_finite, to_f32};
+use crate::checkpoint::{Dtype, TensorSource, count_non_finite, narrow, to_f32};
 use crate::lora::{self, Adapter};
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor, without_trailing_ones};
 
@@ -529,23 +528,10 @@ pub(crate) enum Stored {
     NonFinite,
 }
 
-/// Numbers that are rounded at once.
-const BLOCK: usize = 512;
-
 /// Rounds to nearest even.
 pub(crate) fn store(dtype: Dtype, values: &[f32], output: &mut [u8]) -> Stored {
     match dtype {
-        Dtype::F16 => {
-            let mut halves = [f16::ZERO; BLOCK];
-            for (values, output) in values.chunks(BLOCK).zip(output.chunks_mut(2 * BLOCK)) {
-                let halves = &mut halves[..values.len()];
-                halves.convert_from_f32_slice(values);
-                let bytes = output.as_chunks_mut().0.iter_mut();
-                bytes
-                    .zip(halves)
-                    .for_each(|(bytes, half)| *bytes = half.to_le_bytes());
-            }
-        }
+        Dtype::F16 => narrow(values, output),
         Dtype::Bf16 => {
             let bytes = output.as_chunks_mut().0.iter_mut();
             bytes
