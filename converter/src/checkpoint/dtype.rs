@@ -1,12 +1,10 @@
 //! Element types of checkpoint files, and their way to single precision.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
-use zerocopy::FromBytes;
+
+use super::half_precision::widen;
 
 /// Type of a tensor's elements, named as in safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -169,39 +167,6 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), S
     Ok(())
 }
 
-/// Appends half-precision numbers; many of them on all cores.
-fn widen(bytes: &[u8], values: &mut Vec<f32>) {
-    const PIECE: usize = 1 << 17;
-    let (halves, start) = (halves(bytes), values.len());
-    values.resize(start + halves.len(), 0.0);
-    let pieces = values[start..].par_chunks_mut(PIECE);
-    pieces
-        .zip(halves.par_chunks(PIECE))
-        .for_each(|(out, halves)| halves.convert_to_f32_slice(out));
-}
-
-/// Half-precision numbers where they lie; a copy if that is no place for them.
-fn halves(bytes: &[u8]) -> Cow<'_, [f16]> {
-    match <[f16]>::ref_from_bytes(bytes) {
-        Ok(halves) if cfg!(target_endian = "little") => halves.into(),
-        _ => {
-            let halves = bytes.as_chunks().0.iter();
-            halves.map(|b| f16::from_le_bytes(*b)).collect()
-        }
-    }
-}
-
-/// Rounds to half precision, to nearest even.
-pub(crate) fn narrow(values: &[f32], bytes: &mut [u8]) {
-    match <[f16]>::mut_from_bytes(bytes) {
-        Ok(halves) if cfg!(target_endian = "little") => halves.convert_from_f32_slice(values),
-        _ => {
-            let halves = bytes.as_chunks_mut().0.iter_mut().zip(values);
-            halves.for_each(|(bytes, x)| *bytes = f16::from_f32(*x).to_le_bytes());
-        }
-    }
-}
-
 /// Bias 7, subnormals in steps of 2^-9, NaN where all bits but the sign are set, no infinity.
 fn f8_e4m3(bits: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
@@ -284,24 +249,6 @@ mod tests {
         let error = to_f32(Dtype::F64, &1e300f64.to_le_bytes(), &mut Vec::new()).unwrap_err();
         assert!(error.contains("1e300"), "{error}");
         assert_eq!(one(Dtype::F64, &f64::INFINITY.to_le_bytes()), f32::INFINITY);
-    }
-
-    #[test]
-    fn half_precision_may_begin_anywhere() {
-        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        let shifted = [&[0], &bytes[..]].concat();
-        let (mut aligned, mut odd) = (Vec::new(), Vec::new());
-        to_f32(Dtype::F16, &bytes, &mut aligned).unwrap();
-        to_f32(Dtype::F16, &shifted[1..], &mut odd).unwrap();
-        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&aligned), bits(&odd));
-        let mut again = vec![0; shifted.len()];
-        for start in [0, 1] {
-            narrow(&aligned, &mut again[start..start + bytes.len()]);
-            let kept = |(a, b): (&[u8], &[u8])| a == b || one(Dtype::F16, a).is_nan();
-            let pairs = bytes.chunks(2).zip(again[start..].chunks(2));
-            assert!(pairs.take(1 << 16).all(kept));
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod dtype;
 mod error;
 pub mod folder;
+mod half_precision;
 pub mod header;
 mod mapped;
 mod pickle;
@@ -18,9 +19,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub(crate) use dtype::narrow;
 pub use dtype::{Dtype, count_non_finite, to_f32};
 pub use error::{CheckpointError, IndexError};
+pub(crate) use half_precision::narrow;
 pub use header::TensorInfo;
 pub use pickle::PickleError;
 pub use safetensors::SafetensorsFile;
