@@ -57,30 +57,29 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
     if size == 0 || count * size != rows || butterfly && !(0..stages).all(fits) {
         return Err(parts.misfit(target));
     }
-    let mut blocks: Vec<Mat<f64>> = values
-        .chunks_exact(size * size)
-        .map(|block| Mat::from_fn(size, size, |i, j| block[i * size + j]))
-        .collect();
-    if !diagonal {
-        cayley(
-            &mut blocks,
-            constraint(parts)?.map(|alpha| alpha * rows as f64),
-        );
-    }
-    if blocks
-        .iter()
-        .any(|r| (0..size).any(|j| r.col(j).iter().any(|x| !x.is_finite())))
-    {
-        return Err(parts.problem("its rotations cannot be computed"));
-    }
+    let blocks = values.chunks_exact(size * size);
+    let blocks = blocks.map(|block| Mat::from_fn(size, size, |i, j| block[i * size + j]));
+    let turns = match diagonal {
+        true => Turns::Rotations(blocks.collect()),
+        false => Turns::skew(blocks, constraint(parts)?.map(|alpha| alpha * rows as f64)),
+    };
     let rescale = match parts.shape("rescale") {
         None => vec![1.0; rows],
         Some(shape) if length(shape) == rows => parts.values("rescale")?,
         Some(_) => return Err(parts.misfit(target)),
     };
     let change: Box<dyn Transform> = match butterfly {
-        true => Box::new(Butterfly::new(&blocks, stages, rescale)),
-        false => Box::new(Rotation::new(&blocks, &rescale)),
+        true => Box::new(Butterfly {
+            turns,
+            stages,
+            rescale,
+            size,
+        }),
+        false => Box::new(Rotation {
+            turns,
+            rescale,
+            size,
+        }),
     };
     Ok(Loaded {
         weight: Some(Change::Computed(change)),
@@ -101,94 +100,110 @@ fn constraint(parts: &Parts<'_>) -> Result<Option<f64>, LoraError> {
     parts.alpha()
 }
 
-/// Rotations of skew-symmetric parts, whose norm all together is at most `bound`.
-fn cayley(blocks: &mut [Mat<f64>], bound: Option<f64>) {
-    for x in blocks.iter_mut() {
-        *x = &*x - x.transpose();
+/// What is in a file for rotations.
+enum Turns {
+    /// Themselves.
+    Rotations(Vec<Mat<f64>>),
+    /// Skew-symmetric parts, and what they are multiplied by.
+    Skew(Vec<Mat<f64>>, f64),
+}
+
+impl Turns {
+    /// Of blocks X, whose skew-symmetric parts have a norm, all together, of at most `bound`.
+    fn skew(blocks: impl Iterator<Item = Mat<f64>>, bound: Option<f64>) -> Self {
+        let skew: Vec<Mat<f64>> = blocks.map(|x| &x - x.transpose()).collect();
+        let norm = skew.iter().map(Mat::squared_norm_l2).sum::<f64>().sqrt();
+        let exceeded = bound.filter(|bound| norm > *bound);
+        Self::Skew(skew, exceeded.map_or(1.0, |bound| bound / norm))
     }
-    let squares = blocks.iter().map(Mat::squared_norm_l2);
-    let norm = squares.sum::<f64>().sqrt();
-    let shrink = bound
-        .filter(|bound| norm > *bound)
-        .map_or(1.0, |bound| bound / norm);
-    for q in blocks {
-        let q_shrunk = faer::Scale(shrink) * &*q;
-        let identity = Mat::<f64>::identity(q.nrows(), q.ncols());
-        // (I + Q) and (I - Q)^-1 commute.
-        let lu = (&identity - &q_shrunk).partial_piv_lu();
-        *q = lu.solve(&identity + &q_shrunk);
+
+    fn is_identity(&self) -> bool {
+        let (blocks, diagonal) = match self {
+            Self::Rotations(rotations) => (rotations, 1.0),
+            Self::Skew(skew, _) => (skew, 0.0),
+        };
+        let value = |i: usize, j: usize| if i == j { diagonal } else { 0.0 };
+        blocks.iter().all(|x| {
+            let mut columns = x.col_iter().enumerate();
+            columns.all(|(j, column)| {
+                let mut column = column.iter().enumerate();
+                column.all(|(i, x)| *x == value(i, j))
+            })
+        })
+    }
+
+    /// The rotation of a block, by Cayley's transform.
+    fn rotation(&self, n: usize) -> Mat<f64> {
+        match self {
+            Self::Rotations(rotations) => rotations[n].clone(),
+            Self::Skew(skew, factor) => {
+                let q = faer::Scale(*factor) * &skew[n];
+                let identity = Mat::<f64>::identity(q.nrows(), q.ncols());
+                // (I + Q) and (I - Q)^-1 commute.
+                (&identity - &q).partial_piv_lu().solve(&identity + &q)
+            }
+        }
     }
 }
 
 /// Groups of rows, each turned by its block.
 struct Rotation {
-    /// What is added to a group is a block times the group: `D R^T - I`, with `rescale` on the diagonal of D.
-    blocks: Vec<Matrix>,
+    turns: Turns,
+    rescale: Vec<f64>,
+    /// Side of a block.
+    size: usize,
 }
 
 impl Rotation {
-    fn new(blocks: &[Mat<f64>], rescale: &[f64]) -> Self {
-        let change = |(r, rescale): (&Mat<f64>, &[f64])| {
-            let size = rescale.len();
-            let at = |n: usize| {
-                let (i, j) = (n / size, n % size);
-                rescale[i] * r[(j, i)] - f64::from(u8::from(i == j))
-            };
-            Matrix::of_rows(size, (0..size * size).map(|n| at(n) as f32).collect())
+    /// What is added to a group is this times the group: `D R^T - I`, with `rescale` on the diagonal of D.
+    fn change(&self, n: usize) -> Matrix {
+        let (r, size) = (self.turns.rotation(n), self.size);
+        let rescale = &self.rescale[n * size..];
+        let at = |n: usize| {
+            let (i, j) = (n / size, n % size);
+            (rescale[i] * r[(j, i)] - f64::from(u8::from(i == j))) as f32
         };
-        let size = rescale.len() / blocks.len();
-        let blocks = blocks.iter().zip(rescale.chunks(size));
-        Self {
-            blocks: blocks.map(change).collect(),
-        }
+        Matrix::of_rows(size, (0..size * size).map(at).collect())
     }
 }
 
 impl Transform for Rotation {
     fn rows_together(&self, _: &Target<'_>) -> usize {
-        self.blocks[0].rows
+        self.size
     }
 
     fn apply(&self, start: usize, tile: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
         let columns = target.columns();
-        let group = self.blocks[0].rows * columns;
-        let groups = tile.chunks_mut(group).zip(&self.blocks[start / group..]);
+        let group = self.size * columns;
+        let groups = tile.chunks_mut(group).zip(start / group..);
         groups
-            .map(|(rows, block)| {
-                let before = Panels::of(rows, columns);
-                add_product(rows, strength, &[(block.rows_from(0), &before)])
+            .map(|(rows, n)| {
+                let (change, before) = (self.change(n), Panels::of(rows, columns));
+                add_product(rows, strength, &[(change.rows_from(0), &before)])
             })
             .sum()
     }
 
     fn is_identity(&self) -> bool {
-        self.blocks.iter().all(Matrix::is_zero)
+        self.turns.is_identity() && self.rescale.iter().all(|x| *x == 1.0)
     }
 }
 
 /// Stages of rotations of rows that are ever farther apart.
 struct Butterfly {
+    turns: Turns,
+    stages: usize,
+    rescale: Vec<f64>,
     /// Side of a block.
     size: usize,
-    /// Per stage, one block R per group of rows.
-    stages: Vec<Vec<Matrix>>,
-    rescale: Vec<f64>,
 }
 
 impl Butterfly {
-    fn new(blocks: &[Mat<f64>], stages: usize, rescale: Vec<f64>) -> Self {
-        let count = blocks.len() / stages;
-        let size = rescale.len() / count;
-        let single = |r: &Mat<f64>| {
-            let at = |n: usize| r[(n / size, n % size)] as f32;
-            Matrix::of_rows(size, (0..size * size).map(at).collect())
-        };
-        let stages = blocks.chunks(count);
-        Self {
-            size,
-            stages: stages.map(|s| s.iter().map(single).collect()).collect(),
-            rescale,
-        }
+    /// R of a block.
+    fn block(&self, n: usize) -> Matrix {
+        let (r, size) = (self.turns.rotation(n), self.size);
+        let at = |n: usize| r[(n / size, n % size)] as f32;
+        Matrix::of_rows(size, (0..size * size).map(at).collect())
     }
 
     /// New position to old row, in a stage.
@@ -221,9 +236,13 @@ impl Transform for Butterfly {
     fn apply(&self, _: usize, weight: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
         let (rows, columns) = (target.rows(), target.columns());
         let width = (TILE / rows).max(LEAST_WIDTH).min(columns);
-        let orders: Vec<Vec<usize>> = (0..self.stages.len())
-            .map(|stage| self.order(stage, rows))
-            .collect();
+        let count = rows / self.size;
+        let stages = (0..self.stages).into_par_iter().map(|stage| {
+            let blocks = stage * count..(stage + 1) * count;
+            let blocks: Vec<Matrix> = blocks.map(|n| self.block(n)).collect();
+            (blocks, self.order(stage, rows))
+        });
+        let stages: Vec<(Vec<Matrix>, Vec<usize>)> = stages.collect();
         let starts: Vec<usize> = (0..columns).step_by(width).collect();
         let shared: &[f32] = weight;
         let parts = starts.par_iter().map(|&start| {
@@ -233,7 +252,7 @@ impl Transform for Butterfly {
             let mut original: Vec<f32> = Vec::with_capacity(rows * width);
             (0..rows).for_each(|at| original.extend_from_slice(part(at)));
             let mut part = original.clone();
-            for (blocks, order) in self.stages.iter().zip(&orders) {
+            for (blocks, order) in &stages {
                 let mut ordered = Vec::with_capacity(part.len());
                 order
                     .iter()
@@ -263,12 +282,7 @@ impl Transform for Butterfly {
     }
 
     fn is_identity(&self) -> bool {
-        let identity = |r: &Matrix| {
-            let on_diagonal = |n: usize| n / self.size == n % self.size;
-            let mut places = r.values.iter().enumerate();
-            places.all(|(n, x)| *x == f32::from(u8::from(on_diagonal(n))))
-        };
-        self.stages.iter().flatten().all(identity) && self.rescale.iter().all(|x| *x == 1.0)
+        self.turns.is_identity() && self.rescale.iter().all(|x| *x == 1.0)
     }
 }
 
@@ -298,12 +312,12 @@ mod tests {
 
     #[test]
     fn alpha_bounds_the_angle() {
-        let mut blocks = [Mat::from_fn(2, 2, |i, j| X[i * 2 + j])];
-        cayley(&mut blocks, Some(0.2));
+        let x = Mat::from_fn(2, 2, |i, j| X[i * 2 + j]);
+        let turned = Turns::skew([x].into_iter(), Some(0.2)).rotation(0);
         let expected = [0.960_784, 0.277_297, -0.277_297, 0.960_784];
-        let found = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|at| blocks[0][at] as f32);
+        let found = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|at| turned[at] as f32);
         assert_close(&found, &expected);
-        let turned = &blocks[0] * blocks[0].transpose();
+        let turned = &turned * turned.transpose();
         assert!((turned - Mat::<f64>::identity(2, 2)).norm_l2() < 1e-12);
     }
 
@@ -323,9 +337,10 @@ mod tests {
     #[test]
     fn rows_are_paired_as_in_a_butterfly() {
         let butterfly = |size: usize, stages: usize| Butterfly {
-            size,
-            stages: vec![Vec::new(); stages],
+            turns: Turns::Rotations(Vec::new()),
+            stages,
             rescale: Vec::new(),
+            size,
         };
         let two = butterfly(2, 3);
         assert_eq!(two.order(0, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
