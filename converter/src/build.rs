@@ -14,7 +14,7 @@ use sd_models::tokenizer;
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
-use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
+use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
 use crate::design::Design;
 use crate::error::some_of;
 use crate::lora;
@@ -376,7 +376,7 @@ impl WeightReader for Reader<'_> {
         let name = (self.component, param.name.clone());
         let entry = &self.model.entries()[&name];
         let tensor = self.model.read(&name)?;
-        let count = count_non_finite(tensor.dtype, &tensor.bytes);
+        let count = tensor.count_non_finite();
         if count > 0 {
             let name = entry.key.clone();
             if self.strict {

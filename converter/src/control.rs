@@ -264,7 +264,7 @@ impl Model for ControlOnBase {
         match &self.stored[name] {
             Stored::Whole(key) => {
                 let (dtype, bytes) = (self.source.tensors()[key].dtype, self.source.bytes(key)?);
-                Ok(Tensor { dtype, bytes })
+                Ok(Tensor::new(dtype, bytes))
             }
             Stored::Base => self.base.read(&in_base),
             Stored::Added(key) => self.changed(name, &in_base, &self.values(key)?),

@@ -14,7 +14,7 @@ use sd_models::structure::{self, Shapes};
 use serde_json::Value;
 
 use crate::ConvertError;
-use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
+use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::lora::Adapter;
 
 /// Which weight: its component and canonical name.
@@ -50,6 +50,36 @@ pub struct Tensor<'a> {
     pub dtype: Dtype,
     /// The elements.
     pub bytes: Cow<'a, [u8]>,
+    /// Whether they are known to be finite.
+    finite: bool,
+}
+
+impl<'a> Tensor<'a> {
+    /// A tensor that nobody looked at.
+    pub(crate) fn new(dtype: Dtype, bytes: Cow<'a, [u8]>) -> Self {
+        Self {
+            dtype,
+            bytes,
+            finite: false,
+        }
+    }
+
+    /// A tensor that is known to hold neither NaN nor infinity.
+    pub(crate) fn finite(dtype: Dtype, bytes: Cow<'a, [u8]>) -> Self {
+        Self {
+            dtype,
+            bytes,
+            finite: true,
+        }
+    }
+
+    /// How many of the elements are NaN or infinite.
+    pub(crate) fn count_non_finite(&self) -> usize {
+        match self.finite {
+            true => 0,
+            false => count_non_finite(self.dtype, &self.bytes),
+        }
+    }
 }
 
 /// What files say of a model beyond its weights.

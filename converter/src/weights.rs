@@ -294,14 +294,12 @@ impl Model for Weights {
         let source = &self.sources[origin.source];
         let TensorInfo { dtype, shape } = &source.tensors()[&origin.key];
         let bytes = source.bytes(&origin.key)?;
-        Ok(Tensor {
-            dtype: *dtype,
-            bytes: match origin.part {
-                Part::Whole => bytes,
-                Part::Third(i) => third(bytes, i),
-                Part::Transposed => Cow::Owned(transpose(&bytes, shape[0], shape[1], dtype.size())),
-            },
-        })
+        let bytes = match origin.part {
+            Part::Whole => bytes,
+            Part::Third(i) => third(bytes, i),
+            Part::Transposed => Cow::Owned(transpose(&bytes, shape[0], shape[1], dtype.size())),
+        };
+        Ok(Tensor::new(*dtype, bytes))
     }
 
     fn sources(&self) -> Vec<(&'static str, &dyn TensorSource)> {

@@ -165,10 +165,12 @@ impl WithLoras {
                 problem,
             }
         })?;
-        let base = applied.base;
-        match applied.stored {
+        let (base, bytes) = (applied.base, applied.bytes.into());
+        let tensor = match applied.stored {
+            Stored::Finite => Tensor::finite(entry.dtype, bytes),
+            Stored::NonFinite if !base.is_finite() => Tensor::new(entry.dtype, bytes),
             Stored::Overflow(value) => return Err(overflowing(entry, value)),
-            Stored::NonFinite if base.is_finite() => {
+            Stored::NonFinite => {
                 let last = uses[uses.len() - 1].adapter;
                 return Err(ConvertError::Lora {
                     path: self.adapters[last].spec.path.clone(),
@@ -177,8 +179,7 @@ impl WithLoras {
                     },
                 });
             }
-            Stored::NonFinite | Stored::Finite => {}
-        }
+        };
         let mut energies: BTreeMap<usize, f64> = BTreeMap::new();
         for (step, change) in steps.iter().zip(applied.changes) {
             *energies.entry(step.adapter).or_default() += change;
@@ -186,10 +187,7 @@ impl WithLoras {
         for (adapter, change) in energies {
             self.adapters[adapter].record(name, Energies { change, base });
         }
-        Ok(Tensor {
-            dtype: entry.dtype,
-            bytes: applied.bytes.into(),
-        })
+        Ok(tensor)
     }
 
     /// The changes of a weight in the order of application.

@@ -425,10 +425,7 @@ fn merge(
     );
     match overflow.into_inner().expect("no panic while it was held") {
         Some(value) => Err(overflowing(entry, value)),
-        None => Ok(Tensor {
-            dtype: entry.dtype,
-            bytes: Cow::Owned(bytes),
-        }),
+        None => Ok(Tensor::new(entry.dtype, Cow::Owned(bytes))),
     }
 }
 
@@ -447,10 +444,7 @@ fn widened(
         let size = tensor.dtype.size();
         let rows = tensor.bytes.chunks(shape[1] * kernel * size);
         let bytes: Vec<u8> = rows.flat_map(|r| r[..row * size].to_vec()).collect();
-        Tensor {
-            dtype: tensor.dtype,
-            bytes: Cow::Owned(bytes),
-        }
+        Tensor::new(tensor.dtype, Cow::Owned(bytes))
     };
     let tensors: Vec<Tensor<'_>> = operands
         .tensors
@@ -470,10 +464,7 @@ fn widened(
     for (to, from) in rows.zip(merged.bytes.chunks(row * size)) {
         to[..row * size].copy_from_slice(from);
     }
-    Ok(Tensor {
-        dtype: entry.dtype,
-        bytes: Cow::Owned(bytes),
-    })
+    Ok(Tensor::new(entry.dtype, Cow::Owned(bytes)))
 }
 
 /// A tensor in the type of `entry`.
@@ -501,10 +492,7 @@ pub(crate) fn store_f32(values: &[f32], entry: &Entry) -> Result<Tensor<'static>
     });
     match overflow {
         Some(value) => Err(overflowing(entry, value)),
-        None => Ok(Tensor {
-            dtype: entry.dtype,
-            bytes: Cow::Owned(bytes),
-        }),
+        None => Ok(Tensor::new(entry.dtype, Cow::Owned(bytes))),
     }
 }
 
