@@ -396,13 +396,11 @@ impl WeightReader for Reader<'_> {
             Dtype::Bf16 => (Stored::Bf16, tensor.bytes),
             Dtype::F32 => (Stored::F32, tensor.bytes),
             dtype => {
-                let mut values = Vec::new();
-                to_f32(dtype, &tensor.bytes, &mut values).map_err(|problem| {
-                    CheckpointError::Convert {
-                        path: entry.file.to_path_buf(),
-                        name: entry.key.clone(),
-                        problem,
-                    }
+                let values = to_f32(dtype, &tensor.bytes);
+                let values = values.map_err(|problem| CheckpointError::Convert {
+                    path: entry.file.to_path_buf(),
+                    name: entry.key.clone(),
+                    problem,
                 })?;
                 let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
                 (Stored::F32, Cow::Owned(bytes))

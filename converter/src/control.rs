@@ -216,10 +216,9 @@ impl ControlOnBase {
     }
 
     fn values(&self, key: &str) -> Result<Vec<f32>, ConvertError> {
-        let mut values = Vec::new();
         let dtype = self.source.tensors()[key].dtype;
-        let bytes = self.source.bytes(key)?;
-        to_f32(dtype, &bytes, &mut values).map_err(|problem| CheckpointError::Convert {
+        let values = to_f32(dtype, &self.source.bytes(key)?);
+        let values = values.map_err(|problem| CheckpointError::Convert {
             path: self.source.path().to_owned(),
             name: key.to_owned(),
             problem,

@@ -139,13 +139,11 @@ fn vectors(source: &dyn TensorSource, key: &str) -> Result<Vectors, ConvertError
             .into());
         }
     };
-    let mut values = Vec::new();
-    to_f32(info.dtype, &source.bytes(key)?, &mut values).map_err(|problem| {
-        CheckpointError::Convert {
+    let values =
+        to_f32(info.dtype, &source.bytes(key)?).map_err(|problem| CheckpointError::Convert {
             path: source.path().to_owned(),
             name: key.to_owned(),
             problem,
-        }
-    })?;
+        })?;
     Ok(Vectors { width, values })
 }

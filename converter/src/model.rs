@@ -169,8 +169,7 @@ pub trait Model: Sync {
     /// It cannot be read or computed, or does not survive in single precision.
     fn read_f32(&self, name: &Name) -> Result<Vec<f32>, ConvertError> {
         let tensor = self.read(name)?;
-        let mut values = Vec::new();
-        to_f32(tensor.dtype, &tensor.bytes, &mut values).map_err(|problem| {
+        let values = to_f32(tensor.dtype, &tensor.bytes).map_err(|problem| {
             let entry = &self.entries()[name];
             CheckpointError::Convert {
                 path: entry.file.to_path_buf(),

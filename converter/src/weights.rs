@@ -373,10 +373,7 @@ fn hints(source: &dyn TensorSource) -> Result<Hints, ConvertError> {
         .get(SCHEDULE)
         .filter(|info| info.shape == [1000] && info.dtype.is_float())
     {
-        let mut values = Vec::new();
-        if to_f32(info.dtype, &source.bytes(SCHEDULE)?, &mut values).is_ok() {
-            alphas_cumprod = Some(values);
-        }
+        alphas_cumprod = to_f32(info.dtype, &source.bytes(SCHEDULE)?).ok();
     }
     Ok(Hints {
         metadata: source.metadata().clone(),

@@ -43,10 +43,8 @@ fn a_control_lora_is_the_base_plus_the_product_of_its_factors() {
         let source = open(&file).unwrap();
         let base_model = Weights::open(&base, None).unwrap();
         let values = |key: &str| {
-            let mut values = Vec::new();
             let dtype = source.tensors()[key].dtype;
-            to_f32(dtype, &source.bytes(key).unwrap(), &mut values).unwrap();
-            values
+            to_f32(dtype, &source.bytes(key).unwrap()).unwrap()
         };
         // A convolution and a matrix, by their definition.
         for (module, name) in [

@@ -26,10 +26,8 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn values(source: &dyn TensorSource, name: &str) -> Vec<f32> {
-    let mut values = Vec::new();
     let dtype = source.tensors()[name].dtype;
-    to_f32(dtype, &source.bytes(name).unwrap(), &mut values).unwrap();
-    values
+    to_f32(dtype, &source.bytes(name).unwrap()).unwrap()
 }
 
 fn error_of(path: &Path) -> String {
@@ -632,8 +630,7 @@ fn files_saved_again_by_other_tools_convert_to_the_same_network() {
                 (safetensors::Dtype::F16, vec![0x7F; data.len()])
             }
             Dtype::F16 if name.ends_with("ln_final.bias") => {
-                let mut values = Vec::new();
-                to_f32(Dtype::F16, &data, &mut values).unwrap();
+                let values = to_f32(Dtype::F16, &data).unwrap();
                 let single = values.iter().flat_map(|x| x.to_le_bytes()).collect();
                 (safetensors::Dtype::F32, single)
             }

@@ -137,34 +137,46 @@ fn count_exponents_u32(values: &[[u8; 4]], mask: u32) -> usize {
         .sum()
 }
 
-/// Appends the elements of `bytes` to `values` in single precision.
+/// The elements of `bytes` in single precision.
 ///
 /// # Errors
 /// A type that holds no weights, or a finite value that becomes infinite; the text says which.
-pub fn to_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), String> {
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, String> {
+    let mut values = vec![0.0; bytes.len() / dtype.size()];
+    read_f32(dtype, bytes, &mut values)?;
+    Ok(values)
+}
+
+/// Fills `values` with the elements of `bytes`, which are as many.
+///
+/// # Errors
+/// As [`to_f32`].
+pub(crate) fn read_f32(dtype: Dtype, bytes: &[u8], values: &mut [f32]) -> Result<(), String> {
     match dtype {
         Dtype::F64 => {
-            for (i, b) in bytes.as_chunks().0.iter().enumerate() {
+            for (i, (value, b)) in values.iter_mut().zip(bytes.as_chunks().0).enumerate() {
                 let x = f64::from_le_bytes(*b);
                 if x.is_finite() && !(x as f32).is_finite() {
                     return Err(format!(
                         "element {i} is {x:e}, too large for single precision"
                     ));
                 }
-                values.push(x as f32);
+                *value = x as f32;
             }
         }
-        Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+        Dtype::F32 => fill(values, bytes, f32::from_le_bytes),
         Dtype::F16 => widen(bytes, values),
-        Dtype::Bf16 => {
-            let halves = bytes.as_chunks().0.iter();
-            values.extend(halves.map(|b| bf16::from_le_bytes(*b).to_f32()));
-        }
-        Dtype::F8E4M3 => values.extend(bytes.iter().map(|&b| f8_e4m3(b))),
-        Dtype::F8E5M2 => values.extend(bytes.iter().map(|&b| f8_e5m2(b))),
+        Dtype::Bf16 => fill(values, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F8E4M3 => fill(values, bytes, |[b]| f8_e4m3(b)),
+        Dtype::F8E5M2 => fill(values, bytes, |[b]| f8_e5m2(b)),
         _ => return Err(format!("type {dtype} holds no weights")),
     }
     Ok(())
+}
+
+fn fill<const SIZE: usize>(values: &mut [f32], bytes: &[u8], of: impl Fn([u8; SIZE]) -> f32) {
+    let places = values.iter_mut().zip(bytes.as_chunks().0);
+    places.for_each(|(value, bytes)| *value = of(*bytes));
 }
 
 /// Bias 7, subnormals in steps of 2^-9, NaN where all bits but the sign are set, no infinity.
@@ -192,9 +204,7 @@ mod tests {
     use super::*;
 
     fn one(dtype: Dtype, bytes: &[u8]) -> f32 {
-        let mut values = Vec::new();
-        to_f32(dtype, bytes, &mut values).unwrap();
-        values[0]
+        to_f32(dtype, bytes).unwrap()[0]
     }
 
     #[test]
@@ -246,7 +256,7 @@ mod tests {
     #[test]
     fn doubles_round_and_refuse_overflow() {
         assert_eq!(one(Dtype::F64, &0.1f64.to_le_bytes()), 0.1f32);
-        let error = to_f32(Dtype::F64, &1e300f64.to_le_bytes(), &mut Vec::new()).unwrap_err();
+        let error = to_f32(Dtype::F64, &1e300f64.to_le_bytes()).unwrap_err();
         assert!(error.contains("1e300"), "{error}");
         assert_eq!(one(Dtype::F64, &f64::INFINITY.to_le_bytes()), f32::INFINITY);
     }

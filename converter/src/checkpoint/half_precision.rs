@@ -13,14 +13,12 @@ use rayon::prelude::*;
 /// The exponents' biases, 127 and 15, apart, where exponents lie in single precision.
 const REBIAS: u32 = (127 - 15) << 23;
 
-/// Appends half-precision numbers in single precision; many of them on all cores.
-pub(super) fn widen(bytes: &[u8], values: &mut Vec<f32>) {
+/// Half-precision numbers in single precision; many of them on all cores.
+pub(super) fn widen(bytes: &[u8], values: &mut [f32]) {
     const PIECE: usize = 1 << 17;
-    let (halves, start) = (bytes.as_chunks().0, values.len());
-    values.resize(start + halves.len(), 0.0);
-    let pieces = values[start..].par_chunks_mut(PIECE);
+    let pieces = values.par_chunks_mut(PIECE);
     pieces
-        .zip(halves.par_chunks(PIECE))
+        .zip(bytes.as_chunks().0.par_chunks(PIECE))
         .for_each(|(values, halves)| Arch::new().dispatch(Widen { values, halves }));
 }
 
@@ -113,7 +111,7 @@ mod tests {
     #[test]
     fn every_half_becomes_the_single_that_it_is() {
         let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        let mut values = Vec::new();
+        let mut values = vec![0.0; 1 << 16];
         widen(&bytes, &mut values);
         for (bits, value) in (0..=u16::MAX).zip(values) {
             let expected = f16::from_bits(bits).to_f32();

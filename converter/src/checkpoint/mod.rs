@@ -19,6 +19,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub(crate) use dtype::read_f32;
 pub use dtype::{Dtype, count_non_finite, to_f32};
 pub use error::{CheckpointError, IndexError};
 pub(crate) use half_precision::narrow;

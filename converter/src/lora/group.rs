@@ -136,9 +136,7 @@ impl<'a> Parts<'a> {
         if count_non_finite(dtype, &bytes) > 0 {
             return Err(failed("it has values that are NaN or infinite".to_owned()));
         }
-        let mut values = Vec::with_capacity(bytes.len() / dtype.size());
-        to_f32(dtype, &bytes, &mut values).map_err(failed)?;
-        Ok(values)
+        to_f32(dtype, &bytes).map_err(failed)
     }
 
     /// A part's numbers, in the order in which they lie.

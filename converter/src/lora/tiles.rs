@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::{Change, Target, product, tile_rows, vector};
-use crate::checkpoint::{Dtype, to_f32};
+use crate::checkpoint::{Dtype, read_f32, to_f32};
 use crate::merge::{Stored, store};
 use crate::model::Tensor;
 
@@ -99,9 +99,8 @@ fn apply_to_tiles(
     let outputs = bytes.par_chunks_mut(tile * dtype.size());
     let tiles = inputs.zip(outputs).enumerate();
     let done = tiles.map(|(n, (input, output))| {
-        vector::buffer(|values| {
-            values.clear();
-            to_f32(source.dtype, input, values)?;
+        vector::scratch(output.len() / dtype.size(), |values| {
+            read_f32(source.dtype, input, values)?;
             let base = vector::energy(values);
             let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
             let changes: Vec<f64> = steps.iter().map(apply).collect();
@@ -128,8 +127,7 @@ fn apply_to_whole(
     target: &Target<'_>,
     dtype: Dtype,
 ) -> Result<Applied, String> {
-    let mut weight = Vec::new();
-    to_f32(source.dtype, &source.bytes, &mut weight)?;
+    let mut weight = to_f32(source.dtype, &source.bytes)?;
     let tile = tile_length(&[], target);
     let base: Vec<f64> = weight.par_chunks(tile).map(vector::energy).collect();
     let mut changes = Vec::new();

@@ -242,21 +242,14 @@ pub(super) fn multiply(out: &mut [f32], values: &[f32]) {
 
 /// Calls `use_it` with numbers of the thread's own, which hold anything.
 pub(super) fn scratch<T>(length: usize, use_it: impl FnOnce(&mut [f32]) -> T) -> T {
-    buffer(|buffer| {
-        if buffer.len() < length {
-            buffer.resize(length, 0.0);
-        }
-        use_it(&mut buffer[..length])
-    })
-}
-
-/// Calls `use_it` with a buffer of the thread's own, which holds anything.
-pub(super) fn buffer<T>(use_it: impl FnOnce(&mut Vec<f32>) -> T) -> T {
     thread_local! {
         static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
     let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let result = use_it(&mut buffer);
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    let result = use_it(&mut buffer[..length]);
     FREE.with_borrow_mut(|free| free.push(buffer));
     result
 }

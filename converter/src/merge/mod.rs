@@ -378,12 +378,8 @@ impl Pieces for Operands<'_> {
         let tensor = &self.tensors[i];
         let size = tensor.dtype.size();
         let bytes = &tensor.bytes[start * size..(start + length) * size];
-        let mut values = Vec::with_capacity(length);
         // Weights have types of numbers; of those, only F64 can fail, and becomes infinite, which storing refuses.
-        if to_f32(tensor.dtype, bytes, &mut values).is_err() {
-            values = vec![f32::INFINITY; length];
-        }
-        values
+        to_f32(tensor.dtype, bytes).unwrap_or_else(|_| vec![f32::INFINITY; length])
     }
 
     fn inputs(&self) -> usize {
@@ -469,11 +465,8 @@ fn widened(
 
 /// A tensor in the type of `entry`.
 pub(crate) fn convert(tensor: &Tensor<'_>, entry: &Entry) -> Result<Tensor<'static>, ConvertError> {
-    let mut values = Vec::new();
-    let converted = to_f32(tensor.dtype, &tensor.bytes, &mut values);
-    if converted.is_err() {
-        return Err(overflowing(entry, f32::INFINITY));
-    }
+    let values = to_f32(tensor.dtype, &tensor.bytes);
+    let values = values.map_err(|_| overflowing(entry, f32::INFINITY))?;
     store_f32(&values, entry)
 }
 

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 pub(super) const PAGE: usize = 4096;
 
 /// Groups of tensors that wait to be written.
-const QUEUE: usize = 2;
+const QUEUE: usize = 4;
 
 static ZEROS: [u8; PAGE] = [0; PAGE];
 

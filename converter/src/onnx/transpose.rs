@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-/// Side of the blocks that are moved at once: both the rows read and the rows written stay in the first-level cache.
-const BLOCK: usize = 32;
+/// Columns and rows of the blocks that are moved at once. What is read of a row are whole lines of the cache; few rows, since
+/// those of wide matrices fall on the same places of the first-level cache.
+const BLOCK: [usize; 2] = [128, 16];
 
 /// `bytes` of `rows` x `cols` elements of `size` bytes -> the bytes of the `cols` x `rows` transpose.
 ///
@@ -28,12 +29,13 @@ fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize)
     let mut result = vec![0; bytes.len()];
     let (input, _) = bytes.as_chunks::<SIZE>();
     let (output, _) = result.as_chunks_mut::<SIZE>();
-    let strips = output.par_chunks_mut((BLOCK * rows).max(1)).enumerate();
+    let [width, height] = BLOCK;
+    let strips = output.par_chunks_mut((width * rows).max(1)).enumerate();
     strips.for_each(|(n, output)| {
-        for row in (0..rows).step_by(BLOCK) {
+        for row in (0..rows).step_by(height) {
             for (c, output) in output.chunks_exact_mut(rows).enumerate() {
-                for r in row..(row + BLOCK).min(rows) {
-                    output[r] = input[r * cols + n * BLOCK + c];
+                for r in row..(row + height).min(rows) {
+                    output[r] = input[r * cols + n * width + c];
                 }
             }
         }
@@ -47,7 +49,7 @@ mod tests {
 
     #[test]
     fn sizes_that_are_no_multiple_of_the_block() {
-        let (rows, cols) = (37, 65);
+        let (rows, cols) = (37, 165);
         for size in [2, 4] {
             let bytes: Vec<u8> = (0..rows * cols * size)
                 .map(|i| (i * 7 % 251) as u8)
