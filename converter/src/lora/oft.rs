@@ -7,8 +7,8 @@
 //! rows (c, 2, h) with `h = 2^i n / 2` are put in the order (c, h, 2), groups become `R group`, and the order is restored.
 //! The transpose is that of the trainers: OFT contracts over the first index of R, BOFT over the second.
 
-use faer::Mat;
 use faer::linalg::solvers::Solve;
+use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
 use super::group::Parts;
@@ -58,9 +58,9 @@ fn load<'a>(parts: &Parts<'a>, target: &Target<'_>) -> Result<Loaded<'a>, LoraEr
         return Err(parts.misfit(target));
     }
     let blocks = values.chunks_exact(size * size);
-    let blocks = blocks.map(|block| Mat::from_fn(size, size, |i, j| block[i * size + j]));
+    let blocks = blocks.map(|block| MatRef::from_row_major_slice(block, size, size));
     let turns = match diagonal {
-        true => Turns::Rotations(blocks.collect()),
+        true => Turns::Rotations(blocks.map(|block| block.to_owned()).collect()),
         false => Turns::skew(blocks, constraint(parts)?.map(|alpha| alpha * rows as f64)),
     };
     let rescale = match parts.shape("rescale") {
@@ -110,8 +110,8 @@ enum Turns {
 
 impl Turns {
     /// Of blocks X, whose skew-symmetric parts have a norm, all together, of at most `bound`.
-    fn skew(blocks: impl Iterator<Item = Mat<f64>>, bound: Option<f64>) -> Self {
-        let skew: Vec<Mat<f64>> = blocks.map(|x| &x - x.transpose()).collect();
+    fn skew<'a>(blocks: impl Iterator<Item = MatRef<'a, f64>>, bound: Option<f64>) -> Self {
+        let skew: Vec<Mat<f64>> = blocks.map(|x| x - x.transpose()).collect();
         let norm = skew.iter().map(Mat::squared_norm_l2).sum::<f64>().sqrt();
         let exceeded = bound.filter(|bound| norm > *bound);
         Self::Skew(skew, exceeded.map_or(1.0, |bound| bound / norm))
@@ -138,9 +138,12 @@ impl Turns {
             Self::Rotations(rotations) => rotations[n].clone(),
             Self::Skew(skew, factor) => {
                 let q = faer::Scale(*factor) * &skew[n];
-                let identity = Mat::<f64>::identity(q.nrows(), q.ncols());
+                let mut minus = -&q;
+                minus.diagonal_mut().fill(1.0);
+                let mut plus = q;
+                plus.diagonal_mut().fill(1.0);
                 // (I + Q) and (I - Q)^-1 commute.
-                (&identity - &q).partial_piv_lu().solve(&identity + &q)
+                minus.partial_piv_lu().solve(plus)
             }
         }
     }
@@ -312,7 +315,7 @@ mod tests {
 
     #[test]
     fn alpha_bounds_the_angle() {
-        let x = Mat::from_fn(2, 2, |i, j| X[i * 2 + j]);
+        let x = MatRef::from_row_major_slice(&X, 2, 2);
         let turned = Turns::skew([x].into_iter(), Some(0.2)).rotation(0);
         let expected = [0.960_784, 0.277_297, -0.277_297, 0.960_784];
         let found = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|at| turned[at] as f32);
