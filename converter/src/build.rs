@@ -375,7 +375,10 @@ impl WeightReader for Reader<'_> {
         }
         let name = (self.component, param.name.clone());
         let entry = &self.model.entries()[&name];
-        let tensor = self.model.read(&name)?;
+        let tensor = match param.transposed {
+            true => self.model.read_transposed(&name)?,
+            false => self.model.read(&name)?,
+        };
         let count = tensor.count_non_finite();
         if count > 0 {
             let name = entry.key.clone();

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::lora::Adapter;
+use crate::onnx::transpose;
 
 /// Which weight: its component and canonical name.
 pub type Name = (Component, String);
@@ -73,6 +74,17 @@ impl<'a> Tensor<'a> {
         }
     }
 
+    /// A matrix of shape [out, in] as [in, out].
+    pub(crate) fn transposed(self, shape: &[usize]) -> Tensor<'static> {
+        let (rows, columns) = (shape[0], shape[1..].iter().product());
+        let bytes = transpose(&self.bytes, rows, columns, self.dtype.size());
+        Tensor {
+            dtype: self.dtype,
+            bytes: bytes.into(),
+            finite: self.finite,
+        }
+    }
+
     /// How many of the elements are NaN or infinite.
     pub(crate) fn count_non_finite(&self) -> usize {
         match self.finite {
@@ -114,6 +126,14 @@ pub trait Model: Sync {
     /// # Errors
     /// It cannot be read or computed.
     fn read(&self, name: &Name) -> Result<Tensor<'_>, ConvertError>;
+
+    /// A matrix [out, in] as [in, out].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_transposed(&self, name: &Name) -> Result<Tensor<'_>, ConvertError> {
+        Ok(self.read(name)?.transposed(&self.entries()[name].shape))
+    }
 
     /// The files that weights are taken from, and what each is to the model.
     fn sources(&self) -> Vec<(&'static str, &dyn TensorSource)>;

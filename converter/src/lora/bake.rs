@@ -13,7 +13,7 @@ use sd_models::keys::layout::Layout;
 use super::fit::Module;
 use super::group::Parts;
 use super::report::Energies;
-use super::tiles::{Step, apply};
+use super::tiles::{Order, Step, apply};
 use super::{Adapter, LoraError, LoraSpec, ROLE, Target};
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource};
@@ -150,15 +150,20 @@ impl WithLoras {
         convert(&tensor, entry)
     }
 
-    /// A weight changed by `uses`, in the result's type.
-    fn changed(&self, name: &Name, uses: &[Use]) -> Result<Tensor<'static>, ConvertError> {
+    /// A weight changed by `uses`, in the result's type and order.
+    fn changed(
+        &self,
+        name: &Name,
+        uses: &[Use],
+        order: Order,
+    ) -> Result<Tensor<'static>, ConvertError> {
         let (source, entry) = (self.base.read(name)?, &self.entries[name]);
         let target = Target {
             shape: &self.base.entries()[name].shape,
             has_bias: false,
         };
         let steps = self.steps(uses)?;
-        let applied = apply(&source, &steps, &target, entry.dtype).map_err(|problem| {
+        let applied = apply(&source, &steps, &target, entry.dtype, order).map_err(|problem| {
             CheckpointError::Convert {
                 path: entry.file.to_path_buf(),
                 name: entry.key.clone(),
@@ -243,7 +248,14 @@ impl Model for WithLoras {
     fn read(&self, name: &Name) -> Result<Tensor<'_>, ConvertError> {
         match self.uses.get(name) {
             None => self.unchanged(name),
-            Some(uses) => self.changed(name, uses),
+            Some(uses) => self.changed(name, uses, Order::Rows),
+        }
+    }
+
+    fn read_transposed(&self, name: &Name) -> Result<Tensor<'_>, ConvertError> {
+        match self.uses.get(name) {
+            None => Ok(self.unchanged(name)?.transposed(&self.entries[name].shape)),
+            Some(uses) => self.changed(name, uses, Order::Columns),
         }
     }
 

@@ -8,6 +8,10 @@ use super::{Change, Target, product, tile_rows, vector};
 use crate::checkpoint::{Dtype, read_f32, to_f32};
 use crate::merge::{Stored, store};
 use crate::model::Tensor;
+use crate::onnx::{scatter, transpose};
+
+/// Rows whose elements, in half precision, are a line of the cache.
+const LINE: usize = 32;
 
 /// A change of a weight, ready to be applied.
 pub(super) struct Step<'a> {
@@ -54,28 +58,48 @@ pub(super) struct Applied {
     pub(super) changes: Vec<f64>,
 }
 
+/// In which order the elements of a matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As in checkpoints: [out, in].
+    Rows,
+    /// Transposed: [in, out].
+    Columns,
+}
+
 /// Applies steps to a weight; the result is stored as `dtype`.
 pub(super) fn apply(
     source: &Tensor<'_>,
     steps: &[Step<'_>],
     target: &Target<'_>,
     dtype: Dtype,
+    order: Order,
 ) -> Result<Applied, String> {
-    if steps.iter().any(|step| step.is_global(target)) {
-        apply_to_whole(source, steps, target, dtype)
-    } else {
-        apply_to_tiles(source, steps, target, dtype)
+    if !steps.iter().any(|step| step.is_global(target)) {
+        return apply_to_tiles(source, steps, target, dtype, order);
     }
+    let mut applied = apply_to_whole(source, steps, target, dtype)?;
+    if order == Order::Columns {
+        applied.bytes = transpose(
+            &applied.bytes,
+            target.rows(),
+            target.columns(),
+            dtype.size(),
+        );
+    }
+    Ok(applied)
 }
 
-/// Elements of a tile in which every step finds the rows it needs.
-fn tile_length(steps: &[Step<'_>], target: &Target<'_>) -> usize {
-    let together = steps
-        .iter()
-        .map(|step| step.rows_together(target))
-        .fold(1, lcm);
+/// Rows of a tile in which every step finds the rows it needs, and each order whole lines of the cache.
+fn rows_of_tiles(steps: &[Step<'_>], target: &Target<'_>, order: Order) -> usize {
+    let least = match order {
+        Order::Rows => 1,
+        Order::Columns => LINE,
+    };
+    let together = steps.iter().map(|step| step.rows_together(target));
+    let together = together.fold(least, lcm);
     let rows = tile_rows(target.columns()).next_multiple_of(together);
-    rows.min(target.rows()) * target.columns()
+    rows.min(target.rows())
 }
 
 fn lcm(a: usize, b: usize) -> usize {
@@ -86,25 +110,73 @@ fn lcm(a: usize, b: usize) -> usize {
     a / x * b
 }
 
+/// Where a tile is stored.
+enum Place<'a> {
+    Rows(&'a mut [u8]),
+    /// Its part of each column.
+    Columns(Vec<&'a mut [u8]>),
+}
+
+impl<'a> Place<'a> {
+    /// The places of all tiles of `rows` rows.
+    fn of_tiles(
+        bytes: &'a mut [u8],
+        rows: usize,
+        target: &Target<'_>,
+        size: usize,
+        order: Order,
+    ) -> Vec<Self> {
+        if order == Order::Rows {
+            let tiles = bytes.chunks_mut(rows * target.columns() * size);
+            return tiles.map(Self::Rows).collect();
+        }
+        let count = target.rows().div_ceil(rows);
+        let mut tiles: Vec<Vec<&mut [u8]>> = Vec::new();
+        tiles.resize_with(count, || Vec::with_capacity(target.columns()));
+        for column in bytes.chunks_mut(target.rows() * size) {
+            let parts = column.chunks_mut(rows * size);
+            tiles
+                .iter_mut()
+                .zip(parts)
+                .for_each(|(tile, part)| tile.push(part));
+        }
+        tiles.into_iter().map(Self::Columns).collect()
+    }
+
+    fn store(self, dtype: Dtype, values: &[f32], columns: usize) -> Stored {
+        match self {
+            Self::Rows(bytes) => store(dtype, values, bytes),
+            Self::Columns(mut places) => {
+                let mut bytes = vec![0; values.len() * dtype.size()];
+                let stored = store(dtype, values, &mut bytes);
+                scatter(&bytes, columns, dtype.size(), &mut places);
+                stored
+            }
+        }
+    }
+}
+
 /// Everything happens to a tile while it is in a core's cache.
 fn apply_to_tiles(
     source: &Tensor<'_>,
     steps: &[Step<'_>],
     target: &Target<'_>,
     dtype: Dtype,
+    order: Order,
 ) -> Result<Applied, String> {
-    let tile = tile_length(steps, target);
+    let rows = rows_of_tiles(steps, target, order);
+    let tile = rows * target.columns();
     let mut bytes = vec![0; product(target.shape) * dtype.size()];
     let inputs = source.bytes.par_chunks(tile * source.dtype.size());
-    let outputs = bytes.par_chunks_mut(tile * dtype.size());
-    let tiles = inputs.zip(outputs).enumerate();
-    let done = tiles.map(|(n, (input, output))| {
-        vector::scratch(output.len() / dtype.size(), |values| {
+    let places = Place::of_tiles(&mut bytes, rows, target, dtype.size(), order);
+    let tiles = inputs.zip(places).enumerate();
+    let done = tiles.map(|(n, (input, place))| {
+        vector::scratch(input.len() / source.dtype.size(), |values| {
             read_f32(source.dtype, input, values)?;
             let base = vector::energy(values);
             let apply = |step: &Step<'_>| step.apply(n * tile, values, target);
             let changes: Vec<f64> = steps.iter().map(apply).collect();
-            Ok((base, changes, store(dtype, values, output)))
+            Ok((base, changes, place.store(dtype, values, target.columns())))
         })
     });
     let done: Vec<(f64, Vec<f64>, Stored)> = done.collect::<Result<_, String>>()?;
@@ -128,7 +200,7 @@ fn apply_to_whole(
     dtype: Dtype,
 ) -> Result<Applied, String> {
     let mut weight = to_f32(source.dtype, &source.bytes)?;
-    let tile = tile_length(&[], target);
+    let tile = rows_of_tiles(&[], target, Order::Rows) * target.columns();
     let base: Vec<f64> = weight.par_chunks(tile).map(vector::energy).collect();
     let mut changes = Vec::new();
     let is_global = |step: &Step<'_>| step.is_global(target);
@@ -137,7 +209,7 @@ fn apply_to_whole(
             changes.push(segment[0].apply(0, &mut weight, target));
             continue;
         }
-        let tile = tile_length(segment, target);
+        let tile = rows_of_tiles(segment, target, Order::Rows) * target.columns();
         let tiles = weight.par_chunks_mut(tile).enumerate();
         let done = tiles.map(|(n, values)| {
             let apply = |step: &Step<'_>| step.apply(n * tile, values, target);

@@ -5,5 +5,5 @@ pub mod proto;
 mod transpose;
 mod writer;
 
-pub(crate) use transpose::transpose;
+pub(crate) use transpose::{scatter, transpose};
 pub use writer::{Stored, WeightReader, WriteError, Written, write_model};

@@ -16,31 +16,41 @@ pub(crate) fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> 
         rows * cols * size,
         "the caller checked the tensor's length"
     );
+    let mut result = vec![0; bytes.len()];
+    let (row, [width, _]) = ((rows * size).max(1), BLOCK);
+    let strips = result.par_chunks_mut(width * row).enumerate();
+    strips.for_each(|(n, strip)| {
+        let mut columns: Vec<&mut [u8]> = strip.chunks_exact_mut(row).collect();
+        scatter(&bytes[n * width * size..], cols, size, &mut columns);
+    });
+    result
+}
+
+/// Writes the first columns of a matrix whose rows have `cols` elements of `size` bytes to a place each.
+pub(crate) fn scatter(bytes: &[u8], cols: usize, size: usize, columns: &mut [&mut [u8]]) {
     match size {
-        1 => transpose_elements::<1>(bytes, rows, cols),
-        2 => transpose_elements::<2>(bytes, rows, cols),
-        4 => transpose_elements::<4>(bytes, rows, cols),
-        8 => transpose_elements::<8>(bytes, rows, cols),
+        1 => scatter_elements::<1>(bytes, cols, columns),
+        2 => scatter_elements::<2>(bytes, cols, columns),
+        4 => scatter_elements::<4>(bytes, cols, columns),
+        8 => scatter_elements::<8>(bytes, cols, columns),
         _ => unreachable!("elements have 1, 2, 4 or 8 bytes"),
     }
 }
 
-fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
-    let mut result = vec![0; bytes.len()];
-    let (input, _) = bytes.as_chunks::<SIZE>();
-    let (output, _) = result.as_chunks_mut::<SIZE>();
+fn scatter_elements<const SIZE: usize>(bytes: &[u8], cols: usize, columns: &mut [&mut [u8]]) {
     let [width, height] = BLOCK;
-    let strips = output.par_chunks_mut((width * rows).max(1)).enumerate();
-    strips.for_each(|(n, output)| {
+    let (input, _) = bytes.as_chunks::<SIZE>();
+    for (n, columns) in columns.chunks_mut(width).enumerate() {
+        let rows = columns[0].len() / SIZE;
         for row in (0..rows).step_by(height) {
-            for (c, output) in output.chunks_exact_mut(rows).enumerate() {
+            for (c, column) in columns.iter_mut().enumerate() {
+                let (column, _) = column.as_chunks_mut::<SIZE>();
                 for r in row..(row + height).min(rows) {
-                    output[r] = input[r * cols + n * width + c];
+                    column[r] = input[r * cols + n * width + c];
                 }
             }
         }
-    });
-    result
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use super::proto::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto, attribute_type, data_type,
 };
-use super::transpose::transpose;
 
 /// ONNX IR version that came with opset 17.
 const IR_VERSION: i64 = 8;
@@ -48,13 +47,6 @@ impl Stored {
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
             Self::F32 => "F32",
-        }
-    }
-
-    fn size(self) -> usize {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 => 4,
         }
     }
 
@@ -88,7 +80,7 @@ pub trait WeightReader {
     /// What can go wrong.
     type Error: Send;
 
-    /// Little-endian bytes of a parameter in its checkpoint shape, C order, and their type.
+    /// Little-endian bytes of a parameter in its checkpoint shape, or transposed if it is stored so, in C order, and their type.
     ///
     /// # Errors
     /// The tensor cannot be read, or the user interrupted.
@@ -134,7 +126,7 @@ pub fn write_model<R: WeightReader + Sync>(
     let (params, data) = write_external_data(&folder.join(DATA_FILE), |data| {
         let mut params = Params::default();
         for group in groups(&graphs[0].1.params) {
-            let read = group.par_iter().map(|param| arranged(param, weights));
+            let read = group.par_iter().map(|param| weights.read(param));
             let read: Vec<_> = read.collect();
             for (param, weight) in group.iter().zip(read) {
                 params.write(param, weight.map_err(WriteError::Weight)?, data);
@@ -174,21 +166,6 @@ fn groups(params: &[Param]) -> impl Iterator<Item = &[Param]> {
         rest = others;
         Some(group)
     })
-}
-
-/// A parameter's bytes in the order in which they are stored.
-fn arranged<'a, R: WeightReader>(
-    param: &Param,
-    weights: &'a R,
-) -> Result<(Stored, Cow<'a, [u8]>), R::Error> {
-    let (stored, bytes) = weights.read(param)?;
-    Ok((
-        stored,
-        match param.transposed {
-            true => transpose(&bytes, param.shape[0], param.shape[1], stored.size()).into(),
-            false => bytes,
-        },
-    ))
 }
 
 fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
