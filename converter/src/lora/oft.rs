@@ -17,7 +17,7 @@ use super::product as length;
 use super::vector::{self, scratch};
 use super::{Change, Format, Loaded, LoraError, Target, Transform};
 
-/// Elements that a thread rotates at once: half a megabyte of doubles.
+/// Elements that a thread rotates at once: a quarter of a megabyte.
 const TILE: usize = 1 << 16;
 
 /// Columns below which products would be slow.

@@ -1,6 +1,6 @@
 //! External data: tensors one after the other on page boundaries, so that runtimes can map them.
 //!
-//! A thread of its own hashes and writes while the caller reads and arranges the next tensor.
+//! A thread of its own hashes and writes while the caller computes the next tensors.
 
 use std::borrow::Cow;
 use std::fs::File;

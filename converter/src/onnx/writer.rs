@@ -1,4 +1,4 @@
-//! Writes a graph as `model.onnx` with weights in `model.onnx_data`, one tensor in memory at a time.
+//! Writes a graph as `model.onnx` with weights in `model.onnx_data`, a few tensors in memory at a time.
 //!
 //! Storage and compute type are separate: a weight stays in the 16 bits it was published in and a `Cast` node, which
 //! runtimes fold when they load the graph, makes it single precision. Small tensors are single precision and inline.
