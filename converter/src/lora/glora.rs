@@ -3,7 +3,7 @@
 //! optional Tucker core `bm`. Before 2024 `LyCORIS` stored both pairs in the other order; the shapes tell.
 
 use super::group::Parts;
-use super::matrix::{LowRank, Matrix, Panels, product, tucker};
+use super::matrix::{LowRank, Matrix, Panels, add_product, product, tucker};
 use super::product as length;
 use super::vector::{self, scratch};
 use super::{Change, Delta, Format, Loaded, LoraError, Target, Transform};
@@ -74,35 +74,28 @@ struct GLoRa {
     scale: f64,
 }
 
-impl GLoRa {
-    /// `scale * (W a1) a2` of rows of inputs.
-    fn turned(&self, rows: &[f32], scale: f64, out: &mut [f32]) {
-        let [left, right] = &self.a;
-        scratch(rows.len() / left.rows * left.columns, |narrow| {
-            product(narrow, 1.0, &[(rows, left)]);
-            product(out, scale, &[(narrow, right)]);
-        });
-    }
-}
-
 impl Transform for GLoRa {
     fn apply(&self, start: usize, tile: &mut [f32], target: &Target<'_>, strength: f64) -> f64 {
         let (kernel, scale) = (target.kernel(), strength * self.scale);
-        scratch(tile.len(), |change| {
+        let ([left, right], b) = (&self.a, self.b.factors(start));
+        let rows = tile.len() / kernel / left.rows;
+        scratch(rows * left.columns, |narrow| {
             if kernel == 1 {
-                self.turned(tile, scale, change);
-            } else {
-                // One product per place of the kernel.
-                let mut turned = vec![0.0; tile.len() / kernel];
-                for place in 0..kernel {
-                    let taps: Vec<f32> = tile.iter().skip(place).step_by(kernel).copied().collect();
-                    self.turned(&taps, scale, &mut turned);
-                    let places = change.iter_mut().skip(place).step_by(kernel);
-                    places.zip(&turned).for_each(|(out, x)| *out = *x);
-                }
+                product(narrow, 1.0, (tile, left));
+                return add_product(tile, scale, &[&[(narrow, right)], &[b]]);
             }
-            self.b.add(start, scale, change);
-            vector::add(tile, change)
+            // One product per place of the kernel.
+            let mut change = vec![0.0; tile.len()];
+            let mut turned = vec![0.0; tile.len() / kernel];
+            for place in 0..kernel {
+                let taps: Vec<f32> = tile.iter().skip(place).step_by(kernel).copied().collect();
+                product(narrow, 1.0, (&taps, left));
+                product(&mut turned, scale, (narrow, right));
+                let places = change.iter_mut().skip(place).step_by(kernel);
+                places.zip(&turned).for_each(|(out, x)| *out = *x);
+            }
+            add_product(&mut change, scale, &[&[b]]);
+            vector::add(tile, &change)
         })
     }
 

@@ -91,7 +91,7 @@ struct Hadamard {
 impl Delta for Hadamard {
     fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
         let factors = [&self.first, &self.second].map(|pair| pair.factors(start));
-        add_product(tile, scale * self.scale, &factors)
+        add_product(tile, scale * self.scale, &[&factors])
     }
 
     fn is_zero(&self) -> bool {

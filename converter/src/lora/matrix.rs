@@ -137,40 +137,40 @@ impl Panels {
 /// Rows [m or more, k] and the [k, columns] that they are multiplied by.
 pub(super) type Factors<'a> = (&'a [f32], &'a Panels);
 
-/// `out = scale * (a b o ..)`: `out` [m, columns], products of factors, which are multiplied element by element.
-pub(super) fn product(out: &mut [f32], scale: f64, factors: &[Factors<'_>]) {
-    let scale = scale as f32;
-    Arch::new().dispatch(Product::<false> {
-        out,
-        scale,
-        factors,
-    });
+/// Products of factors, which are multiplied element by element.
+pub(super) type Term<'a> = &'a [Factors<'a>];
+
+/// `out = scale * a b`: `out` [m, columns].
+pub(super) fn product(out: &mut [f32], scale: f64, factors: Factors<'_>) {
+    out.fill(0.0);
+    add_product(out, scale, &[&[factors]]);
 }
 
-/// `out += scale * (a b o ..)`, as [`product`]; returns the sum of squares of what is added.
-pub(super) fn add_product(out: &mut [f32], scale: f64, factors: &[Factors<'_>]) -> f64 {
+/// `out += scale * sum (a b o ..)`: `out` [m, columns], the sum of terms; returns the sum of squares of what is added.
+pub(super) fn add_product(out: &mut [f32], scale: f64, terms: &[Term<'_>]) -> f64 {
+    let arch = Arch::new();
     let scale = scale as f32;
-    Arch::new().dispatch(Product::<true> {
-        out,
-        scale,
-        factors,
-    })
+    match terms {
+        [[_]] => arch.dispatch(Product::<true> { out, scale, terms }),
+        _ => arch.dispatch(Product::<false> { out, scale, terms }),
+    }
 }
 
-struct Product<'a, const ADD: bool> {
+/// `PLAIN` if it is one product.
+struct Product<'a, const PLAIN: bool> {
     out: &'a mut [f32],
     scale: f32,
-    factors: &'a [Factors<'a>],
+    terms: &'a [Term<'a>],
 }
 
-impl<const ADD: bool> WithSimd for Product<'_, ADD> {
+impl<const PLAIN: bool> WithSimd for Product<'_, PLAIN> {
     /// Sum of squares of what is added.
     type Output = f64;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f64 {
         // As many rows as keep their sums in registers.
-        match (S::F32_LANES, self.factors[0].1.width) {
+        match (S::F32_LANES, self.terms[0][0].1.width) {
             (16, WIDE) => self.run::<S, 8, 2>(simd),
             (16, _) => self.run::<S, 8, 1>(simd),
             (8, WIDE) => self.run::<S, 2, 4>(simd),
@@ -183,11 +183,11 @@ impl<const ADD: bool> WithSimd for Product<'_, ADD> {
     }
 }
 
-impl<const ADD: bool> Product<'_, ADD> {
+impl<const PLAIN: bool> Product<'_, PLAIN> {
     /// `R` rows at a time, in `V` vectors.
     #[inline(always)]
     fn run<S: Simd, const R: usize, const V: usize>(mut self, simd: S) -> f64 {
-        let Panels { columns, width, .. } = *self.factors[0].1;
+        let Panels { columns, width, .. } = *self.terms[0][0].1;
         let rows = self.out.len() / columns;
         let mut energy = simd.splat_f32s(0.0);
         for panel in 0..columns.div_ceil(width) {
@@ -201,7 +201,8 @@ impl<const ADD: bool> Product<'_, ADD> {
                 row += 1;
             }
         }
-        simd.reduce_sum_f32s(energy).into()
+        let scale = f64::from(self.scale);
+        scale * scale * f64::from(simd.reduce_sum_f32s(energy))
     }
 
     /// `R` rows of a panel.
@@ -213,29 +214,52 @@ impl<const ADD: bool> Product<'_, ADD> {
         panel: usize,
         energy: &mut S::f32s,
     ) {
-        let mut sums = sums::<S, R, V>(simd, self.factors[0], row, panel);
-        for factors in &self.factors[1..] {
-            let others = self::sums::<S, R, V>(simd, *factors, row, panel);
-            for r in 0..R {
-                for v in 0..V {
-                    sums[r][v] = simd.mul_f32s(sums[r][v], others[r][v]);
-                }
-            }
-        }
-        let columns = self.factors[0].1.columns;
+        let sums = if PLAIN {
+            sums::<S, R, V>(simd, self.terms[0][0], row, panel)
+        } else {
+            self.sum_of_terms::<S, R, V>(simd, row, panel)
+        };
+        let columns = self.terms[0][0].1.columns;
         let (full, scale) = (V * S::F32_LANES, simd.splat_f32s(self.scale));
         let width = full.min(columns - panel * full);
         for (r, sums) in sums.into_iter().enumerate() {
             let out = &mut self.out[(row + r) * columns + panel * full..][..width];
             if width == full {
-                finish::<S, V, ADD>(simd, out, sums, scale, energy);
+                add_scaled::<S, V>(simd, out, sums, scale, energy);
             } else {
                 let mut last = [0.0; WIDE];
                 last[..width].copy_from_slice(out);
-                finish::<S, V, ADD>(simd, &mut last, sums, scale, energy);
+                add_scaled::<S, V>(simd, &mut last, sums, scale, energy);
                 out.copy_from_slice(&last[..width]);
             }
         }
+    }
+
+    #[inline(always)]
+    fn sum_of_terms<S: Simd, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        panel: usize,
+    ) -> [[S::f32s; V]; R] {
+        let mut total = [[simd.splat_f32s(0.0); V]; R];
+        for term in self.terms {
+            let mut term_sums = sums::<S, R, V>(simd, term[0], row, panel);
+            for factors in &term[1..] {
+                let others = sums::<S, R, V>(simd, *factors, row, panel);
+                for r in 0..R {
+                    for v in 0..V {
+                        term_sums[r][v] = simd.mul_f32s(term_sums[r][v], others[r][v]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    total[r][v] = simd.add_f32s(total[r][v], term_sums[r][v]);
+                }
+            }
+        }
+        total
     }
 }
 
@@ -267,9 +291,9 @@ fn sums<S: Simd, const R: usize, const V: usize>(
     sums
 }
 
-/// Puts a row of sums into as many places.
+/// Adds a row of sums to as many places.
 #[inline(always)]
-fn finish<S: Simd, const V: usize, const ADD: bool>(
+fn add_scaled<S: Simd, const V: usize>(
     simd: S,
     out: &mut [f32],
     sums: [S::f32s; V],
@@ -278,13 +302,8 @@ fn finish<S: Simd, const V: usize, const ADD: bool>(
 ) {
     let (out, _) = S::as_mut_simd_f32s(out);
     for (out, sum) in out.iter_mut().zip(sums) {
-        let change = simd.mul_f32s(scale, sum);
-        if ADD {
-            *out = simd.add_f32s(*out, change);
-            *energy = simd.mul_add_f32s(change, change, *energy);
-        } else {
-            *out = change;
-        }
+        *out = simd.mul_add_f32s(scale, sum, *out);
+        *energy = simd.mul_add_f32s(sum, sum, *energy);
     }
 }
 
@@ -342,7 +361,7 @@ impl LowRank {
 
 impl Delta for LowRank {
     fn add(&self, start: usize, scale: f64, tile: &mut [f32]) -> f64 {
-        add_product(tile, scale * self.scale, &[self.factors(start)])
+        add_product(tile, scale * self.scale, &[&[self.factors(start)]])
     }
 
     fn is_zero(&self) -> bool {
@@ -375,7 +394,7 @@ mod tests {
             let b: Vec<f32> = (3..3 + rank * columns).map(number).collect();
             let mut out = vec![f32::NAN; rows * columns];
             let panels = Panels::of(&b, columns);
-            product(&mut out, 0.5, &[(&a, &panels)]);
+            product(&mut out, 0.5, (&a, &panels));
             for (n, found) in out.iter().enumerate() {
                 let (i, j) = (n / columns, n % columns);
                 let sum: f32 = (0..rank)

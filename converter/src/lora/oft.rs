@@ -182,7 +182,7 @@ impl Transform for Rotation {
         groups
             .map(|(rows, n)| {
                 let (change, before) = (self.change(n), Panels::of(rows, columns));
-                add_product(rows, strength, &[(change.rows_from(0), &before)])
+                add_product(rows, strength, &[&[(change.rows_from(0), &before)]])
             })
             .sum()
     }
@@ -225,7 +225,7 @@ impl Butterfly {
         let group = self.size * width;
         for ((out, rows), block) in out.chunks_mut(group).zip(rows.chunks(group)).zip(blocks) {
             let before = Panels::of(rows, width);
-            product(out, 1.0, &[(block.rows_from(0), &before)]);
+            product(out, 1.0, (block.rows_from(0), &before));
         }
     }
 }
