@@ -90,16 +90,16 @@ pub(super) fn apply(
     Ok(applied)
 }
 
-/// Rows of a tile in which every step finds the rows it needs, and each order whole lines of the cache.
+/// Rows of a tile: in whole lines of the cache as far as possible, and such that every step finds the rows it needs.
 fn rows_of_tiles(steps: &[Step<'_>], target: &Target<'_>, order: Order) -> usize {
-    let least = match order {
+    let together = steps.iter().map(|step| step.rows_together(target));
+    let together = together.fold(1, lcm);
+    let line = match order {
         Order::Rows => 1,
         Order::Columns => LINE,
     };
-    let together = steps.iter().map(|step| step.rows_together(target));
-    let together = together.fold(least, lcm);
-    let rows = tile_rows(target.columns()).next_multiple_of(together);
-    rows.min(target.rows())
+    let rows = tile_rows(target.columns()).next_multiple_of(line);
+    rows.next_multiple_of(together).min(target.rows())
 }
 
 fn lcm(a: usize, b: usize) -> usize {
