@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::lora::{KOHYA, Place, SINGLE, Tensors, kohya, low_rank, ramp};
+use common::lora::{KOHYA, Place, SINGLE, Tensors, for_sdxl, kohya, low_rank, ramp};
 use common::{sdconvert, text};
 use safetensors::tensor::SafeTensors;
 use sd_converter::lora::{LoraSpec, WithLoras};
@@ -112,13 +112,7 @@ fn loras_that_cannot_be_merged_are_refused() {
     let mut dora = kohya(KOHYA);
     dora.insert(format!("{KOHYA}.dora_scale"), (vec![64, 1], ramp(64, 0.5)));
     assert!(merge(&[(&dora, "a")], &[]).contains("depends on the model"));
-    let mut sdxl = Tensors::new();
-    low_rank(
-        &mut sdxl,
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
-        640,
-        &[2048],
-    );
+    let sdxl = for_sdxl();
     let mut sd15 = Tensors::new();
     low_rank(
         &mut sd15,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::lora::{KOHYA, Place, QUERY, SINGLE, Tensors, kohya, low_rank, query, ramp};
+use common::lora::{KOHYA, Place, QUERY, SINGLE, Tensors, for_sdxl, kohya, low_rank, query, ramp};
 use common::{sdconvert, text};
 use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::Model;
@@ -77,13 +77,7 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
         ),
     ]);
     place.refused(&wide, &["2048 (SDXL)", "the model's 64"]);
-    let mut sdxl = Tensors::new();
-    low_rank(
-        &mut sdxl,
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
-        640,
-        &[2048],
-    );
+    let sdxl = for_sdxl();
     place.refused(&sdxl, &["made for SDXL, this is Stable Diffusion 1.x"]);
     let out = place.dir.path().join("model");
     let (base, out_arg) = (place.base.to_str().unwrap(), out.to_str().unwrap());

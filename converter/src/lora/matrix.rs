@@ -37,14 +37,20 @@ impl Matrix {
         &self.values[first * self.columns..]
     }
 
-    pub(super) fn transposed(&self) -> Self {
-        let (rows, columns) = (self.columns, self.rows);
-        let value = |n: usize| self.values[n % columns * self.columns + n / columns];
+    /// `at` gives the element in a row and a column.
+    pub(super) fn from_fn(rows: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Self {
+        let value = |n: usize| at(n / columns, n % columns);
         Self {
             rows,
             columns,
             values: (0..rows * columns).map(value).collect(),
         }
+    }
+
+    pub(super) fn transposed(&self) -> Self {
+        Self::from_fn(self.columns, self.rows, |i, j| {
+            self.values[j * self.columns + i]
+        })
     }
 
     pub(super) fn first_rows(mut self, rows: usize) -> Self {
@@ -121,12 +127,10 @@ impl Panels {
     }
 
     fn matrix(&self) -> Matrix {
-        let at = |n: usize| {
-            let (row, column) = (n / self.columns, n % self.columns);
+        Matrix::from_fn(self.rows, self.columns, |row, column| {
             let panel = column / self.width * self.rows;
             self.values[(panel + row) * self.width + column % self.width]
-        };
-        Matrix::of_rows(self.rows, (0..self.rows * self.columns).map(at).collect())
+        })
     }
 
     pub(super) fn is_zero(&self) -> bool {

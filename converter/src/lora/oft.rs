@@ -162,11 +162,9 @@ impl Rotation {
     fn change(&self, n: usize) -> Matrix {
         let (r, size) = (self.turns.rotation(n), self.size);
         let rescale = &self.rescale[n * size..];
-        let at = |n: usize| {
-            let (i, j) = (n / size, n % size);
+        Matrix::from_fn(size, size, |i, j| {
             (rescale[i] * r[(j, i)] - f64::from(u8::from(i == j))) as f32
-        };
-        Matrix::of_rows(size, (0..size * size).map(at).collect())
+        })
     }
 }
 
@@ -204,9 +202,8 @@ struct Butterfly {
 impl Butterfly {
     /// R of a block.
     fn block(&self, n: usize) -> Matrix {
-        let (r, size) = (self.turns.rotation(n), self.size);
-        let at = |n: usize| r[(n / size, n % size)] as f32;
-        Matrix::of_rows(size, (0..size * size).map(at).collect())
+        let r = self.turns.rotation(n);
+        Matrix::from_fn(self.size, self.size, |i, j| r[(i, j)] as f32)
     }
 
     /// New position to old row, in a stage.

@@ -13,6 +13,13 @@ use pulp::{Arch, Simd, WithSimd};
 
 const LANES: usize = 64;
 
+#[inline(always)]
+fn add_squares(lanes: &mut [f32; LANES], chunk: &[f32; LANES]) {
+    for i in 0..LANES {
+        lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+    }
+}
+
 /// Changes of elements, each by a rule for its value and another number.
 struct Change<'a, F> {
     values: &'a mut [f32],
@@ -160,10 +167,8 @@ impl WithSimd for Stretch<'_> {
         let mut lanes = [0.0f32; LANES];
         let (chunks, rest) = self.values.as_chunks_mut::<LANES>();
         for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
-                chunk[i] *= self.factor;
-            }
+            add_squares(&mut lanes, chunk);
+            chunk.iter_mut().for_each(|x| *x *= self.factor);
         }
         let mut squares = 0.0;
         for value in rest {
@@ -199,16 +204,14 @@ impl WithSimd for Energy<'_> {
         let (chunks, rest) = self.0.as_chunks::<LANES>();
         let mut lanes = [0.0f32; LANES];
         for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
-            }
+            add_squares(&mut lanes, chunk);
         }
         let rest = rest.iter().map(|x| f64::from(*x) * f64::from(*x));
         lanes.iter().map(|x| f64::from(*x)).sum::<f64>() + rest.sum::<f64>()
     }
 }
 
-/// Sum of squares, for formulas: in double precision.
+/// Sum of squares, for formulas: in double precision, but for the sums of eight.
 pub(super) fn squares(values: &[f32]) -> f64 {
     Arch::new().dispatch(Squares(values))
 }
@@ -222,13 +225,11 @@ impl WithSimd for Squares<'_> {
     fn with_simd<S: Simd>(self, _: S) -> f64 {
         let (chunks, rest) = self.0.as_chunks::<LANES>();
         let mut lanes = [0.0; LANES];
-        // Eight at a time are added in single precision, whose errors stay far below those of the weights.
+        // Single precision makes no error here that is more than those of the weights.
         for chunks in chunks.chunks(8) {
             let mut singles = [0.0f32; LANES];
             for chunk in chunks {
-                for i in 0..LANES {
-                    singles[i] = chunk[i].mul_add(chunk[i], singles[i]);
-                }
+                add_squares(&mut singles, chunk);
             }
             for i in 0..LANES {
                 lanes[i] += f64::from(singles[i]);

@@ -126,3 +126,11 @@ pub(crate) fn low_rank(tensors: &mut Tensors, module: &str, rows: usize, columns
         (down, ramp(width, 0.125)),
     );
 }
+
+/// A LoRA that fits SDXL's layers only.
+pub(crate) fn for_sdxl() -> Tensors {
+    let module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
+    let mut tensors = Tensors::new();
+    low_rank(&mut tensors, module, 640, &[2048]);
+    tensors
+}
