@@ -12,7 +12,7 @@ use sd_converter::synth::{Kind, Synth};
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Input, Network};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Dump, ModelDir, Picture, Txt2Img};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Picture, Txt2Img};
 use sd_runtime::sampler::{Profile, Sampler, SigmaSchedule};
 use sdrt_tests::{
     Quiet, Reference, converted, demo_model, engine, never, psnr, relative_l2, repository,
@@ -160,7 +160,7 @@ fn whole_runs_of_the_demo_model_end_where_diffusers_does() {
                 .run(engine(), &model, &never(), &mut watch, Some(&mut dump))
                 .unwrap();
             assert_eq!((watch.calls, watch.warnings.len()), (20, 0));
-            dump.write(&file).unwrap();
+            dump.write(&Destination::find(&file).unwrap()).unwrap();
             let dump = Reference::open(&file);
             let ids = dump.ids("token_ids");
             assert_eq!(

@@ -7,10 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use prost::Message;
+use sd_converter::onnx::proto::{
+    AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
+    TensorTypeProto, ValueInfoProto, attribute_type, data_type,
+};
 use sd_models::manifest::PredictionType;
 use sd_runtime::engine::EngineError;
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Dump, ModelDir, Outcome, PipelineError, Txt2Img};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Outcome, PipelineError, Txt2Img};
 use sd_runtime::sampler::{Profile, Sampler};
 use sdrt_tests::{Quiet, Reference, demo_model, engine, never, psnr, relative_l2, synthetic};
 
@@ -113,7 +118,7 @@ fn a_dump_holds_what_its_name_says_and_its_noise_makes_the_same_picture() {
         },
         Some(&mut dump),
     );
-    dump.write(&file).unwrap();
+    dump.write(&Destination::find(&file).unwrap()).unwrap();
     let tensors = Reference::open(&file);
     assert_eq!(tensors.ids("token_ids").shape(), [1, 77]);
     assert_eq!(tensors.get("text_embeddings_uncond").shape(), [1, 77, 128]);
@@ -164,7 +169,7 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
         ..circle()
     };
     run(&long, Some(&mut dump));
-    dump.write(&file).unwrap();
+    dump.write(&Destination::find(&file).unwrap()).unwrap();
     assert_eq!(
         Reference::open(&file).get("text_embeddings").shape(),
         [1, 154, 128]
@@ -226,7 +231,7 @@ fn infotexts_say_how_the_picture_was_made() {
             "Negative prompt: fog"
         ]
     );
-    let expected = "Steps: 8, Sampler: DPM++ 2M, Schedule type: Automatic, CFG scale: 5, Seed: 1, Size: 128x128, \
+    let expected = "Steps: 8, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 1, Size: 128x128, \
                     Model hash: 30398d282e, Model: tiny-shapes, RNG: CPU, Version: sdrt-";
     assert!(lines[2].starts_with(expected), "{}", lines[2]);
 }
@@ -415,4 +420,290 @@ fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
         let error = ModelDir::open(&path).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     }
+}
+
+/// A copy of the demo model's directory in `dir`, whose JSON file `name` gets other values.
+fn edited(dir: &Path, name: &str, edit: &serde_json::Value) -> std::path::PathBuf {
+    let path = dir.join("model");
+    if !path.exists() {
+        copy_dir(demo_model(), &path);
+    }
+    let file = path.join(name);
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    for (key, value) in edit.as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    fs::write(file, json.to_string()).unwrap();
+    path
+}
+
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+fn run_in(path: &Path, request: &Txt2Img) -> (Outcome, Quiet) {
+    let model = ModelDir::open(path).unwrap();
+    let mut watch = Quiet::default();
+    let outcome = request.run(engine(), &model, &never(), &mut watch, None);
+    (outcome.unwrap(), watch)
+}
+
+#[test]
+fn a_prediction_type_corrected_by_hand_is_followed_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let velocity = serde_json::json!({"prediction_type": "v_prediction"});
+    let path = edited(dir.path(), SCHEDULER, &velocity);
+    for profile in Profile::ALL {
+        let request = Txt2Img {
+            profile,
+            steps: 2,
+            ..circle()
+        };
+        let (outcome, watch) = run_in(&path, &request);
+        assert!(
+            watch.notes.iter().any(|note| note.contains("v_prediction")),
+            "{:?}",
+            watch.notes
+        );
+        let (epsilon, watch) = run(&request, None);
+        assert_ne!(outcome.pictures[0].0, epsilon.pictures[0].0);
+        assert!(watch.notes.is_empty(), "{:?}", watch.notes);
+    }
+}
+
+#[test]
+fn settings_that_a_profile_never_reads_do_not_stop_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = edited(
+        dir.path(),
+        SCHEDULER,
+        &serde_json::json!({"thresholding": true}),
+    );
+    run_in(
+        &path,
+        &Txt2Img {
+            steps: 1,
+            ..circle()
+        },
+    );
+    let request = Txt2Img {
+        profile: Profile::Diffusers,
+        steps: 1,
+        ..circle()
+    };
+    let model = ModelDir::open(&path).unwrap();
+    let error = request.run(engine(), &model, &never(), &mut Quiet::default(), None);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("thresholding"), "{error}");
+    assert_eq!(error.matches("scheduler_config.json").count(), 1, "{error}");
+}
+
+#[test]
+fn diffusers_guides_above_1_only_and_a1111_at_any_scale() {
+    let picture = |profile, guidance_scale| {
+        let request = Txt2Img {
+            profile,
+            guidance_scale,
+            sampler: Some(Sampler::Euler),
+            steps: 3,
+            ..circle()
+        };
+        let (outcome, watch) = run(&request, None);
+        (outcome.pictures[0].0.clone(), watch.notes)
+    };
+    let one = picture(Profile::Diffusers, 1.0).0;
+    for scale in [0.0, 0.5] {
+        assert!(picture(Profile::Diffusers, scale).0 == one, "{scale}");
+        assert!(picture(Profile::A1111, scale).0 != picture(Profile::A1111, 1.0).0);
+    }
+    assert!(picture(Profile::Diffusers, 1.5).0 != one);
+    let notes = picture(Profile::A1111, 0.0).1;
+    assert!(notes[0].contains("negative prompt only"), "{notes:?}");
+}
+
+#[test]
+fn clip_skip_acts_where_the_profiles_program_applies_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let embeddings = |path: &Path, profile, clip_skip| {
+        let file = dir.path().join("dump.safetensors");
+        let request = Txt2Img {
+            profile,
+            clip_skip,
+            negative_prompt: "fog".to_owned(),
+            steps: 1,
+            width: Some(64),
+            height: Some(64),
+            ..circle()
+        };
+        let (mut dump, mut watch) = (Dump::default(), Quiet::default());
+        let model = ModelDir::open(path).unwrap();
+        request
+            .run(engine(), &model, &never(), &mut watch, Some(&mut dump))
+            .unwrap();
+        dump.write(&Destination::find(&file).unwrap()).unwrap();
+        let tensors = Reference::open(&file);
+        let get = |name: &str| tensors.get(name);
+        (
+            get("text_embeddings"),
+            get("text_embeddings_uncond"),
+            watch.notes,
+        )
+    };
+    let demo = demo_model();
+    for (profile, reaches_negative) in [(Profile::A1111, true), (Profile::Diffusers, false)] {
+        let (last, skipped) = (embeddings(demo, profile, 1), embeddings(demo, profile, 2));
+        assert!(last.0 != skipped.0, "{}", profile.name());
+        assert_eq!(last.1 != skipped.1, reaches_negative, "{}", profile.name());
+    }
+    let (_dir, sd21) = synthetic("sd21");
+    let (last, skipped) = (
+        embeddings(&sd21, Profile::A1111, 1),
+        embeddings(&sd21, Profile::A1111, 2),
+    );
+    assert!(last.0 == skipped.0);
+    assert!(skipped.2[0].contains("no effect"), "{:?}", skipped.2);
+}
+
+#[test]
+fn models_are_called_by_their_folders_whole_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model-v1.5");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let title = |path: &Path| ModelDir::open(path).unwrap().title();
+    assert_eq!(title(&path), "model-v1.5");
+    assert_eq!(title(&path.join("unet/..")), "model-v1.5");
+}
+
+#[test]
+fn a_folder_without_component_configs_is_taken_for_stable_diffusion_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    fs::remove_file(path.join("scheduler/scheduler_config.json")).unwrap();
+    for component in ["text_encoder", "unet", "vae_decoder"] {
+        fs::remove_file(path.join(component).join("config.json")).unwrap();
+    }
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [512, 512]);
+    assert_eq!(model.notes.len(), 4, "{:?}", model.notes);
+    let request = Txt2Img {
+        width: Some(128),
+        height: Some(128),
+        ..circle()
+    };
+    let (outcome, _) = run_in(&path, &request);
+    assert!(outcome.pictures[0].0 == run(&circle(), None).0.pictures[0].0);
+}
+
+/// Changes the graph of a directory's component.
+fn rewrite(path: &Path, component: &str, change: impl Fn(&mut GraphProto)) {
+    let file = path.join(component).join("model.onnx");
+    let mut model = ModelProto::decode(&*fs::read(&file).unwrap()).unwrap();
+    change(model.graph.as_mut().unwrap());
+    fs::write(file, model.encode_to_vec()).unwrap();
+}
+
+fn tensor_type(value: &mut ValueInfoProto) -> &mut TensorTypeProto {
+    let of_type = value.r#type.as_mut().unwrap();
+    of_type.tensor_type.as_mut().unwrap()
+}
+
+/// A node between the graph's boundary and `name`, which is called `inner` inside.
+fn node(op: &str, input: &str, output: &str, attribute: Option<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: op.to_owned(),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: attribute.into_iter().collect(),
+        ..NodeProto::default()
+    }
+}
+
+fn cast(to: i32) -> AttributeProto {
+    AttributeProto {
+        name: "to".to_owned(),
+        i: Some(to.into()),
+        r#type: attribute_type::INT,
+        ..AttributeProto::default()
+    }
+}
+
+/// Puts `op` behind the graph's input `name`.
+fn behind_input(graph: &mut GraphProto, name: &str, op: &str, attribute: Option<AttributeProto>) {
+    let inner = format!("{name}.{op}");
+    for other in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+        if other == name {
+            other.clone_from(&inner);
+        }
+    }
+    graph.node.insert(0, node(op, name, &inner, attribute));
+}
+
+fn make_half(graph: &mut GraphProto) {
+    for i in 0..graph.input.len() {
+        if tensor_type(&mut graph.input[i]).elem_type == data_type::FLOAT {
+            tensor_type(&mut graph.input[i]).elem_type = data_type::FLOAT16;
+            let name = graph.input[i].name.clone();
+            behind_input(graph, &name, "Cast", Some(cast(data_type::FLOAT)));
+        }
+    }
+    for i in 0..graph.output.len() {
+        tensor_type(&mut graph.output[i]).elem_type = data_type::FLOAT16;
+        let name = graph.output[i].name.clone();
+        let inner = format!("{name}.inner");
+        for other in graph
+            .node
+            .iter_mut()
+            .flat_map(|n| n.output.iter_mut().chain(&mut n.input))
+        {
+            if *other == name {
+                other.clone_from(&inner);
+            }
+        }
+        let cast = node("Cast", &inner, &name, Some(cast(data_type::FLOAT16)));
+        graph.node.push(cast);
+    }
+}
+
+fn fixed(length: i64) -> DimensionProto {
+    DimensionProto {
+        value: Some(DimensionValue::Fixed(length)),
+    }
+}
+
+#[test]
+fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
+    let plain = run(&circle(), None).0;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+
+    rewrite(&path, "unet", |graph| {
+        behind_input(graph, "timestep", "Squeeze", None);
+        for input in &mut graph.input {
+            let name = input.name.clone();
+            let shape = tensor_type(input).shape.as_mut().unwrap();
+            match name.as_str() {
+                "timestep" => shape.dim = vec![fixed(1)],
+                _ => shape.dim[0] = fixed(2),
+            }
+        }
+    });
+    let (outcome, _) = run_in(&path, &circle());
+    assert!(psnr(&outcome.pictures[0].0.rgb, &plain.pictures[0].0.rgb) > 50.0);
+    // Without guidance there is nothing to fill the second place with but the first.
+    let unguided = Txt2Img {
+        guidance_scale: 1.0,
+        ..circle()
+    };
+    let rgb = |(outcome, _): (Outcome, Quiet)| outcome.pictures[0].0.rgb.clone();
+    assert!(psnr(&rgb(run_in(&path, &unguided)), &rgb(run(&unguided, None))) > 50.0);
+
+    for component in ["text_encoder", "unet", "vae_decoder"] {
+        rewrite(&path, component, make_half);
+    }
+    let (outcome, _) = run_in(&path, &circle());
+    assert!(psnr(&outcome.pictures[0].0.rgb, &plain.pictures[0].0.rgb) > 30.0);
 }

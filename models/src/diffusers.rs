@@ -40,6 +40,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Stable Diffusion 1 for text to image.
+    pub const SD1: Self = Self {
+        family: ModelFamily::Sd15,
+        purpose: Purpose::TextToImage,
+        prediction: PredictionType::Epsilon,
+        consistency: false,
+        zero_snr: false,
+    };
+
     fn class(self) -> &'static str {
         use ModelFamily::{Sdxl, SdxlRefiner};
         match (self.family, self.purpose) {

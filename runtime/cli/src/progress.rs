@@ -29,10 +29,10 @@ impl Watch for Terminal<'_> {
         self.bar = match phase {
             Phase::Encode => Some(self.ui.spinner("reading the prompt")),
             Phase::Load { memory } => {
-                if let Some(bytes) = memory.filter(|&bytes| bytes > WORTH_TELLING) {
+                if memory > WORTH_TELLING {
                     self.ui.note(format!(
                         "this takes about {:.1} GB of memory",
-                        bytes as f64 / 1e9
+                        memory as f64 / 1e9
                     ));
                 }
                 Some(self.ui.spinner("loading the UNet"))

@@ -117,6 +117,29 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             "--schedule",
         ),
         (vec!["--ep", "abacus"], "openvino"),
+        (vec!["--seed", "-2"], "-1 for a random one"),
+        (
+            vec!["--sampler", "DPM++ 2M Karras", "--schedule", "uniform"],
+            "say one of them",
+        ),
+        (
+            vec![
+                "--profile",
+                "diffusers",
+                "--sampler",
+                "Euler a",
+                "--schedule",
+                "karras",
+            ],
+            "diffusers's rules",
+        ),
+        (vec!["-o", "x.jpg"], "-o x.png"),
+        (
+            vec!["-o", "same", "--dump", "./same"],
+            "overwrite each other",
+        ),
+        (vec!["-o", "-", "--json"], "standard output"),
+        (vec!["-o", "-", "--batch", "2"], "standard output"),
     ] {
         let (code, _, stderr) = run(sdrun(dir.path())
             .args(["txt2img", "-p", "x", "-m", "/nowhere"])
@@ -178,6 +201,11 @@ fn missing_and_wrong_libraries_are_said_plainly() {
     });
     assert!(
         broken.contains("cannot be loaded") && broken.contains("sdrun setup"),
+        "{broken}"
+    );
+    // The loader's own reason, not that it had one.
+    assert!(
+        broken.contains("file too short") || broken.contains("invalid ELF header"),
         "{broken}"
     );
 }
@@ -263,4 +291,147 @@ fn an_interrupt_ends_with_130_and_no_picture() {
         .collect();
     names.sort();
     assert_eq!(names, ["first.png", "models"]);
+}
+
+#[test]
+fn a_picture_goes_to_standard_output_and_through_devices() {
+    let dir = folder();
+    let short = ["txt2img", "-p", "x", "--steps", "1", "--seed", "1"];
+    let file = sdrun(dir.path())
+        .args(short)
+        .args(["-o", "a.png"])
+        .output()
+        .unwrap();
+    assert!(file.status.success());
+    let out = sdrun(dir.path())
+        .args(short)
+        .args(["-o", "-"])
+        .output()
+        .unwrap();
+    assert!(out.status.success());
+    assert!(out.stdout == fs::read(dir.path().join("a.png")).unwrap());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(["-o", "/dev/null"]));
+        assert_eq!(code, Some(0), "{stderr}");
+        let null = fs::metadata("/dev/null").unwrap();
+        assert!(null.file_type().is_char_device());
+    }
+}
+
+#[test]
+fn seeds_of_minus_one_are_random_and_prompts_may_begin_with_a_dash() {
+    let dir = folder();
+    for seed in [&["--seed", "-1"][..], &["--seed=-1"]] {
+        let (code, stdout, stderr) = run(sdrun(dir.path())
+            .args([
+                "txt2img",
+                "-p",
+                "-1girl, red",
+                "-n",
+                "--blurry",
+                "--steps",
+                "1",
+            ])
+            .args(["--json"])
+            .args(seed));
+        assert_eq!(code, Some(0), "{stderr}");
+        let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert!(result["images"][0]["seed"].as_u64().unwrap() < 1 << 32);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn names_that_are_not_unicode_are_no_reason_to_panic() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let dir = folder();
+    let name = OsStr::from_bytes(b"caf\xe9.png");
+    let (code, stdout, stderr) = run(sdrun(dir.path())
+        .args(["txt2img", "-p", "x", "--steps", "1", "--json", "-o"])
+        .arg(name));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("caf"), "{stdout}");
+    assert!(is_picture(&dir.path().join(name)));
+}
+
+#[test]
+fn what_is_no_model_directory_is_called_what_it_is() {
+    let dir = folder();
+    let write = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    write("model.safetensors", "");
+    write(
+        "pointer.safetensors",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+    );
+    write("unet.onnx", "");
+    write("torch/unet/diffusion_pytorch_model.safetensors", "");
+    write("torch/model_index.json", "{}");
+    write("unet/model.onnx", "");
+    write("notes.txt", "");
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    for (name, said) in [
+        ("model.safetensors", "sdconvert build model.safetensors"),
+        ("pointer.safetensors", "git lfs pull"),
+        ("unet.onnx", "the folder that holds unet/model.onnx"),
+        ("torch", "sdconvert build torch"),
+        ("unet", "the folder around it"),
+        ("notes.txt", "a file, not a folder"),
+        ("empty", "no unet/model.onnx"),
+        ("absent", "no such folder"),
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path()).args(["txt2img", "-p", "x", "-m", name]));
+        assert_eq!(code, Some(1), "{name}: {stderr}");
+        assert!(stderr.contains(said), "{name}: {stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_before_the_work_with_a_size_that_fits() {
+    let dir = folder();
+    let (code, _, stderr) = run(sdrun(dir.path()).args([
+        "txt2img", "-p", "x", "-W", "4096", "-H", "4096", "--steps", "1",
+    ]));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("GB of memory; there are") && stderr.contains(" fits"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn more_threads_than_processors_are_not_started() {
+    let dir = folder();
+    let (code, stdout, stderr) =
+        run(sdrun(dir.path()).args(["doctor", "--threads", "1000", "--json"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(report["threads"], processors);
+    assert!(stderr.contains("--threads 1000"), "{stderr}");
+}
+
+#[test]
+fn onnx_runtimes_own_log_does_not_reach_the_user() {
+    let dir = folder();
+    assert_eq!(run(sdrun(dir.path()).arg("demo")).0, Some(0));
+    let models = dir.path().join("models");
+    let model = fs::read_dir(models).unwrap().next().unwrap().unwrap();
+    fs::remove_file(model.path().join("sdrt.json")).unwrap();
+    fs::write(model.path().join("unet/model.onnx"), "no graph").unwrap();
+    let (code, _, stderr) = run(sdrun(dir.path())
+        .args(["txt2img", "-p", "x", "-m"])
+        .arg(model.path()));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("unet/model.onnx: ONNX Runtime cannot load it"));
+    assert!(
+        !stderr.contains("[E:") && !stderr.contains("\u{1b}["),
+        "{stderr}"
+    );
 }

@@ -1,6 +1,6 @@
 //! Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) around a UNet.
 
-use ndarray::{Array3, Axis, Ix4, arr0, concatenate};
+use ndarray::{Array3, ArrayView4, Axis, Ix4, arr0, concatenate};
 use sd_models::manifest::PredictionType;
 
 use super::{DenoiseError, Denoiser, Latents, Level, denoised};
@@ -31,6 +31,29 @@ pub struct Guided<'a> {
 }
 
 impl Guided<'_> {
+    /// The network's outputs for one image under one context after the other.
+    fn predict(
+        &mut self,
+        image: &Latents,
+        t: f64,
+        contexts: &[&Array3<f32>],
+    ) -> Result<Vec<Latents>, DenoiseError> {
+        // Graphs of other exporters may be made for prompt and negative prompt at once.
+        let together = self.unet.batch("sample")? == Some(contexts.len())
+            && contexts.iter().all(|c| c.dim() == contexts[0].dim());
+        if !together {
+            let one = |context: &&Array3<f32>| self.run(image, t, context);
+            return contexts.iter().map(one).collect();
+        }
+        let views: Vec<_> = contexts.iter().map(|context| context.view()).collect();
+        let context = concatenate(Axis(0), &views).expect("contexts of one shape");
+        let images = vec![image.view(); contexts.len()];
+        let images = concatenate(Axis(0), &images).expect("the same image");
+        let output = self.run(&images, t, &context)?;
+        let one = |image: ArrayView4<'_, f32>| image.to_owned();
+        Ok(output.axis_chunks_iter(Axis(0), 1).map(one).collect())
+    }
+
     fn run(
         &mut self,
         input: &Latents,
@@ -72,12 +95,15 @@ impl Denoiser for Guided<'_> {
         let mut outputs = Vec::new();
         for image in input.axis_chunks_iter(Axis(0), 1) {
             let image = image.to_owned();
-            let with = self.run(&image, level.t, cond)?;
-            outputs.push(if self.scale == 1.0 {
-                with
+            let contexts: &[_] = if self.scale == 1.0 {
+                &[cond]
             } else {
-                let without = self.run(&image, level.t, uncond)?;
-                guide(&with, &without, self.scale as f32)
+                &[cond, uncond]
+            };
+            let mut predicted = self.predict(&image, level.t, contexts)?.into_iter();
+            outputs.push(match (predicted.next(), predicted.next()) {
+                (Some(with), Some(without)) => guide(&with, &without, self.scale as f32),
+                (with, _) => with.expect("a prediction for every context"),
             });
         }
         let views: Vec<_> = outputs.iter().map(|output| output.view()).collect();

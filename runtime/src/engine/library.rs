@@ -187,7 +187,13 @@ fn python_package() -> Option<PathBuf> {
 /// Loads the library.
 pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
     let path = library.path.clone();
-    ort::init_from(&path).map_err(|error| match error {
+    // Relative names would be looked up beside the executable and in the system's folders, too.
+    let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    ort::init_from(absolute).map_err(|error| match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => EngineError::LibraryBroken {
+            path,
+            problem: loaders_reason(&error),
+        },
         ort::LoadDynamicError::BadVersion { version_str, .. } => EngineError::LibraryOld {
             path,
             found: version_str.clone(),
@@ -196,11 +202,20 @@ pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
             path,
             problem: "it is a library, but not ONNX Runtime".to_owned(),
         },
-        other => EngineError::LibraryBroken {
+        other @ ort::LoadDynamicError::InvalidVersionString => EngineError::LibraryBroken {
             path,
             problem: other.to_string(),
         },
     })
+}
+
+/// What the system's loader says: the innermost cause, which names the file or symbol that is missing.
+fn loaders_reason(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod ep;
 mod error;
 pub mod library;
+pub mod memory;
 mod network;
 pub mod setup;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::logging::LogLevel;
 use sd_models::manifest::Manifest;
 
 pub use ep::Ep;
@@ -25,8 +27,13 @@ pub struct EngineOptions {
     pub library: Option<PathBuf>,
     /// Who computes.
     pub ep: Ep,
-    /// Threads of the pool that all graphs share; as many as the process may use if absent.
+    /// Threads of the pool that all graphs share; as many as the process may use if absent, and never more.
     pub threads: Option<NonZero<usize>>,
+}
+
+/// ONNX Runtime's own log. What concerns the user comes as an error of ours.
+fn log(_: LogLevel, category: &str, _: &str, place: &str, message: &str) {
+    tracing::debug!(target: "onnxruntime", category, place, "{message}");
 }
 
 /// A running ONNX Runtime.
@@ -49,8 +56,11 @@ impl Engine {
     pub fn start(options: &EngineOptions, interrupt: Arc<AtomicBool>) -> Result<Self, EngineError> {
         let library = library::find(options.library.as_deref())?;
         let builder = library::load(&library)?;
-        let available = std::thread::available_parallelism();
-        let threads = options.threads.or(available.ok()).map_or(1, NonZero::get);
+        let available = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = options
+            .threads
+            .map_or(available, NonZero::get)
+            .min(available);
         let pool = GlobalThreadPoolOptions::default()
             .with_intra_threads(threads)
             .and_then(|pool| pool.with_inter_threads(1))
@@ -58,6 +68,7 @@ impl Engine {
         let environment = builder
             .with_name("sdrt")
             .with_telemetry(false)
+            .with_logger(Arc::new(log))
             .with_global_thread_pool(pool)
             .build()
             .map_err(EngineError::start)?;

@@ -1,6 +1,7 @@
 //! One loaded graph.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ndarray::{ArrayD, ArrayViewD};
+use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
+use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
@@ -30,11 +32,67 @@ pub enum Input<'a> {
     Ids(ArrayViewD<'a, i64>),
 }
 
+impl Input<'_> {
+    /// Length of the first dimension.
+    fn batch(&self) -> Option<usize> {
+        match self {
+            Self::F32(x) => x.shape().first().copied(),
+            Self::Ids(x) => x.shape().first().copied(),
+        }
+    }
+}
+
+/// What a graph says of one of its inputs.
+struct Declared {
+    element: TensorElementType,
+    /// Lengths that are fixed, and `None` for those that are not.
+    shape: Vec<Option<usize>>,
+}
+
+impl Declared {
+    fn batch(&self) -> Option<usize> {
+        self.shape.first().copied().flatten()
+    }
+
+    /// The tensor in the declared shape: a number may be declared as a list (`timestep`), and one sample fills a fixed batch.
+    ///
+    /// # Errors
+    /// The shape that does not fit.
+    fn fit<T: Clone>(&self, x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>, Vec<usize>> {
+        let mut x = x.view();
+        if x.ndim() == 0 && self.shape.len() == 1 {
+            x = x.insert_axis(Axis(0));
+        }
+        let mut shape = x.shape().to_vec();
+        if let (Some(size), Some(length @ 1)) = (self.batch(), shape.first_mut()) {
+            *length = size;
+        }
+        let fits =
+            |(&declared, &found): (&Option<usize>, &usize)| declared.is_none_or(|n| n == found);
+        if shape.len() != self.shape.len() || !self.shape.iter().zip(&shape).all(fits) {
+            return Err(x.shape().to_vec());
+        }
+        Ok(x.broadcast(shape)
+            .expect("only a length of 1 grew")
+            .to_owned())
+    }
+}
+
+impl fmt::Display for Declared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lengths = self.shape.iter();
+        let lengths = lengths.map(|n| n.map_or("any".to_owned(), |n| n.to_string()));
+        write!(f, "[{}]", lengths.collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// A loaded graph.
 #[derive(Debug)]
 pub struct Network {
     session: Session,
     path: PathBuf,
+    /// Whether it was told that fractions are rounded.
+    rounds: AtomicBool,
     interrupt: Arc<AtomicBool>,
 }
 
@@ -58,6 +116,9 @@ impl Network {
         builder = builder
             .with_config_entry("session.use_device_allocator_for_initializers", "1")
             .map_err(|e| say(&e))?;
+        builder = builder
+            .with_log_level(LogLevel::Warning)
+            .map_err(|e| say(&e))?;
         if let Some(dispatch) = engine.ep.dispatch() {
             builder = builder
                 .with_execution_providers([dispatch])
@@ -75,11 +136,15 @@ impl Network {
         Ok(Self {
             session,
             path: path.to_owned(),
+            rounds: AtomicBool::new(false),
             interrupt: Arc::clone(&engine.interrupt),
         })
     }
 
-    /// Runs the graph and returns the named outputs.
+    /// Runs the graph and returns the named outputs, in single precision.
+    ///
+    /// Graphs of other exporters may have a batch of fixed size: one sample is then repeated to fill it, and the first result
+    /// is returned.
     ///
     /// # Errors
     /// Inputs or outputs that the graph does not have, a failure inside, or the user's wish to stop.
@@ -88,10 +153,16 @@ impl Network {
         inputs: &[(&str, Input<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<ArrayD<f32>>, EngineError> {
-        let values = inputs
-            .iter()
-            .map(|(name, input)| Ok(((*name).to_owned(), self.value(name, input)?)))
-            .collect::<Result<Vec<_>, EngineError>>()?;
+        let mut filled = None;
+        let mut values = Vec::new();
+        for (name, input) in inputs {
+            let declared = self.declared(name)?;
+            let size = declared
+                .batch()
+                .filter(|&size| size > 1 && input.batch() == Some(1));
+            filled = filled.or(size);
+            values.push(((*name).to_owned(), self.value(name, input, &declared)?));
+        }
         if let Some(missing) = outputs
             .iter()
             .find(|&&name| self.outputs().all(|known| known != name))
@@ -110,10 +181,11 @@ impl Network {
         let results = interruptible(&interrupt, stop, run)?;
         let results = results.map_err(failed)?;
         let take = |name: &&str| {
-            Ok(results[*name]
-                .try_extract_array::<f32>()
-                .map_err(failed)?
-                .to_owned())
+            let mut output = single_precision(&results[*name]).map_err(failed)?;
+            if output.shape().first().copied() == filled {
+                output.slice_axis_inplace(Axis(0), Slice::from(..1));
+            }
+            Ok(output)
         };
         outputs.iter().map(take).collect()
     }
@@ -123,33 +195,66 @@ impl Network {
         self.session.outputs().iter().map(ort::value::Outlet::name)
     }
 
-    /// A tensor of the element type that the graph declares for its input `name`.
-    fn value(&self, name: &str, input: &Input<'_>) -> Result<DynValue, EngineError> {
-        let declared = self
-            .session
-            .inputs()
-            .iter()
-            .find(|outlet| outlet.name() == name);
-        let Some(declared) = declared else {
+    /// Size of the batch that the graph wants at its input `name`, if that is fixed.
+    ///
+    /// # Errors
+    /// It has no such input.
+    pub fn batch(&self, name: &str) -> Result<Option<usize>, EngineError> {
+        Ok(self.declared(name)?.batch())
+    }
+
+    fn declared(&self, name: &str) -> Result<Declared, EngineError> {
+        let mut inputs = self.session.inputs().iter();
+        let Some(outlet) = inputs.find(|outlet| outlet.name() == name) else {
             return Err(self.interface(format!("it has no input `{name}`")));
         };
-        let ValueType::Tensor { ty, .. } = declared.dtype() else {
+        let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
             return Err(self.interface(format!("its input `{name}` is no tensor")));
         };
-        let made = match (input, ty) {
+        let shape = shape.iter().map(|&n| usize::try_from(n).ok());
+        Ok(Declared {
+            element: *ty,
+            shape: shape.collect(),
+        })
+    }
+
+    /// A tensor as the graph declares its input `name`.
+    fn value(
+        &self,
+        name: &str,
+        input: &Input<'_>,
+        declared: &Declared,
+    ) -> Result<DynValue, EngineError> {
+        let misfit = |found: Vec<usize>| {
+            self.interface(format!(
+                "its input `{name}` has the fixed shape {declared}; this run needs {found:?}"
+            ))
+        };
+        let made = match (input, declared.element) {
             (Input::F32(x), TensorElementType::Float32) => {
-                Tensor::from_array(x.to_owned()).map(Tensor::into_dyn)
+                Tensor::from_array(declared.fit(x).map_err(misfit)?).map(Tensor::into_dyn)
             }
             (Input::F32(x), TensorElementType::Float16) => {
+                let x = declared.fit(x).map_err(misfit)?;
                 Tensor::from_array(x.mapv(half::f16::from_f32)).map(Tensor::into_dyn)
             }
             (Input::F32(x), TensorElementType::Int64) => {
+                let x = declared.fit(x).map_err(misfit)?;
+                if let Some(fraction) = x.iter().find(|v| v.fract() != 0.0)
+                    && !self.rounds.swap(true, Ordering::Relaxed)
+                {
+                    let path = self.path.display();
+                    tracing::warn!(
+                        "{path}: `{name}` takes whole numbers only; {fraction} and others are rounded"
+                    );
+                }
                 Tensor::from_array(x.mapv(|v| v.round() as i64)).map(Tensor::into_dyn)
             }
             (Input::Ids(x), TensorElementType::Int64) => {
-                Tensor::from_array(x.to_owned()).map(Tensor::into_dyn)
+                Tensor::from_array(declared.fit(x).map_err(misfit)?).map(Tensor::into_dyn)
             }
             (Input::Ids(x), TensorElementType::Int32) => {
+                let x = declared.fit(x).map_err(misfit)?;
                 Tensor::from_array(x.mapv(|v| v as i32)).map(Tensor::into_dyn)
             }
             (_, other) => {
@@ -166,6 +271,17 @@ impl Network {
             path: self.path.clone(),
             problem,
         }
+    }
+}
+
+/// The numbers of an output, which is half precision in some graphs.
+fn single_precision(output: &DynValue) -> ort::Result<ArrayD<f32>> {
+    match output.dtype().tensor_type() {
+        Some(TensorElementType::Float16) => {
+            let halves = output.try_extract_array::<half::f16>()?;
+            Ok(halves.mapv(half::f16::to_f32))
+        }
+        _ => Ok(output.try_extract_array::<f32>()?.to_owned()),
     }
 }
 

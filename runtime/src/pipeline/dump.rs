@@ -1,14 +1,12 @@
 //! The inside of a run as a safetensors file: how pictures of two programs are compared step by step.
 
 use std::collections::HashMap;
-use std::io;
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayView, Dimension};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::PipelineError;
-use super::output::write_whole;
+use super::{Destination, PipelineError};
 
 /// What a run leaves for comparison.
 #[derive(Debug, Default)]
@@ -41,11 +39,11 @@ impl Dump {
         self.metadata.insert(key.to_owned(), value.to_owned());
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, path: &Path) -> Result<(), PipelineError> {
+    pub fn write(&self, to: &Destination) -> Result<(), PipelineError> {
         let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
             (
@@ -53,11 +51,9 @@ impl Dump {
                 view.expect("bytes and shape are of one tensor"),
             )
         });
-        write_whole(path, |file| {
-            let written =
-                safetensors::serialize_to_file(views, Some(self.metadata.clone()), file.path());
-            written.map_err(io::Error::other)
-        })
+        let bytes = safetensors::serialize(views, Some(self.metadata.clone()))
+            .expect("names are unique and views are whole");
+        to.write(&bytes)
     }
 }
 
@@ -106,7 +102,7 @@ mod tests {
         dump.add("initial_noise", &arr1(&[1.5f32, -2.0]).view());
         dump.add_ids("token_ids", &arr1(&[49406i64]).view());
         dump.set("seed", "7");
-        dump.write(&path).unwrap();
+        dump.write(&Destination::find(&path).unwrap()).unwrap();
         assert_eq!(
             read_initial_noise(&path)
                 .unwrap()

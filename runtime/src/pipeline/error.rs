@@ -34,15 +34,17 @@ pub enum RequestError {
         /// What could be asked for.
         range: &'static str,
     },
-    /// A sampler with levels of its own was given a sigma schedule.
+    /// A sampler whose levels cannot be spread was given a sigma schedule.
     #[error(
-        "{sampler} has noise levels of its own; `--schedule {schedule}` has no effect on it\nhint: leave out `--schedule`, or use Euler, Euler a or DPM++ 2M"
+        "under {profile}'s rules {sampler} has noise levels of its own; `--schedule {schedule}` has no effect on it\nhint: leave out `--schedule`, or use Euler or DPM++ 2M"
     )]
     Schedule {
         /// The sampler.
         sampler: &'static str,
         /// The schedule.
         schedule: &'static str,
+        /// The profile.
+        profile: &'static str,
     },
 }
 
@@ -110,6 +112,25 @@ pub enum PipelineError {
         /// What should have come.
         expected: Vec<usize>,
     },
+    /// The machine has not enough memory, or the process's control group.
+    #[error(
+        "{width}x{height} takes about {:.1} GB of memory; there are {:.1} GB\nhint: {}",
+        *needed as f64 / 1e9,
+        *limit as f64 / 1e9,
+        smaller(*side_that_fits)
+    )]
+    Memory {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that there are.
+        limit: u64,
+        /// Side of the largest square that fits, if one does.
+        side_that_fits: Option<usize>,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -118,4 +139,11 @@ pub enum PipelineError {
         /// Why.
         source: io::Error,
     },
+}
+
+fn smaller(side: Option<usize>) -> String {
+    match side {
+        Some(side) => format!("{side}x{side} fits"),
+        None => "this model needs a machine with more memory".to_owned(),
+    }
 }

@@ -1,13 +1,11 @@
 //! Decoded pictures to PNG files, with the settings inside.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use ndarray::ArrayView3;
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
-use super::PipelineError;
-use super::output::write_whole;
+use super::{Destination, PipelineError};
 use crate::sampler::Profile;
 
 /// An RGB picture with 8 bits per channel.
@@ -52,19 +50,23 @@ impl Picture {
             .all(|pixel| pixel == &self.rgb[..3])
     }
 
-    /// Writes the picture as PNG, whole or not at all, with `parameters` as A1111 reads them.
+    /// Writes the picture as PNG, with `parameters` as A1111 reads them.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write_png(&self, path: &Path, parameters: &str) -> Result<(), PipelineError> {
-        write_whole(path, |file| {
-            self.encode(&mut io::BufWriter::new(file), parameters)
-        })
+    /// It cannot be written.
+    pub fn write_png(&self, to: &Destination, parameters: &str) -> Result<(), PipelineError> {
+        let mut bytes = Vec::new();
+        self.encode(&mut bytes, parameters)
+            .map_err(|source| PipelineError::Write {
+                path: to.path().to_owned(),
+                source,
+            })?;
+        to.write(&bytes)
     }
 
     fn encode(&self, out: &mut impl Write, parameters: &str) -> io::Result<()> {
         let side = |n: usize| u32::try_from(n).map_err(io::Error::other);
-        let mut encoder = png::Encoder::new(&mut *out, side(self.width)?, side(self.height)?);
+        let mut encoder = png::Encoder::new(out, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header()?;
@@ -76,8 +78,7 @@ impl Picture {
             writer.write_text_chunk(&chunk)?;
         }
         writer.write_image_data(&self.rgb)?;
-        writer.finish()?;
-        out.flush()
+        Ok(writer.finish()?)
     }
 }
 
@@ -107,7 +108,8 @@ mod tests {
         };
         for text in ["a café\nSteps: 1", "猫\nSteps: 1"] {
             let path = dir.path().join("a.png");
-            picture.write_png(&path, text).unwrap();
+            let to = Destination::find(&path).unwrap();
+            picture.write_png(&to, text).unwrap();
             let decoder =
                 png::Decoder::new(io::BufReader::new(std::fs::File::open(&path).unwrap()));
             let mut reader = decoder.read_info().unwrap();
@@ -123,6 +125,5 @@ mod tests {
             assert_eq!(latin.chain(utf8).collect::<Vec<_>>(), [text]);
         }
         assert!(!picture.is_constant());
-        assert!(picture.write_png(&dir.path().join("no/a.png"), "").is_err());
     }
 }

@@ -12,4 +12,5 @@ pub use dump::Dump;
 pub use error::{PipelineError, RequestError};
 pub use image_io::Picture;
 pub use model::ModelDir;
+pub use output::Destination;
 pub use txt2img::{Outcome, Phase, Timing, Txt2Img, Watch};

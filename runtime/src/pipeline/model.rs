@@ -1,14 +1,16 @@
 //! An opened model directory: ours, or any folder in diffusers' ONNX layout.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use sd_models::diffusers::prediction_type;
+use sd_models::diffusers::{self, Pipeline, prediction_name, prediction_type};
+use sd_models::family::ModelFamily;
 use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
 use super::PipelineError;
-use crate::sampler::schedule::SchedulerConfig;
+use crate::sampler::schedule::{ConfigError, SchedulerConfig};
 use crate::text::ClipTokenizer;
 
 /// What a model directory says of itself.
@@ -24,10 +26,14 @@ pub struct ModelDir {
     pub prediction: PredictionType,
     /// Width and height that the model makes by default.
     pub default_size: [usize; 2],
-    /// Its `scheduler_config.json`.
-    pub scheduler: SchedulerConfig,
+    /// Its `scheduler_config.json`, or why it cannot be followed: only the diffusers profile does.
+    pub scheduler: Result<SchedulerConfig, ConfigError>,
     /// Its tokenizer.
     pub tokenizer: ClipTokenizer,
+    /// Whether its first text encoder is OpenCLIP's, as in Stable Diffusion 2.
+    pub open_clip: bool,
+    /// What was missing or contradicts itself in its files, and how that is understood.
+    pub notes: Vec<String>,
 }
 
 impl ModelDir {
@@ -41,8 +47,9 @@ impl ModelDir {
             problem,
         };
         if !path.is_dir() {
-            return Err(not_a_model(path, "there is no such folder".to_owned()));
+            return Err(not_a_model(path, what_it_is(path)));
         }
+        let unet = path.join("unet/model.onnx");
         let manifest_path = path.join(manifest::FILE_NAME);
         let manifest: Option<Manifest> = if manifest_path.is_file() {
             let json = read_json(&manifest_path)?;
@@ -58,25 +65,46 @@ impl ModelDir {
                 serde_json::from_value(json)
                     .map_err(|e| not_a_model(&manifest_path, e.to_string()))?,
             )
-        } else {
+        } else if unet.is_file() {
             None
+        } else {
+            return Err(not_a_model(path, what_it_is(path)));
         };
         check_pipeline(path, manifest.as_ref())?;
-        let scheduler_path = path.join("scheduler/scheduler_config.json");
-        let scheduler = read_json(&scheduler_path)?;
+        let mut configs = Configs {
+            path,
+            notes: Vec::new(),
+        };
+        let scheduler = match configs.read("scheduler/scheduler_config.json")? {
+            Value::Null => diffusers::scheduler(Pipeline::SD1),
+            scheduler => scheduler,
+        };
+        let configured = configs.prediction(&scheduler)?;
         let (latent, prediction, default_size) = match &manifest {
             Some(manifest) => (
                 manifest.latent,
                 manifest.prediction_type,
                 manifest.default_size,
             ),
-            None => described_by_configs(path, &scheduler)?,
+            None => configs.described(configured.unwrap_or(PredictionType::Epsilon))?,
         };
-        let scheduler =
-            SchedulerConfig::read(&scheduler).map_err(|source| PipelineError::Scheduler {
-                path: scheduler_path,
-                source,
-            })?;
+        let prediction = match configured {
+            // Correcting this by hand is what people tell each other to do.
+            Some(configured) if configured != prediction => {
+                configs.notes.push(format!(
+                    "scheduler_config.json says {}, {} says {}: the former is followed",
+                    prediction_name(configured),
+                    manifest::FILE_NAME,
+                    prediction_name(prediction)
+                ));
+                configured
+            }
+            _ => prediction,
+        };
+        let open_clip = match &manifest {
+            Some(manifest) => manifest.family == Some(ModelFamily::Sd21),
+            None => configs.read("text_encoder/config.json")?["hidden_act"] == "gelu",
+        };
         let tokenizer = ClipTokenizer::from_dir(&path.join("tokenizer"))?;
         Ok(Self {
             path: path.to_owned(),
@@ -84,9 +112,29 @@ impl ModelDir {
             latent,
             prediction,
             default_size,
-            scheduler,
+            scheduler: SchedulerConfig::read(&scheduler),
             tokenizer,
+            open_clip,
+            notes: configs.notes,
         })
+    }
+
+    /// Its `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// It asks for something that cannot be followed.
+    pub fn scheduler(&self) -> Result<&SchedulerConfig, PipelineError> {
+        self.scheduler
+            .as_ref()
+            .map_err(|source| self.scheduler_error(source.clone()))
+    }
+
+    /// An error in its `scheduler_config.json`.
+    pub(super) fn scheduler_error(&self, source: ConfigError) -> PipelineError {
+        PipelineError::Scheduler {
+            path: self.path.join("scheduler/scheduler_config.json"),
+            source,
+        }
     }
 
     /// Name for people and infotexts.
@@ -94,27 +142,81 @@ impl ModelDir {
     pub fn title(&self) -> String {
         let source = self.manifest.as_ref().and_then(|m| m.sources.first());
         // Files of a folder are called the same in every model.
-        let source = source.map(|source| Path::new(&source.name));
-        let source = source.filter(|name| name.components().count() == 1);
-        let name = source.unwrap_or(&self.path);
-        name.file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
+        let file = source
+            .map(|source| Path::new(&source.name))
+            .filter(|name| name.components().count() == 1);
+        let folder = || {
+            self.path
+                .canonicalize()
+                .unwrap_or_else(|_| self.path.clone())
+        };
+        let name = match file {
+            Some(file) => file.file_stem().map(ToOwned::to_owned),
+            // A folder's name has no extension, dots or not.
+            None => folder().file_name().map(ToOwned::to_owned),
+        };
+        name.map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default()
     }
 
-    /// Bytes of memory that denoising latents of `pixels` pixels takes at most, if the manifest tells the weights' size.
-    ///
-    /// Weights are single precision in memory. Beside them there are the scores of one attention head, twice, and the
-    /// rest of the activations, of which SD 1.5 measured 110 KB per pixel.
+    /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights in single
+    /// precision, its activations, and the scores of self-attention, which grow with the square.
     #[must_use]
-    pub fn unet_memory(&self, pixels: usize) -> Option<u64> {
-        const PER_PIXEL: u64 = 110_000;
-        let unet = self.manifest.as_ref()?.components.get("unet")?;
-        let stored: u64 = unet.files.values().map(|file| file.size).sum();
-        let half = unet.storage.iter().any(|storage| storage != "F32");
-        let weights = if half { 2 * stored } else { stored };
+    pub fn memory(&self, pixels: usize) -> u64 {
+        // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
+        const UNET: u64 = 110_000;
+        const DECODER: u64 = 230_000;
         let pixels = pixels as u64;
-        Some(weights + 2 * 4 * pixels * pixels + PER_PIXEL * pixels)
+        // Scores and their softmax; graphs of ours take the heads one by one.
+        let scores = |heads: u64| 2 * 4 * heads * pixels * pixels;
+        let heads = if self.manifest.is_some() { 1 } else { 8 };
+        let unet = self.weights("unet") + scores(heads) + UNET * pixels;
+        let decoder = self.weights("vae_decoder") + scores(1) + DECODER * pixels;
+        unet.max(decoder)
+    }
+
+    /// [`Self::memory`] of a picture of this width and height.
+    ///
+    /// # Errors
+    /// It is more than `limit`.
+    pub fn memory_within(
+        &self,
+        [width, height]: [usize; 2],
+        limit: u64,
+    ) -> Result<u64, PipelineError> {
+        let latent = |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2));
+        let needed = latent(width * height);
+        if needed <= limit {
+            return Ok(needed);
+        }
+        let mut sides = (64..=4096).rev().step_by(64);
+        Err(PipelineError::Memory {
+            width,
+            height,
+            needed,
+            limit,
+            side_that_fits: sides.find(|side| latent(side * side) <= limit),
+        })
+    }
+
+    /// Bytes of a network's weights in single precision.
+    fn weights(&self, component: &str) -> u64 {
+        let recorded = self
+            .manifest
+            .as_ref()
+            .and_then(|m| m.components.get(component));
+        let stored: u64 = match recorded {
+            Some(recorded) => recorded.files.values().map(|file| file.size).sum(),
+            None => {
+                let files = fs::read_dir(self.path.join(component))
+                    .into_iter()
+                    .flatten();
+                let size = |file: fs::DirEntry| Some(file.metadata().ok()?.len());
+                files.flatten().filter_map(size).sum()
+            }
+        };
+        let half = recorded.is_some_and(|r| r.storage.iter().any(|storage| storage != "F32"));
+        if half { 2 * stored } else { stored }
     }
 
     /// The first digits of the checkpoint's SHA-256, by which A1111 knows models.
@@ -151,43 +253,103 @@ fn check_pipeline(path: &Path, manifest: Option<&Manifest>) -> Result<(), Pipeli
     }
 }
 
-/// What folders without a manifest say in their configuration files.
-fn described_by_configs(
-    path: &Path,
-    scheduler: &Value,
-) -> Result<(Latent, PredictionType, [usize; 2]), PipelineError> {
-    let vae_path = path.join("vae_decoder/config.json");
-    let vae = read_json(&vae_path)?;
-    let missing = |path: &Path, field: &str| PipelineError::NotAModel {
-        path: path.to_owned(),
-        problem: format!("it has no `{field}`"),
+/// The configuration files of a folder. Those of other programs may lack some.
+struct Configs<'a> {
+    path: &'a Path,
+    notes: Vec<String>,
+}
+
+impl Configs<'_> {
+    /// A file's content; nothing, and a note, if there is no such file.
+    fn read(&mut self, name: &str) -> Result<Value, PipelineError> {
+        let path = self.path.join(name);
+        if path.is_file() {
+            return read_json(&path);
+        }
+        self.notes
+            .push(format!("no {name}: values of Stable Diffusion 1 are taken"));
+        Ok(Value::Null)
+    }
+
+    /// What the UNet predicts, if the scheduler's configuration says so.
+    fn prediction(&self, scheduler: &Value) -> Result<Option<PredictionType>, PipelineError> {
+        let Some(name) = scheduler["prediction_type"].as_str() else {
+            return Ok(None);
+        };
+        let known = prediction_type(name).ok_or_else(|| PipelineError::NotAModel {
+            path: self.path.join("scheduler/scheduler_config.json"),
+            problem: format!("prediction type `{name}` is not known"),
+        });
+        known.map(Some)
+    }
+
+    /// What folders without a manifest say of themselves.
+    fn described(
+        &mut self,
+        prediction: PredictionType,
+    ) -> Result<(Latent, PredictionType, [usize; 2]), PipelineError> {
+        const LEVELS: usize = 4;
+        const SIDE: usize = 64;
+        let vae = self.read("vae_decoder/config.json")?;
+        let unet = self.read("unet/config.json")?;
+        let levels = match vae["block_out_channels"].as_array() {
+            Some(levels) if (1..=8).contains(&levels.len()) => levels.len(),
+            Some(levels) => {
+                let problem = format!(
+                    "`block_out_channels` has {} entries; expected 1 to 8",
+                    levels.len()
+                );
+                return Err(PipelineError::NotAModel {
+                    path: self.path.join("vae_decoder/config.json"),
+                    problem,
+                });
+            }
+            None => LEVELS,
+        };
+        let latent = Latent {
+            channels: vae["latent_channels"].as_u64().unwrap_or(4) as usize,
+            downscale: 1 << (levels - 1),
+            scaling_factor: vae["scaling_factor"].as_f64().unwrap_or(0.18215),
+        };
+        let side = unet["sample_size"].as_u64().map_or(SIDE, |n| n as usize);
+        Ok((latent, prediction, [side * latent.downscale; 2]))
+    }
+}
+
+/// What people give instead of a model directory, and what to do with it.
+fn what_it_is(path: &Path) -> String {
+    let convert = || {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        format!(
+            "run `sdconvert build {} -o {name}-onnx`, then give that folder",
+            path.display()
+        )
     };
-    let channels = vae["latent_channels"].as_u64().unwrap_or(4) as usize;
-    let levels = vae["block_out_channels"].as_array().map(Vec::len);
-    let levels = levels
-        .filter(|n| (1..=8).contains(n))
-        .ok_or_else(|| missing(&vae_path, "block_out_channels"))?;
-    let downscale = 1usize << (levels - 1);
-    let scaling_factor = vae["scaling_factor"].as_f64().unwrap_or(0.18215);
-    let unet_path = path.join("unet/config.json");
-    let unet = read_json(&unet_path)?;
-    let side = unet["sample_size"]
-        .as_u64()
-        .ok_or_else(|| missing(&unet_path, "sample_size"))? as usize;
-    let name = scheduler["prediction_type"].as_str().unwrap_or("epsilon");
-    let prediction = prediction_type(name).ok_or_else(|| PipelineError::NotAModel {
-        path: path.join("scheduler/scheduler_config.json"),
-        problem: format!("prediction type `{name}` is not known"),
-    })?;
-    Ok((
-        Latent {
-            channels,
-            downscale,
-            scaling_factor,
-        },
-        prediction,
-        [side * downscale; 2],
-    ))
+    if path.is_dir() {
+        let holds = |names: &[&str]| names.iter().any(|name| path.join(name).exists());
+        return if holds(&["unet", "text_encoder"]) && !holds(&["unet/model.onnx"]) {
+            format!("it is a folder with PyTorch weights; {}", convert())
+        } else if holds(&["model.onnx"]) {
+            "it is one network of a model; give the folder around it".to_owned()
+        } else {
+            "it has no unet/model.onnx".to_owned()
+        };
+    }
+    let Ok(mut file) = fs::File::open(path) else {
+        return "there is no such folder".to_owned();
+    };
+    let mut start = [0; 24];
+    let length = file.read(&mut start).unwrap_or(0);
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if start[..length].starts_with(b"version https://git-lfs") {
+        "it is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`".to_owned()
+    } else if extension.eq_ignore_ascii_case("onnx") {
+        "it is one graph; give the folder that holds unet/model.onnx".to_owned()
+    } else if ["safetensors", "ckpt", "pt", "bin"].contains(&extension.to_lowercase().as_str()) {
+        format!("it is a checkpoint; {}", convert())
+    } else {
+        "it is a file, not a folder".to_owned()
+    }
 }
 
 fn read_json(path: &Path) -> Result<Value, PipelineError> {

@@ -10,7 +10,7 @@ use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
 
 use super::{Dump, ModelDir, Picture, PipelineError, RequestError, infotext};
 use crate::denoise::{DenoiseError, Guided, Latents};
-use crate::engine::{Engine, EngineError, Input};
+use crate::engine::{Engine, EngineError, Input, memory};
 use crate::noise::{NoiseSource, Rng};
 use crate::sampler::{Profile, Run, Sampler, Schedule, SigmaSchedule};
 use crate::text::lora_tags::untag;
@@ -29,7 +29,7 @@ pub struct Txt2Img {
     pub height: Option<usize>,
     /// Steps of the sampler, 1 to 1000.
     pub steps: usize,
-    /// How strongly the prompt is followed; 1 is without guidance.
+    /// How strongly the prompt is followed; 1 is without guidance. Below 1 it depends on the profile.
     pub guidance_scale: f64,
     /// Seed of the first picture; the next ones count on.
     pub seed: u64,
@@ -43,7 +43,7 @@ pub struct Txt2Img {
     pub profile: Profile,
     /// Where noise comes from.
     pub rng: Rng,
-    /// Which layer of the text encoder is used, counted from the end: 1 is the last.
+    /// Which layer of the text encoder is used, counted from the end: 1 is the last. Profiles differ in what it acts on.
     pub clip_skip: usize,
     /// A file with the first noise, instead of drawing it.
     pub initial_noise: Option<PathBuf>,
@@ -81,8 +81,8 @@ pub enum Phase {
     Encode,
     /// The UNet is loaded.
     Load {
-        /// Bytes of memory that the run will take at most, if that is known.
-        memory: Option<u64>,
+        /// Bytes of memory that the run will take at most.
+        memory: u64,
     },
     /// The sampler runs.
     Denoise {
@@ -164,10 +164,11 @@ impl Txt2Img {
             return range("cfg", self.guidance_scale, "0 to 100");
         }
         match (self.sampler, self.schedule) {
-            (Some(sampler), Some(schedule)) if sampler.is_variance_preserving() => {
+            (Some(sampler), Some(schedule)) if !self.profile.spreads(sampler) => {
                 Err(RequestError::Schedule {
                     sampler: sampler.name(),
                     schedule: schedule.name(),
+                    profile: self.profile.name(),
                 })
             }
             _ => Ok(()),
@@ -188,9 +189,15 @@ impl Txt2Img {
     ) -> Result<Outcome, PipelineError> {
         self.check()?;
         let sampler = self.sampler(model)?;
-        let schedule = self.schedule(sampler, model);
+        let spread = self.spread(sampler, model)?;
+        let schedule = self.schedule(sampler, spread, model)?;
         let [width, height] = self.size(model)?;
+        let memory = model.memory_within([width, height], memory::limit())?;
         let mut timing = Timing::default();
+        model.notes.iter().for_each(|note| watch.note(note));
+        if self.profile == Profile::A1111 && self.guidance_scale == 0.0 {
+            watch.note("guidance 0 follows the negative prompt only");
+        }
 
         let prompts = self.untagged(model, watch)?;
         watch.phase(Phase::Encode);
@@ -222,9 +229,7 @@ impl Txt2Img {
             dump.add("initial_noise", &noise.view());
         }
 
-        watch.phase(Phase::Load {
-            memory: model.unet_memory(shape[2] * shape[3]),
-        });
+        watch.phase(Phase::Load { memory });
         let start = Instant::now();
         let dims = [("batch", 1), ("height", shape[2]), ("width", shape[3])];
         let mut unet = engine.load(&model.path, "unet", model.manifest.as_ref(), &dims)?;
@@ -238,7 +243,7 @@ impl Txt2Img {
             prediction: model.prediction,
             cond: &cond.embeddings,
             uncond: &uncond.embeddings,
-            scale: self.guidance_scale,
+            scale: self.profile.guidance_scale(self.guidance_scale),
         };
         let mut observer = Observer {
             sources,
@@ -258,7 +263,7 @@ impl Txt2Img {
                 "ve"
             };
             dump.set("convention", convention);
-            for (key, value) in self.pairs(self.seed, sampler, [width, height], model) {
+            for (key, value) in self.pairs(self.seed, sampler, spread, [width, height], model) {
                 dump.set(key, &value);
             }
             dump.set("prompt", &self.prompt);
@@ -272,7 +277,7 @@ impl Txt2Img {
         timing.decode = start.elapsed();
         let pictures = decoded.into_iter().zip(0..).map(|(picture, i)| {
             let seed = self.seed.wrapping_add(i);
-            let pairs = self.pairs(seed, sampler, [width, height], model);
+            let pairs = self.pairs(seed, sampler, spread, [width, height], model);
             (
                 picture,
                 seed,
@@ -292,10 +297,10 @@ impl Txt2Img {
         let sampler = match (self.sampler, self.profile) {
             (Some(sampler), _) => sampler,
             (None, Profile::A1111) => Sampler::Dpmpp2m,
-            (None, Profile::Diffusers) => model.scheduler.sampler().map_err(|source| {
-                let path = model.path.join("scheduler/scheduler_config.json");
-                PipelineError::Scheduler { path, source }
-            })?,
+            (None, Profile::Diffusers) => {
+                let sampler = model.scheduler()?.sampler();
+                sampler.map_err(|source| model.scheduler_error(source))?
+            }
         };
         Self {
             sampler: Some(sampler),
@@ -305,13 +310,35 @@ impl Txt2Img {
         Ok(sampler)
     }
 
-    fn schedule(&self, sampler: Sampler, model: &ModelDir) -> Schedule {
-        match self.profile {
-            Profile::A1111 => Schedule::a1111(sampler, self.schedule, self.steps),
-            Profile::Diffusers => {
-                Schedule::diffusers(sampler, self.schedule, self.steps, &model.scheduler)
-            }
+    /// How noise levels are spread: as asked for, or by the profile's choice. Nothing for samplers with levels of their own.
+    fn spread(
+        &self,
+        sampler: Sampler,
+        model: &ModelDir,
+    ) -> Result<Option<SigmaSchedule>, PipelineError> {
+        if !self.profile.spreads(sampler) {
+            return Ok(None);
         }
+        let automatic = match self.profile {
+            Profile::A1111 => SigmaSchedule::automatic(sampler),
+            Profile::Diffusers => model.scheduler()?.spread(),
+        };
+        Ok(Some(self.schedule.unwrap_or(automatic)))
+    }
+
+    fn schedule(
+        &self,
+        sampler: Sampler,
+        spread: Option<SigmaSchedule>,
+        model: &ModelDir,
+    ) -> Result<Schedule, PipelineError> {
+        let spread = spread.unwrap_or(SigmaSchedule::Normal);
+        Ok(match self.profile {
+            Profile::A1111 => Schedule::a1111(sampler, spread, self.steps),
+            Profile::Diffusers => {
+                Schedule::diffusers(sampler, spread, self.steps, model.scheduler()?)
+            }
+        })
     }
 
     fn size(&self, model: &ModelDir) -> Result<[usize; 2], RequestError> {
@@ -355,8 +382,28 @@ impl Txt2Img {
             model.manifest.as_ref(),
             &[("batch", 1)],
         )?;
-        let mut encoder = TextEncoder::new(network, self.clip_skip)?;
-        Ok((encoder.encode(&cond)?, encoder.encode(&uncond)?))
+        let [skip, negative_skip] = self.clip_skips(model, watch);
+        let mut encoder = TextEncoder::new(network);
+        Ok((
+            encoder.encode(&cond, skip)?,
+            encoder.encode(&uncond, negative_skip)?,
+        ))
+    }
+
+    /// Which layer is used for the prompt and for the negative prompt.
+    fn clip_skips(&self, model: &ModelDir, watch: &mut dyn Watch) -> [usize; 2] {
+        match self.profile {
+            // The web UI leaves OpenCLIP as it was trained.
+            Profile::A1111 if model.open_clip && self.clip_skip > 1 => {
+                watch.note(
+                    "clip skip has no effect on Stable Diffusion 2's text encoder under a1111's rules",
+                );
+                [1, 1]
+            }
+            Profile::A1111 => [self.clip_skip; 2],
+            // The pipeline hands the number to the prompt's encoding only.
+            Profile::Diffusers => [self.clip_skip, 1],
+        }
     }
 
     fn chunks(
@@ -461,6 +508,7 @@ impl Txt2Img {
         &self,
         seed: u64,
         sampler: Sampler,
+        spread: Option<SigmaSchedule>,
         size: [usize; 2],
         model: &ModelDir,
     ) -> Vec<(&'static str, String)> {
@@ -468,9 +516,8 @@ impl Txt2Img {
             ("Steps", self.steps.to_string()),
             ("Sampler", sampler.name().to_owned()),
         ];
-        if !sampler.is_variance_preserving() {
-            let name = self.schedule.map_or("Automatic", SigmaSchedule::name);
-            pairs.push(("Schedule type", name.to_owned()));
+        if let Some(spread) = spread {
+            pairs.push(("Schedule type", spread.name().to_owned()));
         }
         pairs.push(("CFG scale", self.guidance_scale.to_string()));
         pairs.push(("Seed", seed.to_string()));

@@ -34,6 +34,23 @@ impl Profile {
             Self::Diffusers => "diffusers",
         }
     }
+
+    /// Whether the program lets its users choose how this sampler's noise levels are spread.
+    #[must_use]
+    pub fn spreads(self, sampler: Sampler) -> bool {
+        // diffusers' EulerAncestralDiscreteScheduler knows evenly spread timesteps only.
+        let only_even = self == Self::Diffusers && sampler == Sampler::EulerAncestral;
+        !sampler.is_variance_preserving() && !only_even
+    }
+
+    /// The guidance that the program applies: diffusers' pipelines guide above 1 only.
+    #[must_use]
+    pub fn guidance_scale(self, asked: f64) -> f64 {
+        match self {
+            Self::A1111 => asked,
+            Self::Diffusers => asked.max(1.0),
+        }
+    }
 }
 
 /// A name that is no profile's.
@@ -73,6 +90,15 @@ impl SigmaSchedule {
             Self::Karras => "Karras",
         }
     }
+
+    /// A1111's own choice for a sampler.
+    #[must_use]
+    pub fn automatic(sampler: Sampler) -> Self {
+        match sampler {
+            Sampler::Dpmpp2m => Self::Karras,
+            _ => Self::Normal,
+        }
+    }
 }
 
 /// A name that is no schedule's.
@@ -105,13 +131,8 @@ pub struct Schedule {
 impl Schedule {
     /// A1111's rules for `count` steps; samplers other than those of k-diffusion have their own levels.
     #[must_use]
-    pub fn a1111(sampler: Sampler, sigmas: Option<SigmaSchedule>, count: usize) -> Self {
+    pub fn a1111(sampler: Sampler, sigmas: SigmaSchedule, count: usize) -> Self {
         let table = NoiseTable::scaled_linear(0.00085, 0.012, Precision::Products);
-        let automatic = if sampler == Sampler::Dpmpp2m {
-            SigmaSchedule::Karras
-        } else {
-            SigmaSchedule::Normal
-        };
         match sampler {
             Sampler::Ddim => Self::a1111_ddim(&table, count),
             Sampler::Plms => {
@@ -120,7 +141,7 @@ impl Schedule {
                 ddim.with_first_step_twice(Some(end))
             }
             Sampler::Euler | Sampler::EulerAncestral | Sampler::Dpmpp2m => {
-                let levels: Vec<Level> = match sigmas.unwrap_or(automatic) {
+                let levels: Vec<Level> = match sigmas {
                     SigmaSchedule::Normal => {
                         linspace(999.0, 0.0, count).map(|t| table.at(t)).collect()
                     }
@@ -179,7 +200,7 @@ impl Schedule {
     #[must_use]
     pub fn diffusers(
         sampler: Sampler,
-        sigmas: Option<SigmaSchedule>,
+        sigmas: SigmaSchedule,
         count: usize,
         config: &SchedulerConfig,
     ) -> Self {
@@ -187,7 +208,7 @@ impl Schedule {
             NoiseTable::scaled_linear(config.beta_start, config.beta_end, Precision::Single);
         let spacing = config.spacing_for(sampler);
         let offset = config.steps_offset as f64;
-        let karras_sigmas = sigmas.map_or(config.use_karras_sigmas, |s| s == SigmaSchedule::Karras);
+        let karras_sigmas = sigmas == SigmaSchedule::Karras;
         match sampler {
             Sampler::Ddim => {
                 let times = spacing.times(count, offset);
@@ -382,7 +403,7 @@ pub struct SchedulerConfig {
 
 /// A scheduler configuration that is not supported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("scheduler_config.json: {field} is {found}; supported is {supported}")]
+#[error("{field} is {found}; supported is {supported}")]
 pub struct ConfigError {
     field: &'static str,
     found: String,
@@ -476,6 +497,15 @@ impl SchedulerConfig {
             found: self.class.clone(),
             supported: "a class of Euler, Euler a, DDIM, DPM++ 2M or PNDM; `--sampler` chooses one",
         })
+    }
+
+    /// How the file spreads noise levels, for classes that follow it there.
+    #[must_use]
+    pub fn spread(&self) -> SigmaSchedule {
+        match self.use_karras_sigmas {
+            true => SigmaSchedule::Karras,
+            false => SigmaSchedule::Normal,
+        }
     }
 
     /// A spacing that the file does not name is the default of the class that runs.

@@ -275,7 +275,12 @@ fn schedules_and_solvers_give_diffusers_answers() {
     ];
     for (sampler, spacing, sigmas, count, times, scale, expected) in cases {
         let what = format!("{sampler} {spacing} {sigmas:?}");
-        let schedule = Schedule::diffusers(sampler, sigmas, count, &sd15_config(Some(spacing)));
+        let schedule = Schedule::diffusers(
+            sampler,
+            sigmas.unwrap_or(SigmaSchedule::Normal),
+            count,
+            &sd15_config(Some(spacing)),
+        );
         // DPM-Solver's state is variance preserving in diffusers, so its scale is 1 there.
         let scale = if sampler == Dpmpp2m {
             schedule.initial_scale
@@ -299,7 +304,12 @@ fn schedules_and_solvers_give_diffusers_answers() {
 
 #[test]
 fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
-    let schedule = Schedule::diffusers(Sampler::Dpmpp2m, None, 20, &sd15_config(None));
+    let schedule = Schedule::diffusers(
+        Sampler::Dpmpp2m,
+        SigmaSchedule::Normal,
+        20,
+        &sd15_config(None),
+    );
     close(
         &run_toy(Sampler::Dpmpp2m, &schedule).0,
         [2.783_188_58, -6.562_713_15],
@@ -309,23 +319,30 @@ fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
 
 #[test]
 fn schedules_and_solvers_give_a1111s_answers() {
-    let ddim = Schedule::a1111(Sampler::Ddim, None, 5);
+    let ddim = Schedule::a1111(Sampler::Ddim, SigmaSchedule::Normal, 5);
     let (x, times) = run_toy(Sampler::Ddim, &ddim);
     assert_eq!(times, [801.0, 601.0, 401.0, 201.0]);
     close(&x, [1.442_257_77, -3.601_556_52], "A1111 DDIM");
-    let (x, times) = run_toy(Sampler::Plms, &Schedule::a1111(Sampler::Plms, None, 5));
+    let (x, times) = run_toy(
+        Sampler::Plms,
+        &Schedule::a1111(Sampler::Plms, SigmaSchedule::Normal, 5),
+    );
     assert_eq!(times.len(), 5);
     close(&x, [1.165_793_15, -3.294_177_44], "A1111 PLMS");
 }
 
 #[test]
 fn sigmas_are_a1111s() {
-    let sigmas = |sampler, schedule, count| -> Vec<f64> {
-        Schedule::a1111(sampler, schedule, count)
-            .steps
-            .iter()
-            .map(|step| step.level.sigma)
-            .collect()
+    let sigmas = |sampler, schedule: Option<SigmaSchedule>, count| -> Vec<f64> {
+        Schedule::a1111(
+            sampler,
+            schedule.unwrap_or(SigmaSchedule::automatic(sampler)),
+            count,
+        )
+        .steps
+        .iter()
+        .map(|step| step.level.sigma)
+        .collect()
     };
     let check = |found: Vec<f64>, expected: &[f64]| {
         assert_eq!(found.len(), expected.len());
@@ -378,8 +395,8 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
     for sampler in Sampler::ALL {
         for count in [1, 2, 3, 7, 20, 30, 100, 150] {
             for schedule in [
-                Schedule::a1111(sampler, None, count),
-                Schedule::diffusers(sampler, None, count, &sd15_config(None)),
+                Schedule::a1111(sampler, SigmaSchedule::automatic(sampler), count),
+                Schedule::diffusers(sampler, SigmaSchedule::Normal, count, &sd15_config(None)),
             ] {
                 let steps = &schedule.steps;
                 assert!(
@@ -400,7 +417,8 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
         }
     }
     let starts = |n| {
-        let steps = Schedule::diffusers(Sampler::Ddim, None, n, &sd15_config(None)).steps;
+        let steps =
+            Schedule::diffusers(Sampler::Ddim, SigmaSchedule::Normal, n, &sd15_config(None)).steps;
         steps.iter().map(|s| s.level.t).collect::<Vec<f64>>()
     };
     assert_eq!(starts(4), [751.0, 501.0, 251.0, 1.0]);

@@ -19,36 +19,43 @@ pub struct Conditioning {
 #[derive(Debug)]
 pub struct TextEncoder {
     network: Network,
-    output: String,
 }
 
 impl TextEncoder {
-    /// Takes a loaded `text_encoder`. `clip_skip` counts its layers from the end: 1 is the last one, 2 the one before.
-    ///
-    /// # Errors
-    /// More than there are layers, or a network that does not return inner ones.
-    pub fn new(network: Network, clip_skip: usize) -> Result<Self, TextError> {
-        let output = if clip_skip == 1 {
-            "last_hidden_state".to_owned()
-        } else {
-            // A1111: the state after the layer, and then the final norm.
-            let inner = network
-                .outputs()
-                .filter(|name| name.starts_with("normed_hidden_states."));
-            let layers = inner.count();
-            if !(1..=layers).contains(&clip_skip) {
-                return Err(TextError::ClipSkip { clip_skip, layers });
-            }
-            format!("normed_hidden_states.{}", layers + 1 - clip_skip)
-        };
-        Ok(Self { network, output })
+    /// Takes a loaded `text_encoder`.
+    #[must_use]
+    pub fn new(network: Network) -> Self {
+        Self { network }
     }
 
-    /// Encodes chunks one by one and joins them along the tokens.
+    /// Name of the output for a layer counted from the end: 1 is the last one, 2 the one before.
+    fn output(&self, clip_skip: usize) -> Result<String, TextError> {
+        if clip_skip == 1 {
+            return Ok("last_hidden_state".to_owned());
+        }
+        // The state after the layer, and then the final norm.
+        let inner = self
+            .network
+            .outputs()
+            .filter(|name| name.starts_with("normed_hidden_states."));
+        let layers = inner.count();
+        if (1..=layers).contains(&clip_skip) {
+            Ok(format!("normed_hidden_states.{}", layers + 1 - clip_skip))
+        } else {
+            Err(TextError::ClipSkip { clip_skip, layers })
+        }
+    }
+
+    /// Encodes chunks one by one and joins them along the tokens. `clip_skip` counts layers from the end: 1 is the last.
     ///
     /// # Errors
-    /// The network fails or returns another shape than [1, 77, width].
-    pub fn encode(&mut self, chunks: &[Chunk]) -> Result<Conditioning, TextError> {
+    /// More than there are layers, a network that does not return inner ones or another shape than [1, 77, width].
+    pub fn encode(
+        &mut self,
+        chunks: &[Chunk],
+        clip_skip: usize,
+    ) -> Result<Conditioning, TextError> {
+        let output_name = self.output(clip_skip)?;
         let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
         let mut encoded = Vec::new();
         for chunk in chunks {
@@ -56,7 +63,7 @@ impl TextEncoder {
             let input = Input::Ids(row.view().into_dyn());
             let output = self
                 .network
-                .run(&[("input_ids", input)], &[&self.output])?
+                .run(&[("input_ids", input)], &[&output_name])?
                 .remove(0);
             let found = output.shape().to_vec();
             let expected = || format!("[1, {}, width]", chunk.ids.len());

@@ -22,6 +22,7 @@ pub(crate) struct DemoArgs {
 }
 
 pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
+    let output = Output::find(Some(&args.output), 1, None, false)?;
     let engine = match args.engine.start(ui) {
         Err(EngineError::NoLibrary { .. }) => {
             ui.note(format!(
@@ -39,11 +40,6 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         guidance_scale: 5.0,
         seed: 1,
         ..Txt2Img::default()
-    };
-    let output = Output {
-        path: Some(args.output.clone()),
-        dump: None,
-        json: false,
     };
     generate(&request, &engine, &model, &output, ui)?;
     ui.note(format!(

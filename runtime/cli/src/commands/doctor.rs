@@ -1,8 +1,8 @@
 //! `sdrun doctor`: is everything there?
 
 use sd_converter::ui::Ui;
+use sd_runtime::engine::Ep;
 use sd_runtime::engine::library::{VARIABLE, data_dir};
-use sd_runtime::engine::{Engine, EngineOptions, Ep};
 
 /// Check the ONNX Runtime library and its providers
 #[derive(Debug, clap::Args)]
@@ -16,12 +16,11 @@ pub(crate) struct DoctorArgs {
 
 pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
     // Whatever provider is asked for, the others are worth knowing first.
-    let options = EngineOptions {
-        library: args.engine.lib.clone(),
+    let any = super::EngineArgs {
         ep: Ep::Cpu,
-        threads: args.engine.threads,
+        ..args.engine.clone()
     };
-    let engine = Engine::start(&options, ui.interrupt_flag())?;
+    let engine = any.start(ui)?;
     let library = engine.library();
     let available: Vec<Ep> = Ep::ALL.into_iter().filter(|ep| ep.is_available()).collect();
     if args.json {

@@ -42,7 +42,7 @@ pub(crate) struct EngineArgs {
         help_heading = "Engine"
     )]
     ep: Ep,
-    /// Threads; as many as there are processors if left out
+    /// Threads; as many as there are processors if left out, and never more
     #[arg(long, value_name = "N", help_heading = "Engine")]
     threads: Option<NonZero<usize>>,
     /// ONNX Runtime library to load instead of the one that `sdrun setup` fetched
@@ -59,6 +59,14 @@ impl EngineArgs {
             threads: self.threads,
         };
         let engine = Engine::start(&options, ui.interrupt_flag())?;
+        if let Some(asked) = self.threads.map(NonZero::get)
+            && asked > engine.threads()
+        {
+            ui.note(format!(
+                "--threads {asked}: this process may use {} processors, so there are {0} threads",
+                engine.threads()
+            ));
+        }
         tracing::info!(library = %engine.library().path.display(), ep = engine.ep().name(), threads = engine.threads(), "engine");
         Ok(engine)
     }

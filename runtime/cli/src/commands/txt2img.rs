@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sd_converter::ui::{Ui, UsageError};
 use sd_runtime::engine::Engine;
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Dump, ModelDir, Outcome, PipelineError, Txt2Img};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Outcome, Txt2Img};
 use sd_runtime::sampler::schedule::parse_sigma_schedule;
 use sd_runtime::sampler::{Profile, SamplerName};
 use serde_json::json;
@@ -21,10 +21,16 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// What the picture should show; `(word:1.3)` stresses, `BREAK` starts a new chunk
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// What it should not show
-    #[arg(short, long, default_value = "", value_name = "TEXT")]
+    #[arg(
+        short,
+        long,
+        default_value = "",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
     negative: String,
     /// Width in pixels, a multiple of 8; the model's own if left out
     #[arg(short = 'W', long, value_name = "N")]
@@ -35,12 +41,12 @@ pub(crate) struct Txt2ImgArgs {
     /// Steps of the sampler
     #[arg(long, default_value_t = 20, value_name = "N")]
     steps: usize,
-    /// How strongly the prompt is followed; 1 is without guidance
+    /// How strongly the prompt is followed; 1 is without guidance (diffusers: up to 1), 0 follows the negative prompt only
     #[arg(long, default_value_t = 7.0, value_name = "F")]
     cfg: f64,
-    /// Seed of the noise; a random one if left out
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// Seed of the noise; a random one if left out or -1
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_seed)]
+    seed: Option<Seed>,
     /// Solver: Euler, "Euler a", DDIM, "DPM++ 2M" or PLMS; the profile's own if left out
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
@@ -59,7 +65,7 @@ pub(crate) struct Txt2ImgArgs {
     /// How many pictures; the seed counts up
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
-    /// Picture to write; several get numbers
+    /// Picture to write; several get numbers; - is standard output
     #[arg(short, long, value_name = "PNG")]
     output: Option<PathBuf>,
     /// Write what happens inside to this safetensors file
@@ -78,29 +84,95 @@ pub(crate) struct Txt2ImgArgs {
     engine: EngineArgs,
 }
 
+/// What `--seed` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seed {
+    /// This one.
+    Fixed(u64),
+    /// Any, which A1111 writes as -1.
+    Random,
+}
+
+fn parse_seed(text: &str) -> Result<Seed, String> {
+    if text == "-1" {
+        return Ok(Seed::Random);
+    }
+    let fixed = text.parse().map(Seed::Fixed);
+    fixed.map_err(|_| format!("expected 0 to {}, or -1 for a random one", u64::MAX))
+}
+
 /// Where a run's results go.
 pub(crate) struct Output {
-    /// The picture; a free name in the working folder if absent.
-    pub(crate) path: Option<PathBuf>,
-    /// The inside of the run.
-    pub(crate) dump: Option<PathBuf>,
-    /// Whether to print JSON.
-    pub(crate) json: bool,
+    pictures: Vec<Destination>,
+    dump: Option<Destination>,
+    json: bool,
+}
+
+impl Output {
+    /// Places for `count` pictures, found before the work. Without a name, pictures get free ones in the working folder once
+    /// they are there.
+    pub(crate) fn find(
+        picture: Option<&Path>,
+        count: usize,
+        dump: Option<&Path>,
+        json: bool,
+    ) -> anyhow::Result<Self> {
+        let dump = dump.map(Destination::find).transpose()?;
+        let mut pictures = Vec::new();
+        if let Some(path) = picture {
+            refuse_other_formats(path)?;
+            let one = Destination::find(path)?;
+            for i in 0..count {
+                pictures.push(match count > 1 && one.is_file() {
+                    true => Destination::find(&numbered(path, i))?,
+                    false => one.clone(),
+                });
+            }
+        } else {
+            Destination::find(&free_name(0))?;
+        }
+        if let Some(dump) = &dump
+            && let Some(same) = pictures.iter().find(|picture| picture.is_same(dump))
+        {
+            let text = format!(
+                "{}: picture and dump would overwrite each other",
+                same.path().display()
+            );
+            return Err(UsageError(text).into());
+        }
+        let output = Self {
+            pictures,
+            dump,
+            json,
+        };
+        if output.to_stdout() + usize::from(json) > 1 {
+            let text = "only one thing can go to standard output: a picture, a dump or the result of --json";
+            return Err(UsageError(text.to_owned()).into());
+        }
+        Ok(output)
+    }
+
+    /// How many of the files are standard output.
+    fn to_stdout(&self) -> usize {
+        let places = self.pictures.iter().chain(&self.dump);
+        places.filter(|place| place.is_stdout()).count()
+    }
 }
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     let request = args.request()?;
     request.check().map_err(|e| UsageError(e.to_string()))?;
+    let output = Output::find(
+        args.output.as_deref(),
+        args.batch,
+        args.dump.as_deref(),
+        args.json,
+    )?;
     let model = match &args.model {
         Some(path) => ModelDir::open(path)?,
         None => demo_model::directory(ui)?,
     };
     let engine = args.engine.start(ui)?;
-    let output = Output {
-        path: args.output.clone(),
-        dump: args.dump.clone(),
-        json: args.json,
-    };
     generate(&request, &engine, &model, &output, ui)
 }
 
@@ -114,6 +186,18 @@ impl Txt2ImgArgs {
             .transpose()
             .map_err(|e| usage(&e))?;
         let schedule = parse_sigma_schedule(&self.schedule).map_err(|e| usage(&e))?;
+        let named = sampler.and_then(|name| name.schedule);
+        if let (Some(schedule), Some(named)) = (schedule, named)
+            && schedule != named
+        {
+            return Err(UsageError(format!(
+                "`--sampler \"{}\"` asks for {}, `--schedule {}` for {}: say one of them",
+                self.sampler.as_deref().unwrap_or_default(),
+                named.name(),
+                self.schedule,
+                schedule.name()
+            )));
+        }
         Ok(Txt2Img {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative.clone(),
@@ -121,10 +205,13 @@ impl Txt2ImgArgs {
             height: self.height,
             steps: self.steps,
             guidance_scale: self.cfg,
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed: match self.seed {
+                Some(Seed::Fixed(seed)) => seed,
+                Some(Seed::Random) | None => random_seed(),
+            },
             batch: self.batch,
             sampler: sampler.map(|name| name.sampler),
-            schedule: schedule.or(sampler.and_then(|name| name.schedule)),
+            schedule: schedule.or(named),
             profile: self.profile.parse::<Profile>().map_err(|e| usage(&e))?,
             rng: self.rng.parse::<Rng>().map_err(|e| usage(&e))?,
             clip_skip: self.clip_skip,
@@ -148,10 +235,6 @@ pub(crate) fn generate(
     output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    // An output that cannot be written is better known before minutes of work.
-    for path in output.path.iter().chain(&output.dump) {
-        check_writable(path)?;
-    }
     let mut dump = output.dump.as_ref().map(|_| Dump::default());
     let mut terminal = Terminal::new(ui, request.batch);
     let outcome = request.run(
@@ -162,35 +245,34 @@ pub(crate) fn generate(
         dump.as_mut(),
     )?;
     drop(terminal);
-    if let (Some(dump), Some(path)) = (&dump, &output.dump) {
-        dump.write(path)?;
+    if let (Some(dump), Some(to)) = (&dump, &output.dump) {
+        dump.write(to)?;
     }
-    let mut files = Vec::new();
+    let mut written = Vec::new();
     for (i, (picture, seed, infotext)) in outcome.pictures.iter().enumerate() {
-        let path = match &output.path {
-            Some(path) if outcome.pictures.len() > 1 => numbered(path, i),
-            Some(path) => path.clone(),
-            None => free_name(*seed),
+        let to = match output.pictures.get(i) {
+            Some(to) => to.clone(),
+            None => Destination::find(&free_name(*seed))?,
         };
-        picture.write_png(&path, infotext)?;
-        files.push((path, *seed));
+        picture.write_png(&to, infotext)?;
+        written.push((to, *seed));
     }
-    report(request, &outcome, &files, output.json, ui)
+    report(request, &outcome, &written, output, ui)
 }
 
 fn report(
     request: &Txt2Img,
     outcome: &Outcome,
-    files: &[(PathBuf, u64)],
-    json: bool,
+    written: &[(Destination, u64)],
+    output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let timing = outcome.timing;
     let per_step = timing.denoise.as_secs_f64() / (outcome.calls * request.batch) as f64;
-    if json {
-        let images: Vec<_> = files
+    if output.json {
+        let images: Vec<_> = written
             .iter()
-            .map(|(path, seed)| json!({"file": path, "seed": seed}))
+            .map(|(to, seed)| json!({"file": to.path().to_string_lossy(), "seed": seed}))
             .collect();
         return Ok(ui.result(json!({
             "images": images,
@@ -206,8 +288,13 @@ fn report(
             },
         }))?);
     }
-    for (path, seed) in files {
-        ui.result(format!("{} (seed {seed})", path.display()))?;
+    for (to, seed) in written {
+        let line = format!("{} (seed {seed})", to.path().display());
+        if output.to_stdout() > 0 {
+            ui.note(line);
+        } else {
+            ui.result(line)?;
+        }
     }
     ui.note(format!(
         "{} with {} calls of the model, {per_step:.2} s each; prompts {:.1} s, loading {:.1} s, decoding {:.1} s",
@@ -220,21 +307,22 @@ fn report(
     Ok(())
 }
 
-fn check_writable(path: &Path) -> Result<(), PipelineError> {
-    let failed = |source| PipelineError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    if path.is_dir() {
-        return Err(failed(std::io::Error::from(
-            std::io::ErrorKind::IsADirectory,
-        )));
+/// A picture under another format's name would be taken for that.
+fn refuse_other_formats(path: &Path) -> Result<(), UsageError> {
+    const OTHERS: [&str; 9] = [
+        "jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "jxl",
+    ];
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if OTHERS.contains(&extension.to_lowercase().as_str()) {
+        let png = path.with_extension("png");
+        let text = format!(
+            "{}: pictures are written as PNG\nhint: -o {}",
+            path.display(),
+            png.display()
+        );
+        return Err(UsageError(text));
     }
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    tempfile::tempfile_in(parent).map(drop).map_err(failed)
+    Ok(())
 }
 
 /// `out.png` becomes `out-000.png`, `out-001.png`, ..

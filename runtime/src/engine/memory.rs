@@ -1,0 +1,68 @@
+//! How much memory a process may use: the machine's, or what its control group leaves it.
+
+use std::fs;
+use std::path::Path;
+
+use sysinfo::System;
+
+/// Bytes that this process can have at most, swap not counted.
+#[must_use]
+pub fn limit() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    let groups = Path::new("/sys/fs/cgroup");
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    system
+        .total_memory()
+        .min(group_limit(groups, &own).unwrap_or(u64::MAX))
+}
+
+/// The least limit of a process's control group and those around it. `own` is its `/proc/PID/cgroup`: lines of
+/// `0::/path` (version 2) or `7:memory:/path` (version 1).
+fn group_limit(root: &Path, own: &str) -> Option<u64> {
+    let limits = own.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (root, file) = if controllers.is_empty() {
+            (root.to_owned(), "memory.max")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            (root.join("memory"), "memory.limit_in_bytes")
+        } else {
+            return None;
+        };
+        // In a container the path is the host's, but the limit lies at the root.
+        let group = root.join(path.trim_start_matches('/'));
+        let around = group.ancestors().take_while(|at| at.starts_with(&root));
+        let limit = |at: &Path| fs::read_to_string(at.join(file)).ok()?.trim().parse().ok();
+        around.filter_map(limit).min()
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_control_groups_count() {
+        let root = tempfile::tempdir().unwrap();
+        let set = |group: &str, file: &str, limit: &str| {
+            fs::create_dir_all(root.path().join(group)).unwrap();
+            fs::write(root.path().join(group).join(file), limit).unwrap();
+        };
+        let limit = |own: &str| group_limit(root.path(), own);
+        set("", "memory.max", "max\n");
+        set("user/job", "memory.max", "3000\n");
+        set("user", "memory.max", "2000\n");
+        assert_eq!(limit("0::/user/job\n"), Some(2000));
+        assert_eq!(limit("0::/another\n"), None);
+        set("memory", "memory.limit_in_bytes", "900\n");
+        assert_eq!(limit("5:cpu:/x\n7:memory:/docker/abc\n"), Some(900));
+        assert_eq!(limit(""), None);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!((1 << 26..1 << 60).contains(&limit()));
+    }
+}
