@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ndarray::{ArrayD, Axis};
 use sd_models::manifest::Manifest;
-use sd_runtime::engine::{Input, Network};
+use sd_runtime::engine::{Cancel, Input, Network};
 use sdrt_tests::{Reference, engine, relative_l2, repository, synthetic};
 
 /// Single precision adds up in another order in every library; a wrong epsilon or activation is 1e-3 and more.
@@ -20,7 +20,9 @@ fn reference() -> Reference {
 fn load(dir: &Path, component: &str) -> Network {
     let manifest = std::fs::read_to_string(dir.join("sdrt.json")).unwrap();
     let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
-    engine().load(dir, component, Some(&manifest), &[]).unwrap()
+    engine()
+        .load(dir, component, Some(&manifest), &[], &Cancel::new())
+        .unwrap()
 }
 
 fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, what: &str) {
@@ -54,7 +56,7 @@ fn run(
         .iter()
         .map(|(name, value)| (name.as_str(), Input::F32(value.view())))
         .collect();
-    network.run(&inputs, outputs).unwrap()
+    network.run(&inputs, outputs, &Cancel::new()).unwrap()
 }
 
 fn unet_is_right(family: &str) {
@@ -80,7 +82,9 @@ fn text_is_right(family: &str) {
                 continue;
             };
             let input = [("input_ids", Input::Ids(ids.view()))];
-            let found = load(&model, folder).run(&input, &[output]).unwrap();
+            let found = load(&model, folder)
+                .run(&input, &[output], &Cancel::new())
+                .unwrap();
             let what = format!("{family} {folder} {name}");
             assert_close(&found[0], &expected, &what);
         }
@@ -153,7 +157,7 @@ fn control_is_right(family: &str, skips: usize) {
         inputs.push((name, residual));
     }
     let mut unet = engine()
-        .load_variant(&model, "unet", "controlnet.onnx", None, &[])
+        .load_variant(&model, "unet", "controlnet.onnx", None, &[], &Cancel::new())
         .unwrap();
     let found = run(&mut unet, &inputs, &["out_sample"]);
     assert_close(
@@ -180,7 +184,7 @@ fn the_tiny_autoencoder_is_that_of_diffusers() {
     let image = reference.get("taesd.image");
     let input = [("sample", Input::F32(image.view()))];
     let found = load(&model, "vae_encoder")
-        .run(&input, &["latent_parameters"])
+        .run(&input, &["latent_parameters"], &Cancel::new())
         .unwrap();
     let (mean, variance) = found[0].view().split_at(Axis(1), 4);
     assert_close(&mean.to_owned(), &reference.get("taesd.latents"), "encoder");
@@ -188,7 +192,7 @@ fn the_tiny_autoencoder_is_that_of_diffusers() {
     let latents = reference.get("taesd.latent_sample");
     let input = [("latent_sample", Input::F32(latents.view()))];
     let found = load(&model, "vae_decoder")
-        .run(&input, &["sample"])
+        .run(&input, &["sample"], &Cancel::new())
         .unwrap();
     assert_close(&found[0], &reference.get("taesd.sample"), "decoder");
 }

@@ -10,11 +10,13 @@ use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
 use sd_models::demo;
-use sd_runtime::engine::{Input, Network};
+use sd_runtime::engine::{Cancel, Input, Network};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{ModelDir, Txt2Img};
-use sd_runtime::sampler::{Profile, Sampler, SigmaSchedule};
-use sdrt_tests::{Quiet, Reference, engine, never, psnr, relative_l2, repository};
+use sd_runtime::pipeline::{ModelDir, Request};
+use sd_runtime::profile::DIFFUSERS;
+use sd_runtime::sampler::EULER;
+use sd_runtime::sigmas::Spread;
+use sdrt_tests::{Reference, engine, make, psnr, relative_l2, repository};
 use tempfile::TempDir;
 
 const PIXEL: &str = "models/demo/pixel-style.safetensors";
@@ -68,7 +70,7 @@ fn with_loras(loras: &[(&str, f64)], storage: Option<Dtype>) -> (TempDir, ModelD
 fn load(model: &ModelDir, component: &str) -> Network {
     let manifest = model.manifest.as_ref();
     engine()
-        .load(&model.path, component, manifest, &[])
+        .load(&model.path, component, manifest, &[], &Cancel::new())
         .unwrap()
 }
 
@@ -80,7 +82,7 @@ fn eps(model: &ModelDir, noise: &ArrayD<f32>, context: &ArrayD<f32>) -> ArrayD<f
         ("encoder_hidden_states", Input::F32(context.view())),
     ];
     load(model, "unet")
-        .run(&inputs, &["out_sample"])
+        .run(&inputs, &["out_sample"], &Cancel::new())
         .unwrap()
         .remove(0)
 }
@@ -122,19 +124,18 @@ fn pictures_with_loras_are_those_of_diffusers() {
 fn prompts_may_ask_for_loras_that_are_in_the_model() {
     let (_dir, model) = with_loras(&[(PIXEL, 0.7)], None);
     let drawn = |prompt: &str| {
-        let mut watch = Quiet::default();
-        let request = Txt2Img {
+        let request = Request {
             steps: 2,
             ..request(prompt, 10)
         };
-        let outcome = request.run(engine(), &model, &never(), &mut watch, None);
-        outcome.map(|mut outcome| (outcome.pictures.remove(0), watch.notes))
+        make(&model.path, &request, None)
     };
-    let ((picture, ..), _) = drawn("a red heart").unwrap();
-    let ((tagged, _, infotext), notes) = drawn("a red heart<lora:pixel-style:0.7>").unwrap();
-    assert_eq!(tagged, picture);
+    let plain = drawn("a red heart").unwrap();
+    let tagged = drawn("a red heart<lora:pixel-style:0.7>").unwrap();
+    assert_eq!(tagged.pictures, plain.pictures);
+    let infotext = &tagged.plans[0].infotext;
     assert!(infotext.starts_with("a red heart<lora:pixel-style:0.7>"));
-    assert!(notes[0].contains("in the model already, at strength 0.7"));
+    assert!(tagged.notes[0].contains("in the model already, at strength 0.7"));
     let error = drawn("a red heart<lora:pixel-style:1>").unwrap_err();
     assert!(
         error
@@ -144,24 +145,23 @@ fn prompts_may_ask_for_loras_that_are_in_the_model() {
     );
 }
 
-fn request(prompt: &str, seed: u64) -> Txt2Img {
-    Txt2Img {
+fn request(prompt: &str, seed: u64) -> Request {
+    Request {
         prompt: prompt.to_owned(),
         guidance_scale: 5.0,
         seed,
-        sampler: Some(Sampler::Euler),
-        schedule: Some(SigmaSchedule::Normal),
-        profile: Profile::Diffusers,
+        sampler: Some(&EULER),
+        spread: Some(Spread::Uniform),
+        profile: &DIFFUSERS,
         rng: Rng::TorchCpu,
-        ..Txt2Img::default()
+        ..Request::default()
     }
 }
 
 /// A picture of the demo's size, three bytes per pixel.
 fn draw(model: &ModelDir, prompt: &str, seed: u64) -> Vec<u8> {
-    let mut watch = Quiet::default();
-    let outcome = request(prompt, seed).run(engine(), model, &never(), &mut watch, None);
-    outcome.unwrap().pictures.remove(0).0.rgb
+    let mut made = make(&model.path, &request(prompt, seed), None).unwrap();
+    made.pictures.remove(0).rgb
 }
 
 /// A picture [3, h, w] in -1..1, with the colours of a pixel side by side.

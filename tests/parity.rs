@@ -10,13 +10,14 @@ use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
 use sd_models::manifest::Manifest;
-use sd_runtime::engine::{Input, Network};
+use sd_runtime::engine::{Cancel, Input, Network};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Destination, Dump, ModelDir, Picture, Txt2Img};
-use sd_runtime::sampler::{Profile, Sampler, SigmaSchedule};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Picture, Request};
+use sd_runtime::profile::DIFFUSERS;
+use sd_runtime::sampler::{DDIM, DPMPP_2M, EULER};
+use sd_runtime::sigmas::Spread;
 use sdrt_tests::{
-    Quiet, Reference, converted, demo_model, engine, never, psnr, relative_l2, repository,
-    synthetic_model,
+    Reference, converted, demo_model, engine, make, psnr, relative_l2, repository, synthetic_model,
 };
 
 /// Single precision adds up in another order in every library; a wrong epsilon or activation is 1e-3 and more.
@@ -36,7 +37,7 @@ fn load(dir: &std::path::Path, component: &str) -> Network {
     let manifest: Option<Manifest> = ModelDir::open(dir).unwrap().manifest;
     assert!(manifest.is_some());
     engine()
-        .load(dir, component, manifest.as_ref(), &[])
+        .load(dir, component, manifest.as_ref(), &[], &Cancel::new())
         .unwrap()
 }
 
@@ -61,6 +62,7 @@ fn text_embeddings_of_the_demo_model_are_those_of_transformers() {
             .run(
                 &[("input_ids", Input::Ids(ids.view()))],
                 &["last_hidden_state"],
+                &Cancel::new(),
             )
             .unwrap();
         let expected = reference
@@ -86,7 +88,7 @@ fn unet_forwards_of_the_demo_model_are_those_of_diffusers() {
                 ("timestep", f32s(&timestep)),
                 ("encoder_hidden_states", f32s(&context)),
             ];
-            let found = unet.run(&inputs, &["out_sample"]).unwrap();
+            let found = unet.run(&inputs, &["out_sample"], &Cancel::new()).unwrap();
             let name = format!("prompt{prompt}.eps.t{t}");
             assert_close(&found[0], &reference.get(&name), FORWARD, &name);
         }
@@ -98,7 +100,11 @@ fn the_demo_models_autoencoder_is_that_of_diffusers() {
     let reference = Reference::demo();
     let image = reference.get("vae.input_image");
     let parameters = load(demo_model(), "vae_encoder")
-        .run(&[("sample", f32s(&image))], &["latent_parameters"])
+        .run(
+            &[("sample", f32s(&image))],
+            &["latent_parameters"],
+            &Cancel::new(),
+        )
         .unwrap();
     let mean = parameters[0]
         .slice_axis(Axis(1), (..4).into())
@@ -110,7 +116,11 @@ fn the_demo_models_autoencoder_is_that_of_diffusers() {
     let mut decode = |latents: &ArrayD<f32>| {
         let unscaled = latents.mapv(|x| x / 0.18215);
         decoder
-            .run(&[("latent_sample", f32s(&unscaled))], &["sample"])
+            .run(
+                &[("latent_sample", f32s(&unscaled))],
+                &["sample"],
+                &Cancel::new(),
+            )
             .unwrap()
             .remove(0)
     };
@@ -132,34 +142,30 @@ fn the_demo_models_autoencoder_is_that_of_diffusers() {
 #[test]
 fn whole_runs_of_the_demo_model_end_where_diffusers_does() {
     let reference = Reference::demo();
-    let model = ModelDir::open(demo_model()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("dump.safetensors");
-    let (normal, karras) = (Some(SigmaSchedule::Normal), Some(SigmaSchedule::Karras));
-    for (name, sampler, schedule) in [
-        ("ddim", Sampler::Ddim, None),
-        ("euler", Sampler::Euler, normal),
-        ("euler_karras", Sampler::Euler, karras),
-        ("dpmpp_2m_karras", Sampler::Dpmpp2m, karras),
+    let (uniform, karras) = (Some(Spread::Uniform), Some(Spread::Karras));
+    for (name, sampler, spread) in [
+        ("ddim", &DDIM, None),
+        ("euler", &EULER, uniform),
+        ("euler_karras", &EULER, karras),
+        ("dpmpp_2m_karras", &DPMPP_2M, karras),
     ] {
         for (i, prompt) in PROMPTS.into_iter().enumerate() {
             let what = format!("prompt{i}.{name}");
-            let request = Txt2Img {
+            let request = Request {
                 prompt: prompt.to_owned(),
                 guidance_scale: 5.0,
                 seed: i as u64 + 1,
                 sampler: Some(sampler),
-                schedule,
-                profile: Profile::Diffusers,
+                spread,
+                profile: &DIFFUSERS,
                 rng: Rng::TorchCpu,
-                ..Txt2Img::default()
+                ..Request::default()
             };
             let mut dump = Dump::default();
-            let mut watch = Quiet::default();
-            let outcome = request
-                .run(engine(), &model, &never(), &mut watch, Some(&mut dump))
-                .unwrap();
-            assert_eq!((watch.calls, watch.warnings.len()), (20, 0));
+            let made = make(demo_model(), &request, Some(&mut dump)).unwrap();
+            assert_eq!((made.calls, made.warnings.len()), (20, 0));
             dump.write(&Destination::find(&file).unwrap()).unwrap();
             let dump = Reference::open(&file);
             let ids = dump.ids("token_ids");
@@ -183,9 +189,8 @@ fn whole_runs_of_the_demo_model_end_where_diffusers_does() {
                 .get(&format!("{what}.image"))
                 .into_dimensionality::<ndarray::Ix4>()
                 .unwrap();
-            let expected =
-                Picture::from_decoded(&expected.index_axis(Axis(0), 0), Profile::Diffusers);
-            let ratio = psnr(&outcome.pictures[0].0.rgb, &expected.rgb);
+            let expected = Picture::from_decoded(&expected.index_axis(Axis(0), 0), DIFFUSERS.pixel);
+            let ratio = psnr(&made.pictures[0].rgb, &expected.rgb);
             assert!(ratio >= 50.0, "{what}: PSNR {ratio:.1} dB");
         }
     }
@@ -218,7 +223,11 @@ fn compare_with_synth_reference(dir: &std::path::Path, reference: &Reference, sa
         "normed_hidden_states.1",
     ];
     let found = load(dir, "text_encoder")
-        .run(&[("input_ids", Input::Ids(ids.view()))], &outputs)
+        .run(
+            &[("input_ids", Input::Ids(ids.view()))],
+            &outputs,
+            &Cancel::new(),
+        )
         .unwrap();
     for (found, name) in found.iter().zip(outputs) {
         assert_close(
@@ -234,7 +243,7 @@ fn compare_with_synth_reference(dir: &std::path::Path, reference: &Reference, sa
         let tensors = names.map(|name| reference.get(&format!("unet.{i}.{name}")));
         let inputs: Vec<(&str, Input<'_>)> =
             names.into_iter().zip(tensors.iter().map(f32s)).collect();
-        let found = unet.run(&inputs, &["out_sample"]).unwrap();
+        let found = unet.run(&inputs, &["out_sample"], &Cancel::new()).unwrap();
         assert_close(
             &found[0],
             &reference.get(&format!("unet.{i}.out_sample")),
@@ -249,7 +258,7 @@ fn compare_with_synth_reference(dir: &std::path::Path, reference: &Reference, sa
     ] {
         let tensor = reference.get(&format!("{folder}.{input}"));
         let found = load(dir, folder)
-            .run(&[(input, f32s(&tensor))], &[output])
+            .run(&[(input, f32s(&tensor))], &[output], &Cancel::new())
             .unwrap();
         assert_close(
             &found[0],
@@ -321,7 +330,7 @@ fn weights_compute_the_same_in_whatever_type_they_are_stored() {
         let inputs: Vec<(&str, Input<'_>)> =
             names.into_iter().zip(tensors.iter().map(f32s)).collect();
         load(&model, "unet")
-            .run(&inputs, &["out_sample"])
+            .run(&inputs, &["out_sample"], &Cancel::new())
             .unwrap()
             .remove(0)
     });

@@ -4,8 +4,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use prost::Message;
 use sd_converter::onnx::proto::{
@@ -13,92 +11,87 @@ use sd_converter::onnx::proto::{
     TensorTypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use sd_models::manifest::PredictionType;
-use sd_runtime::engine::EngineError;
+use sd_runtime::engine::{Cancel, EngineError};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Destination, Dump, ModelDir, Outcome, PipelineError, Txt2Img};
-use sd_runtime::sampler::{Profile, Sampler};
-use sdrt_tests::{Quiet, Reference, demo_model, engine, never, psnr, relative_l2, synthetic};
+use sd_runtime::pipeline::{self, Destination, Dump, ModelDir, PipelineError, Plans, Request};
+use sd_runtime::profile::{A1111, DIFFUSERS, PROFILES, Profile};
+use sd_runtime::sampler::{EULER, EULER_ANCESTRAL, METHODS, PLMS};
+use sdrt_tests::{Made, Reference, demo_model, engine, make, psnr, relative_l2, synthetic};
 
-fn circle() -> Txt2Img {
-    Txt2Img {
+fn circle() -> Request {
+    Request {
         prompt: "a large red circle on a blue background".to_owned(),
         guidance_scale: 5.0,
         seed: 1,
         steps: 8,
-        ..Txt2Img::default()
+        ..Request::default()
     }
 }
 
-fn run(request: &Txt2Img, dump: Option<&mut Dump>) -> (Outcome, Quiet) {
-    let model = ModelDir::open(demo_model()).unwrap();
-    let mut watch = Quiet::default();
-    let outcome = request
-        .run(engine(), &model, &never(), &mut watch, dump)
-        .unwrap();
-    (outcome, watch)
+fn run(request: &Request, dump: Option<&mut Dump>) -> Made {
+    make(demo_model(), request, dump).unwrap()
 }
 
-fn mean_color(outcome: &Outcome, x: usize, y: usize) -> [u8; 3] {
-    let picture = &outcome.pictures[0].0;
+fn picture(request: &Request) -> Vec<u8> {
+    run(request, None).pictures.remove(0).rgb
+}
+
+fn mean_color(made: &Made, x: usize, y: usize) -> [u8; 3] {
+    let picture = &made.pictures[0];
     let at = 3 * (y * picture.width + x);
     picture.rgb[at..at + 3].try_into().unwrap()
 }
 
 #[test]
 fn every_sampler_of_every_profile_draws_the_prompt() {
-    for profile in Profile::ALL {
-        for sampler in Sampler::ALL {
-            let request = Txt2Img {
+    for profile in PROFILES {
+        for sampler in METHODS {
+            let request = Request {
                 sampler: Some(sampler),
                 profile,
                 steps: 20,
                 ..circle()
             };
-            let (outcome, watch) = run(&request, None);
-            let what = format!("{sampler} {}", profile.name());
-            let ([r, _, b], [cr, _, cb]) =
-                (mean_color(&outcome, 64, 64), mean_color(&outcome, 2, 2));
+            let made = run(&request, None);
+            let what = format!("{sampler} {}", profile.name);
+            let ([r, _, b], [cr, _, cb]) = (mean_color(&made, 64, 64), mean_color(&made, 2, 2));
             assert!(r > 150 && b < 100, "{what}: the middle is not red");
             assert!(cb > 150 && cr < 100, "{what}: the corner is not blue");
-            assert_eq!(watch.calls, outcome.calls, "{what}");
+            assert_eq!(made.calls, made.plans[0].calls, "{what}");
         }
     }
 }
 
 #[test]
 fn pictures_of_a_batch_are_those_of_their_seeds() {
-    let request = Txt2Img {
+    let request = Request {
         batch: 3,
-        sampler: Some(Sampler::EulerAncestral),
+        sampler: Some(&EULER_ANCESTRAL),
         ..circle()
     };
-    let (batch, _) = run(&request, None);
-    for (i, (picture, seed, _)) in batch.pictures.iter().enumerate() {
-        assert_eq!(*seed, 1 + i as u64);
-        let (single, _) = run(
-            &Txt2Img {
-                batch: 1,
-                seed: *seed,
-                ..request.clone()
-            },
-            None,
-        );
-        assert_eq!(*picture, single.pictures[0].0, "picture {i}");
+    let batch = run(&request, None);
+    for (i, (made, plan)) in batch.pictures.iter().zip(&batch.plans).enumerate() {
+        assert_eq!(plan.seed, 1 + i as u64);
+        let single = picture(&Request {
+            batch: 1,
+            seed: plan.seed,
+            ..request.clone()
+        });
+        assert!(made.rgb == single, "picture {i}");
     }
-    assert_ne!(batch.pictures[0].0, batch.pictures[1].0);
+    assert_ne!(batch.pictures[0], batch.pictures[1]);
 }
 
 #[test]
 fn sizes_that_are_no_multiple_of_the_unets_stride_work() {
     for (width, height) in [(128, 72), (104, 136), (64, 64)] {
-        let request = Txt2Img {
+        let request = Request {
             width: Some(width),
             height: Some(height),
             steps: 2,
             ..circle()
         };
-        let (outcome, _) = run(&request, None);
-        let picture = &outcome.pictures[0].0;
+        let picture = &run(&request, None).pictures[0];
         assert_eq!(
             (picture.width, picture.height, picture.rgb.len()),
             (width, height, 3 * width * height)
@@ -111,8 +104,8 @@ fn a_dump_holds_what_its_name_says_and_its_noise_makes_the_same_picture() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("dump.safetensors");
     let mut dump = Dump::default();
-    let (first, _) = run(
-        &Txt2Img {
+    let first = run(
+        &Request {
             rng: Rng::Philox,
             ..circle()
         },
@@ -132,30 +125,25 @@ fn a_dump_holds_what_its_name_says_and_its_noise_makes_the_same_picture() {
     }
     // The last step of DPM++ 2M goes all the way to the last estimate.
     assert!(relative_l2(&tensors.get("latents.007"), &tensors.get("denoised.007")) < 1e-6);
-    let again = Txt2Img {
+    let again = Request {
         seed: 99,
         initial_noise: Some(file),
         ..circle()
     };
-    assert_eq!(run(&again, None).0.pictures[0].0, first.pictures[0].0);
+    assert_eq!(run(&again, None).pictures, first.pictures);
 }
 
 #[test]
 fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_chunks() {
-    let plain = run(&circle(), None).0;
-    let psnr_with = |request: &Txt2Img| {
-        psnr(
-            &run(request, None).0.pictures[0].0.rgb,
-            &plain.pictures[0].0.rgb,
-        )
-    };
-    let stressed = Txt2Img {
+    let plain = picture(&circle());
+    let psnr_with = |request: &Request| psnr(&picture(request), &plain);
+    let stressed = Request {
         prompt: "a large (red:0.5) circle on a (blue:1.5) background".to_owned(),
         ..circle()
     };
     assert!(psnr_with(&stressed) < 45.0);
     assert!(
-        psnr_with(&Txt2Img {
+        psnr_with(&Request {
             negative_prompt: "a green square".to_owned(),
             ..circle()
         }) < 45.0
@@ -163,7 +151,7 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("dump.safetensors");
     let mut dump = Dump::default();
-    let long = Txt2Img {
+    let long = Request {
         prompt: "a red circle, ".repeat(25),
         steps: 1,
         ..circle()
@@ -174,55 +162,38 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
         Reference::open(&file).get("text_embeddings").shape(),
         [1, 154, 128]
     );
-    let (_, watch) = run(
-        &Txt2Img {
-            profile: Profile::Diffusers,
-            ..long
-        },
-        None,
-    );
-    assert!(
-        watch.warnings[0].contains("cut off"),
-        "{:?}",
-        watch.warnings
-    );
+    let cut = Request {
+        profile: &DIFFUSERS,
+        ..long
+    };
+    let warnings = run(&cut, None).warnings;
+    assert!(warnings[0].contains("cut off"), "{warnings:?}");
 }
 
 #[test]
 fn clip_skip_takes_an_earlier_layer() {
-    let skipped = Txt2Img {
+    let skipped = Request {
         clip_skip: 2,
         ..circle()
     };
-    let outcome = run(&skipped, None).0;
-    assert!(outcome.pictures[0].2.contains("Clip skip: 2"));
-    assert!(
-        psnr(
-            &outcome.pictures[0].0.rgb,
-            &run(&circle(), None).0.pictures[0].0.rgb
-        ) < 45.0
-    );
-    let model = ModelDir::open(demo_model()).unwrap();
-    let beyond = Txt2Img {
+    let made = run(&skipped, None);
+    assert!(made.plans[0].infotext.contains("Clip skip: 2"));
+    assert!(psnr(&made.pictures[0].rgb, &picture(&circle())) < 45.0);
+    let beyond = Request {
         clip_skip: 6,
         ..circle()
     };
-    let error = beyond
-        .run(engine(), &model, &never(), &mut Quiet::default(), None)
-        .unwrap_err();
+    let error = make(demo_model(), &beyond, None).unwrap_err();
     assert!(error.to_string().contains("4 inner layers"), "{error}");
 }
 
 #[test]
 fn infotexts_say_how_the_picture_was_made() {
-    let (outcome, _) = run(
-        &Txt2Img {
-            negative_prompt: "fog".to_owned(),
-            ..circle()
-        },
-        None,
-    );
-    let text = &outcome.pictures[0].2;
+    let request = Request {
+        negative_prompt: "fog".to_owned(),
+        ..circle()
+    };
+    let text = &run(&request, None).plans[0].infotext;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[..2],
@@ -240,35 +211,35 @@ fn infotexts_say_how_the_picture_was_made() {
 fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
     for (request, said) in [
         (
-            Txt2Img {
+            Request {
                 width: Some(100),
                 ..circle()
             },
             "104",
         ),
         (
-            Txt2Img {
+            Request {
                 height: Some(8),
                 ..circle()
             },
             "64",
         ),
         (
-            Txt2Img {
+            Request {
                 steps: 0,
                 ..circle()
             },
             "steps",
         ),
         (
-            Txt2Img {
+            Request {
                 batch: 0,
                 ..circle()
             },
             "batch",
         ),
         (
-            Txt2Img {
+            Request {
                 guidance_scale: f64::NAN,
                 ..circle()
             },
@@ -283,14 +254,12 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
 #[test]
 fn a_run_stops_when_the_user_wants() {
     let model = ModelDir::open(demo_model()).unwrap();
-    let stop = Arc::new(AtomicBool::new(true));
-    let error = circle()
-        .run(engine(), &model, &stop, &mut Quiet::default(), None)
-        .unwrap_err();
-    assert!(
-        matches!(&error, PipelineError::Denoise(e) if e.to_string() == "interrupted"),
-        "{error}"
-    );
+    let plans = Plans::resolve(&circle(), &model, u64::MAX).unwrap();
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let error = pipeline::run(&plans, &model, engine(), &cancel, &mut |_| (), None);
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "interrupted");
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -314,9 +283,8 @@ fn damaged_model_directories_are_named_file_by_file() {
     let data = path.join("unet/model.onnx_data");
     let bytes = fs::read(&data).unwrap();
     let failure = || {
-        let model = ModelDir::open(&path).map_err(|e| e.to_string())?;
-        let result = circle().run(engine(), &model, &never(), &mut Quiet::default(), None);
-        result.map(|_| ()).map_err(|e| {
+        ModelDir::open(&path).map_err(|e| e.to_string())?;
+        make(&path, &circle(), None).map(|_| ()).map_err(|e| {
             assert!(
                 matches!(e, PipelineError::Engine(EngineError::Damaged { .. })),
                 "{e}"
@@ -354,22 +322,20 @@ fn directories_of_other_programs_run_without_a_manifest() {
     fs::remove_file(path.join("sdrt.json")).unwrap();
     let model = ModelDir::open(&path).unwrap();
     assert_eq!(model.default_size, [128, 128]);
-    let outcome = circle()
-        .run(engine(), &model, &never(), &mut Quiet::default(), None)
-        .unwrap();
-    assert_eq!(outcome.pictures[0].0, run(&circle(), None).0.pictures[0].0);
+    let made = make(&path, &circle(), None).unwrap();
+    assert_eq!(made.pictures, run(&circle(), None).pictures);
     let error = ModelDir::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("sdconvert build"), "{error}");
 }
 
 #[test]
 fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot() {
-    let request = Txt2Img {
-        profile: Profile::Diffusers,
+    let request = Request {
+        profile: &DIFFUSERS,
         steps: 2,
         ..circle()
     };
-    assert_eq!(run(&request, None).0.sampler, Sampler::Plms);
+    assert_eq!(run(&request, None).plans[0].sampler, &PLMS);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
     copy_dir(demo_model(), &path);
@@ -378,23 +344,18 @@ fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot
         .unwrap()
         .replace("PNDMScheduler", "UniPCMultistepScheduler");
     fs::write(&config, text).unwrap();
-    let model = ModelDir::open(&path).unwrap();
-    let error = request
-        .run(engine(), &model, &never(), &mut Quiet::default(), None)
-        .unwrap_err();
+    let error = make(&path, &request, None).unwrap_err();
     assert!(error.to_string().contains("UniPC"), "{error}");
-    let chosen = Txt2Img {
-        sampler: Some(Sampler::Euler),
+    let chosen = Request {
+        sampler: Some(&EULER),
         ..request
     };
-    chosen
-        .run(engine(), &model, &never(), &mut Quiet::default(), None)
-        .unwrap();
+    make(&path, &chosen, None).unwrap();
 }
 
 #[test]
 fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
-    let request = |size| Txt2Img {
+    let request = |size| Request {
         width: Some(size),
         height: Some(size),
         steps: 2,
@@ -403,10 +364,8 @@ fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
     let (_dir, sd21) = synthetic("sd21");
     let model = ModelDir::open(&sd21).unwrap();
     assert_eq!(model.prediction, PredictionType::VPrediction);
-    let outcome = request(64)
-        .run(engine(), &model, &never(), &mut Quiet::default(), None)
-        .unwrap();
-    assert_eq!(outcome.pictures[0].0.width, 64);
+    let made = make(&sd21, &request(64), None).unwrap();
+    assert_eq!(made.pictures[0].width, 64);
     for (family, said) in [
         ("sdxl", "StableDiffusionXLPipeline"),
         ("sdxl-refiner", "StableDiffusionXLImg2ImgPipeline"),
@@ -440,11 +399,8 @@ fn edited(dir: &Path, name: &str, edit: &serde_json::Value) -> std::path::PathBu
 
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
-fn run_in(path: &Path, request: &Txt2Img) -> (Outcome, Quiet) {
-    let model = ModelDir::open(path).unwrap();
-    let mut watch = Quiet::default();
-    let outcome = request.run(engine(), &model, &never(), &mut watch, None);
-    (outcome.unwrap(), watch)
+fn run_in(path: &Path, request: &Request) -> Made {
+    make(path, request, None).unwrap()
 }
 
 #[test]
@@ -452,21 +408,21 @@ fn a_prediction_type_corrected_by_hand_is_followed_and_said() {
     let dir = tempfile::tempdir().unwrap();
     let velocity = serde_json::json!({"prediction_type": "v_prediction"});
     let path = edited(dir.path(), SCHEDULER, &velocity);
-    for profile in Profile::ALL {
-        let request = Txt2Img {
+    for profile in PROFILES {
+        let request = Request {
             profile,
             steps: 2,
             ..circle()
         };
-        let (outcome, watch) = run_in(&path, &request);
+        let velocity = run_in(&path, &request);
+        let notes = &velocity.notes;
         assert!(
-            watch.notes.iter().any(|note| note.contains("v_prediction")),
-            "{:?}",
-            watch.notes
+            notes.iter().any(|n| n.contains("v_prediction")),
+            "{notes:?}"
         );
-        let (epsilon, watch) = run(&request, None);
-        assert_ne!(outcome.pictures[0].0, epsilon.pictures[0].0);
-        assert!(watch.notes.is_empty(), "{:?}", watch.notes);
+        let epsilon = run(&request, None);
+        assert_ne!(velocity.pictures, epsilon.pictures);
+        assert!(epsilon.notes.is_empty(), "{:?}", epsilon.notes);
     }
 }
 
@@ -480,52 +436,50 @@ fn settings_that_a_profile_never_reads_do_not_stop_it() {
     );
     run_in(
         &path,
-        &Txt2Img {
+        &Request {
             steps: 1,
             ..circle()
         },
     );
-    let request = Txt2Img {
-        profile: Profile::Diffusers,
+    let request = Request {
+        profile: &DIFFUSERS,
         steps: 1,
         ..circle()
     };
-    let model = ModelDir::open(&path).unwrap();
-    let error = request.run(engine(), &model, &never(), &mut Quiet::default(), None);
-    let error = error.unwrap_err().to_string();
+    let error = make(&path, &request, None).unwrap_err().to_string();
     assert!(error.contains("thresholding"), "{error}");
     assert_eq!(error.matches("scheduler_config.json").count(), 1, "{error}");
 }
 
 #[test]
 fn diffusers_guides_above_1_only_and_a1111_at_any_scale() {
-    let picture = |profile, guidance_scale| {
-        let request = Txt2Img {
+    let made = |profile, guidance_scale| {
+        let request = Request {
             profile,
             guidance_scale,
-            sampler: Some(Sampler::Euler),
+            sampler: Some(&EULER),
             steps: 3,
             ..circle()
         };
-        let (outcome, watch) = run(&request, None);
-        (outcome.pictures[0].0.clone(), watch.notes)
+        let mut made = run(&request, None);
+        (made.pictures.remove(0), made.notes)
     };
-    let one = picture(Profile::Diffusers, 1.0).0;
+    let one = made(&DIFFUSERS, 1.0).0;
     for scale in [0.0, 0.5] {
-        assert!(picture(Profile::Diffusers, scale).0 == one, "{scale}");
-        assert!(picture(Profile::A1111, scale).0 != picture(Profile::A1111, 1.0).0);
+        assert!(made(&DIFFUSERS, scale).0 == one, "{scale}");
+        assert!(made(&A1111, scale).0 != made(&A1111, 1.0).0);
     }
-    assert!(picture(Profile::Diffusers, 1.5).0 != one);
-    let notes = picture(Profile::A1111, 0.0).1;
+    assert!(made(&DIFFUSERS, 1.5).0 != one);
+    let notes = made(&A1111, 0.0).1;
     assert!(notes[0].contains("negative prompt only"), "{notes:?}");
 }
 
 #[test]
 fn clip_skip_acts_where_the_profiles_program_applies_it() {
     let dir = tempfile::tempdir().unwrap();
-    let embeddings = |path: &Path, profile, clip_skip| {
+    let embeddings = |path: &Path, profile: Profile, clip_skip| {
         let file = dir.path().join("dump.safetensors");
-        let request = Txt2Img {
+        let request = Request {
             profile,
             clip_skip,
             negative_prompt: "fog".to_owned(),
@@ -534,31 +488,25 @@ fn clip_skip_acts_where_the_profiles_program_applies_it() {
             height: Some(64),
             ..circle()
         };
-        let (mut dump, mut watch) = (Dump::default(), Quiet::default());
-        let model = ModelDir::open(path).unwrap();
-        request
-            .run(engine(), &model, &never(), &mut watch, Some(&mut dump))
-            .unwrap();
+        let mut dump = Dump::default();
+        let made = make(path, &request, Some(&mut dump)).unwrap();
         dump.write(&Destination::find(&file).unwrap()).unwrap();
         let tensors = Reference::open(&file);
         let get = |name: &str| tensors.get(name);
         (
             get("text_embeddings"),
             get("text_embeddings_uncond"),
-            watch.notes,
+            made.notes,
         )
     };
     let demo = demo_model();
-    for (profile, reaches_negative) in [(Profile::A1111, true), (Profile::Diffusers, false)] {
+    for (profile, reaches_negative) in [(&A1111, true), (&DIFFUSERS, false)] {
         let (last, skipped) = (embeddings(demo, profile, 1), embeddings(demo, profile, 2));
-        assert!(last.0 != skipped.0, "{}", profile.name());
-        assert_eq!(last.1 != skipped.1, reaches_negative, "{}", profile.name());
+        assert!(last.0 != skipped.0, "{}", profile.name);
+        assert_eq!(last.1 != skipped.1, reaches_negative, "{}", profile.name);
     }
     let (_dir, sd21) = synthetic("sd21");
-    let (last, skipped) = (
-        embeddings(&sd21, Profile::A1111, 1),
-        embeddings(&sd21, Profile::A1111, 2),
-    );
+    let (last, skipped) = (embeddings(&sd21, &A1111, 1), embeddings(&sd21, &A1111, 2));
     assert!(last.0 == skipped.0);
     assert!(skipped.2[0].contains("no effect"), "{:?}", skipped.2);
 }
@@ -587,13 +535,12 @@ fn a_folder_without_component_configs_is_taken_for_stable_diffusion_1() {
     let model = ModelDir::open(&path).unwrap();
     assert_eq!(model.default_size, [512, 512]);
     assert_eq!(model.notes.len(), 4, "{:?}", model.notes);
-    let request = Txt2Img {
+    let request = Request {
         width: Some(128),
         height: Some(128),
         ..circle()
     };
-    let (outcome, _) = run_in(&path, &request);
-    assert!(outcome.pictures[0].0 == run(&circle(), None).0.pictures[0].0);
+    assert!(run_in(&path, &request).pictures[0].rgb == picture(&circle()));
 }
 
 /// Changes the graph of a directory's component.
@@ -674,7 +621,7 @@ fn fixed(length: i64) -> DimensionProto {
 
 #[test]
 fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
-    let plain = run(&circle(), None).0;
+    let plain = picture(&circle());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
     copy_dir(demo_model(), &path);
@@ -691,19 +638,17 @@ fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
             }
         }
     });
-    let (outcome, _) = run_in(&path, &circle());
-    assert!(psnr(&outcome.pictures[0].0.rgb, &plain.pictures[0].0.rgb) > 50.0);
+    let made = |request: &Request| run_in(&path, request).pictures.remove(0).rgb;
+    assert!(psnr(&made(&circle()), &plain) > 50.0);
     // Without guidance there is nothing to fill the second place with but the first.
-    let unguided = Txt2Img {
+    let unguided = Request {
         guidance_scale: 1.0,
         ..circle()
     };
-    let rgb = |(outcome, _): (Outcome, Quiet)| outcome.pictures[0].0.rgb.clone();
-    assert!(psnr(&rgb(run_in(&path, &unguided)), &rgb(run(&unguided, None))) > 50.0);
+    assert!(psnr(&made(&unguided), &picture(&unguided)) > 50.0);
 
     for component in ["text_encoder", "unet", "vae_decoder"] {
         rewrite(&path, component, make_half);
     }
-    let (outcome, _) = run_in(&path, &circle());
-    assert!(psnr(&outcome.pictures[0].0.rgb, &plain.pictures[0].0.rgb) > 30.0);
+    assert!(psnr(&made(&circle()), &plain) > 30.0);
 }

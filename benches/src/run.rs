@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ndarray::{Array, ArrayD, IxDyn, arr0};
 use sd_converter::ui::Ui;
-use sd_runtime::engine::{Engine, EngineOptions, Ep, Input};
+use sd_runtime::engine::{Cancel, Engine, EngineOptions, Ep, Input};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::ModelDir;
 use sd_runtime::text::chunks::truncated;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
         ep: args.ep,
         threads: args.threads,
     };
-    let engine = Engine::start(&options, ui.interrupt_flag())?;
+    let engine = Engine::start(&options)?;
     let side = args.size.unwrap_or(model.default_size[0]) / model.latent.downscale;
     let (chunk, _) = truncated("a lighthouse at dusk", &model.tokenizer)?;
     let ids =
@@ -60,6 +60,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
     let (text, context) = measure(
         args,
         &engine,
+        ui,
         &model,
         "text_encoder",
         &inputs,
@@ -70,9 +71,9 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
         ("timestep", Input::F32(timestep.view())),
         ("encoder_hidden_states", Input::F32(context.view())),
     ];
-    let (unet, _) = measure(args, &engine, &model, "unet", &inputs, "out_sample")?;
+    let (unet, _) = measure(args, &engine, ui, &model, "unet", &inputs, "out_sample")?;
     let inputs = [("latent_sample", Input::F32(latents.view()))];
-    let (decoder, _) = measure(args, &engine, &model, "vae_decoder", &inputs, "sample")?;
+    let (decoder, _) = measure(args, &engine, ui, &model, "vae_decoder", &inputs, "sample")?;
     Ok(ui.result(json!({
         "model": args.model,
         "size": side * model.latent.downscale,
@@ -90,6 +91,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
 fn measure(
     args: &RunArgs,
     engine: &Engine,
+    ui: &Ui,
     model: &ModelDir,
     component: &str,
     inputs: &[(&str, Input<'_>)],
@@ -98,15 +100,26 @@ fn measure(
     let side = args.size.unwrap_or(model.default_size[0]) / model.latent.downscale;
     let dims = [("batch", 1), ("height", side), ("width", side)];
     let start = Instant::now();
-    let load = || engine.load(&model.path, component, model.manifest.as_ref(), &dims);
+    let cancel = Cancel::new();
+    let job = cancel.clone();
+    ui.on_interrupt(move || job.cancel());
+    let load = || {
+        engine.load(
+            &model.path,
+            component,
+            model.manifest.as_ref(),
+            &dims,
+            &cancel,
+        )
+    };
     let (network, load_peak) = peak_during("VmRSS", load);
     let (mut network, load) = (network?, start.elapsed().as_secs_f64());
     let passes = || {
-        let mut result = network.run(inputs, &[output])?;
+        let mut result = network.run(inputs, &[output], &cancel)?;
         let mut seconds = Vec::new();
         for _ in 0..args.runs {
             let start = Instant::now();
-            result = network.run(inputs, &[output])?;
+            result = network.run(inputs, &[output], &cancel)?;
             seconds.push(start.elapsed().as_secs_f64());
         }
         anyhow::Ok((seconds, result.remove(0)))

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -23,10 +23,20 @@ pub struct UiArgs {
 }
 
 /// A user's terminal.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ui {
     quiet: bool,
     interrupted: Arc<AtomicBool>,
+    on_interrupt: Arc<Mutex<Vec<Callback>>>,
+}
+
+/// What happens when the user wants to stop.
+type Callback = Box<dyn Fn() + Send>;
+
+impl fmt::Debug for Ui {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ui {{ quiet: {} }}", self.quiet)
+    }
 }
 
 /// The user pressed Ctrl-C, or the system asked the program to end.
@@ -60,15 +70,20 @@ impl Ui {
         // A second start in one process (tests) keeps the first one's log and handler.
         let _ = log.try_init();
         let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&interrupted);
+        let on_interrupt = Arc::new(Mutex::new(Vec::<Callback>::new()));
+        let (flag, callbacks) = (Arc::clone(&interrupted), Arc::clone(&on_interrupt));
         let _ = ctrlc::set_handler(move || {
             if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
+            }
+            if let Ok(callbacks) = callbacks.lock() {
+                callbacks.iter().for_each(|callback| callback());
             }
         });
         Self {
             quiet: args.quiet,
             interrupted,
+            on_interrupt,
         }
     }
 
@@ -102,10 +117,17 @@ impl Ui {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    /// The flag behind [`Self::interrupted`], for libraries that look at it themselves.
-    #[must_use]
-    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.interrupted)
+    /// Calls `callback` once the user wants to stop, which may be at once.
+    pub fn on_interrupt(&self, callback: impl Fn() + Send + 'static) {
+        if let Ok(mut callbacks) = self.on_interrupt.lock() {
+            callbacks.push(Box::new(callback));
+            // A wish from before did not see it.
+            if self.interrupted()
+                && let Some(callback) = callbacks.last()
+            {
+                callback();
+            }
+        }
     }
 
     /// A bar that counts bytes, with rate and remaining time; invisible if stderr is no terminal.

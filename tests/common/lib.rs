@@ -1,8 +1,7 @@
 //! What end-to-end tests share: an engine, converted models, reference tensors, and measures of difference.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use ndarray::ArrayD;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -12,8 +11,10 @@ use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::demo;
-use sd_runtime::engine::{Engine, EngineError, EngineOptions, setup};
-use sd_runtime::pipeline::{Phase, Watch};
+use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, setup};
+use sd_runtime::pipeline::{
+    self, Dump, Event, ModelDir, Picture, PipelineError, Plan, Plans, Request,
+};
 use tempfile::TempDir;
 
 /// ONNX Runtime; fetched as `sdrun setup` does it if this machine has none.
@@ -23,7 +24,7 @@ use tempfile::TempDir;
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        let start = || Engine::start(&EngineOptions::default(), never());
+        let start = || Engine::start(&EngineOptions::default());
         match start() {
             Err(EngineError::NoLibrary { .. }) => {
                 setup::fetch().expect("ONNX Runtime can be fetched");
@@ -32,12 +33,6 @@ pub fn engine() -> &'static Engine {
             other => other.expect("the installed library works"),
         }
     })
-}
-
-/// A flag that nobody sets.
-#[must_use]
-pub fn never() -> Arc<AtomicBool> {
-    Arc::new(AtomicBool::new(false))
 }
 
 /// The demo model, converted.
@@ -200,29 +195,46 @@ pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
     10.0 * (255.0f64.powi(2) * a.len() as f64 / squares.sum::<f64>()).log10()
 }
 
-/// Follows a run and remembers its warnings.
-#[derive(Debug, Default)]
-pub struct Quiet {
+/// What a run made and said.
+#[derive(Debug)]
+pub struct Made {
+    /// Its plans.
+    pub plans: Vec<Plan>,
+    /// Its pictures.
+    pub pictures: Vec<Picture>,
     /// What the user would have been told.
     pub warnings: Vec<String>,
     /// Good to know.
     pub notes: Vec<String>,
-    /// Model calls so far.
+    /// Model calls of the last picture.
     pub calls: usize,
 }
 
-impl Watch for Quiet {
-    fn phase(&mut self, _: Phase) {}
-
-    fn called(&mut self, calls: usize) {
-        self.calls = calls;
-    }
-
-    fn note(&mut self, text: &str) {
-        self.notes.push(text.to_owned());
-    }
-
-    fn warn(&mut self, text: &str) {
-        self.warnings.push(text.to_owned());
-    }
+/// Makes a request's pictures with the model in a folder.
+///
+/// # Errors
+/// As [`pipeline::run`] and what comes before.
+pub fn make(
+    path: &Path,
+    request: &Request,
+    dump: Option<&mut Dump>,
+) -> Result<Made, PipelineError> {
+    let model = ModelDir::open(path)?;
+    let plans = Plans::resolve(request, &model, u64::MAX)?;
+    let (mut warnings, mut notes, mut last) = (Vec::new(), Vec::new(), 0);
+    let mut listener = |event: Event<'_>| match event {
+        Event::Note(text) => notes.push(text.to_owned()),
+        Event::Warning(text) => warnings.push(text.to_owned()),
+        Event::Called { calls, .. } => last = calls,
+        Event::Stage(_) => {}
+    };
+    let cancel = Cancel::new();
+    let outcome = pipeline::run(&plans, &model, engine(), &cancel, &mut listener, dump)?;
+    Ok(Made {
+        plans: plans.plans,
+        pictures: outcome.pictures,
+        warnings,
+        notes,
+        calls: last,
+    })
 }

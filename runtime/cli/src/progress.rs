@@ -1,65 +1,48 @@
 //! A run on the terminal: what is done, how fast, how long still.
 
 use sd_converter::ui::{Bar, Ui};
-use sd_runtime::pipeline::{Phase, Watch};
-
-/// Less memory than this every machine has.
-const WORTH_TELLING: u64 = 1_000_000_000;
+use sd_runtime::pipeline::{Event, Stage};
 
 /// Follows a run.
 #[derive(Debug)]
 pub(crate) struct Terminal<'a> {
     ui: &'a Ui,
-    pictures: usize,
+    calls: usize,
     bar: Option<Bar>,
 }
 
 impl<'a> Terminal<'a> {
-    pub(crate) fn new(ui: &'a Ui, pictures: usize) -> Self {
+    pub(crate) fn new(ui: &'a Ui) -> Self {
         Self {
             ui,
-            pictures,
+            calls: 0,
             bar: None,
         }
     }
-}
 
-impl Watch for Terminal<'_> {
-    fn phase(&mut self, phase: Phase) {
-        self.bar = match phase {
-            Phase::Encode => Some(self.ui.spinner("reading the prompt")),
-            Phase::Load { memory } => {
-                if memory > WORTH_TELLING {
-                    self.ui.note(format!(
-                        "this takes about {:.1} GB of memory",
-                        memory as f64 / 1e9
-                    ));
+    /// Shows what happens.
+    pub(crate) fn follow(&mut self, event: Event<'_>) {
+        match event {
+            Event::Stage(stage) => self.bar = Some(self.bar_for(stage)),
+            Event::Called { picture, calls } => {
+                if let Some(bar) = &self.bar {
+                    bar.set((picture * self.calls + calls) as u64);
                 }
-                Some(self.ui.spinner("loading the UNet"))
             }
-            Phase::Denoise { calls } => Some(self.ui.steps(
-                if self.pictures > 1 {
-                    "denoising all"
-                } else {
-                    "denoising"
-                },
-                calls as u64,
-            )),
-            Phase::Decode => Some(self.ui.spinner("decoding")),
-        };
-    }
-
-    fn called(&mut self, calls: usize) {
-        if let Some(bar) = &self.bar {
-            bar.set(calls as u64);
+            Event::Note(text) => self.ui.note(text),
+            Event::Warning(text) => self.ui.warn(text),
         }
     }
 
-    fn note(&mut self, text: &str) {
-        self.ui.note(text);
-    }
-
-    fn warn(&mut self, text: &str) {
-        self.ui.warn(text);
+    fn bar_for(&mut self, stage: Stage) -> Bar {
+        match stage {
+            Stage::Encode => self.ui.spinner("reading the prompt"),
+            Stage::Load => self.ui.spinner("loading the UNet"),
+            Stage::Denoise { calls, pictures } => {
+                self.calls = calls;
+                self.ui.steps("denoising", (calls * pictures) as u64)
+            }
+            Stage::Decode => self.ui.spinner("decoding"),
+        }
     }
 }

@@ -114,10 +114,14 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
         (vec!["--rng", "dice"], "philox"),
         (
             vec!["--sampler", "DDIM", "--schedule", "karras"],
-            "--schedule",
+            "noise levels of its own",
         ),
         (vec!["--ep", "abacus"], "openvino"),
         (vec!["--seed", "-2"], "-1 for a random one"),
+        (
+            vec!["--sampler", "Euler", "--eta", "0.5"],
+            "no effect on Euler",
+        ),
         (
             vec!["--sampler", "DPM++ 2M Karras", "--schedule", "uniform"],
             "say one of them",

@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayView4, Axis, Ix4, arr0, concatenate};
 use sd_models::manifest::PredictionType;
 
 use super::{DenoiseError, Denoiser, Latents, Level, denoised};
-use crate::engine::{Input, Network};
+use crate::engine::{Cancel, Input, Network};
 
 /// `uncond + scale (cond - uncond)`.
 #[must_use]
@@ -28,10 +28,13 @@ pub struct Guided<'a> {
     pub uncond: &'a Array3<f32>,
     /// How strongly the prompt is followed; at 1 the negative prompt has no influence and is not run.
     pub scale: f64,
+    /// Ends the calls.
+    pub cancel: &'a Cancel,
 }
 
 impl Guided<'_> {
-    /// The network's outputs for one image under one context after the other.
+    /// The network's outputs for an image under one context after the other: a CPU gains nothing from batches, and memory
+    /// stays small.
     fn predict(
         &mut self,
         image: &Latents,
@@ -69,7 +72,10 @@ impl Guided<'_> {
                 Input::F32(context.view().into_dyn()),
             ),
         ];
-        let output = self.unet.run(&inputs, &["out_sample"])?.remove(0);
+        let output = self
+            .unet
+            .run(&inputs, &["out_sample"], self.cancel)?
+            .remove(0);
         let found = output.shape().to_vec();
         if found != input.shape() {
             return Err(DenoiseError::Shape {
@@ -90,24 +96,16 @@ impl Guided<'_> {
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
         let input = x * (1.0 / (level.sigma * level.sigma + 1.0).sqrt()) as f32;
-        let (cond, uncond) = (self.cond, self.uncond);
-        // Images go one by one: a CPU gains nothing from larger batches, and memory stays small.
-        let mut outputs = Vec::new();
-        for image in input.axis_chunks_iter(Axis(0), 1) {
-            let image = image.to_owned();
-            let contexts: &[_] = if self.scale == 1.0 {
-                &[cond]
-            } else {
-                &[cond, uncond]
-            };
-            let mut predicted = self.predict(&image, level.t, contexts)?.into_iter();
-            outputs.push(match (predicted.next(), predicted.next()) {
-                (Some(with), Some(without)) => guide(&with, &without, self.scale as f32),
-                (with, _) => with.expect("a prediction for every context"),
-            });
-        }
-        let views: Vec<_> = outputs.iter().map(|output| output.view()).collect();
-        let output = concatenate(Axis(0), &views).expect("every output has its input's shape");
+        let contexts: &[_] = if self.scale == 1.0 {
+            &[self.cond]
+        } else {
+            &[self.cond, self.uncond]
+        };
+        let mut predicted = self.predict(&input, level.t, contexts)?.into_iter();
+        let output = match (predicted.next(), predicted.next()) {
+            (Some(with), Some(without)) => guide(&with, &without, self.scale as f32),
+            (with, _) => with.expect("a prediction for every context"),
+        };
         Ok(denoised(self.prediction, x, &output, level.sigma))
     }
 }

@@ -28,6 +28,11 @@ pub struct Level {
     pub t: f64,
 }
 
+impl Level {
+    /// No noise.
+    pub const CLEAN: Self = Self { sigma: 0.0, t: 0.0 };
+}
+
 /// Estimates clean latents.
 pub trait Denoiser {
     /// The clean latents (x0) that `x` at `level` is thought to come from; shape as `x`.

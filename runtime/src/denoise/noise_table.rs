@@ -18,7 +18,7 @@ pub enum Precision {
 }
 
 /// `sigma` by timestep.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NoiseTable {
     sigmas: Vec<f64>,
 }

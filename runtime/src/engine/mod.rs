@@ -1,5 +1,6 @@
 //! ONNX Runtime: finding its library, starting it, loading and running graphs. The only module that names `ort`.
 
+mod cancel;
 mod ep;
 mod error;
 pub mod library;
@@ -10,12 +11,12 @@ pub mod setup;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
 use sd_models::manifest::Manifest;
 
+pub use cancel::Cancel;
 pub use ep::Ep;
 pub use error::EngineError;
 pub use network::{Input, Network};
@@ -43,17 +44,14 @@ pub struct Engine {
     library: library::Found,
     ep: Ep,
     threads: usize,
-    interrupt: Arc<AtomicBool>,
 }
 
 impl Engine {
     /// Finds the library, loads it and starts its thread pool. A process has one library: the first that is loaded.
     ///
-    /// Runs end early once `interrupt` is set.
-    ///
     /// # Errors
     /// No library, a wrong or too old one, or one without the provider.
-    pub fn start(options: &EngineOptions, interrupt: Arc<AtomicBool>) -> Result<Self, EngineError> {
+    pub fn start(options: &EngineOptions) -> Result<Self, EngineError> {
         let library = library::find(options.library.as_deref())?;
         let builder = library::load(&library)?;
         let available = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -78,7 +76,6 @@ impl Engine {
             library,
             ep: options.ep,
             threads,
-            interrupt,
         })
     }
 
@@ -116,8 +113,9 @@ impl Engine {
         component: &str,
         manifest: Option<&Manifest>,
         dims: &[(&str, usize)],
+        cancel: &Cancel,
     ) -> Result<Network, EngineError> {
-        self.load_variant(dir, component, "model.onnx", manifest, dims)
+        self.load_variant(dir, component, "model.onnx", manifest, dims, cancel)
     }
 
     /// [`Self::load`] of another graph over the same weights, by its file name.
@@ -131,12 +129,13 @@ impl Engine {
         graph: &str,
         manifest: Option<&Manifest>,
         dims: &[(&str, usize)],
+        cancel: &Cancel,
     ) -> Result<Network, EngineError> {
         let folder = dir.join(component);
         let files = manifest
             .and_then(|m| m.components.get(component))
             .map(|c| &c.files);
-        network::check_files(&folder, files)?;
-        Network::load(self, &folder.join(graph), dims)
+        network::check_files(&folder, files, cancel)?;
+        Network::load(self, &folder.join(graph), dims, cancel)
     }
 }

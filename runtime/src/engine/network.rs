@@ -7,8 +7,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 use ort::logging::LogLevel;
@@ -18,10 +16,7 @@ use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 use sd_models::manifest;
 use sha2::{Digest, Sha256};
 
-use super::{Engine, EngineError};
-
-/// How often a running graph looks whether the user wants to stop.
-const POLL: Duration = Duration::from_millis(50);
+use super::{Cancel, Engine, EngineError};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -93,7 +88,6 @@ pub struct Network {
     path: PathBuf,
     /// Whether it was told that fractions are rounded.
     rounds: AtomicBool,
-    interrupt: Arc<AtomicBool>,
 }
 
 impl Network {
@@ -101,6 +95,7 @@ impl Network {
         engine: &Engine,
         path: &Path,
         dims: &[(&str, usize)],
+        cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let failed = |problem: String| EngineError::Load {
             path: path.to_owned(),
@@ -130,14 +125,13 @@ impl Network {
                 .map_err(|e| say(&e))?;
         }
         let canceler = builder.canceler();
-        let stop = || drop(canceler.cancel());
-        let session = interruptible(&engine.interrupt, stop, || builder.commit_from_file(path))?;
+        let stop = move || drop(canceler.cancel());
+        let session = cancel.during(stop, || builder.commit_from_file(path))?;
         let session = session.map_err(|e| say(&e))?;
         Ok(Self {
             session,
             path: path.to_owned(),
             rounds: AtomicBool::new(false),
-            interrupt: Arc::clone(&engine.interrupt),
         })
     }
 
@@ -152,6 +146,7 @@ impl Network {
         &mut self,
         inputs: &[(&str, Input<'_>)],
         outputs: &[&str],
+        cancel: &Cancel,
     ) -> Result<Vec<ArrayD<f32>>, EngineError> {
         let mut filled = None;
         let mut values = Vec::new();
@@ -174,11 +169,11 @@ impl Network {
             path: path.clone(),
             problem: e.to_string(),
         };
-        let options = RunOptions::new().map_err(failed)?;
-        let interrupt = Arc::clone(&self.interrupt);
-        let stop = || drop(options.terminate());
+        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let running = Arc::clone(&options);
+        let stop = move || drop(running.terminate());
         let run = || self.session.run_with_options(values, &options);
-        let results = interruptible(&interrupt, stop, run)?;
+        let results = cancel.during(stop, run)?;
         let results = results.map_err(failed)?;
         let take = |name: &&str| {
             let mut output = single_precision(&results[*name]).map_err(failed)?;
@@ -285,32 +280,6 @@ fn single_precision(output: &DynValue) -> ort::Result<ArrayD<f32>> {
     }
 }
 
-/// Does `work`; calls `stop`, from another thread, once the user wants to end it.
-fn interruptible<T>(
-    interrupt: &AtomicBool,
-    stop: impl Fn() + Send,
-    work: impl FnOnce() -> T,
-) -> Result<T, EngineError> {
-    let result = std::thread::scope(|scope| {
-        let (done, waiting) = mpsc::channel::<()>();
-        scope.spawn(move || {
-            while let Err(mpsc::RecvTimeoutError::Timeout) = waiting.recv_timeout(POLL) {
-                if interrupt.load(Ordering::SeqCst) {
-                    return stop();
-                }
-            }
-        });
-        let result = work();
-        drop(done);
-        result
-    });
-    if interrupt.load(Ordering::SeqCst) {
-        Err(EngineError::Interrupted)
-    } else {
-        Ok(result)
-    }
-}
-
 /// Up to this many bytes of weights, convolutions get a blocked layout.
 const BLOCKED_LAYOUT_BYTES: u64 = 512 << 20;
 
@@ -339,6 +308,7 @@ fn optimization_level(model: &Path) -> GraphOptimizationLevel {
 pub(super) fn check_files(
     folder: &Path,
     files: Option<&BTreeMap<String, manifest::File>>,
+    cancel: &Cancel,
 ) -> Result<(), EngineError> {
     let model = folder.join("model.onnx");
     if !model.is_file() {
@@ -365,6 +335,9 @@ pub(super) fn check_files(
                 "it has {size} bytes, but the manifest says {}",
                 expected.size
             )));
+        }
+        if cancel.is_cancelled() {
+            return Err(EngineError::Interrupted);
         }
         let sha256 = sha256(&path).map_err(|source| EngineError::Read {
             path: path.clone(),
@@ -403,7 +376,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.onnx");
         let problem = |files: &BTreeMap<String, manifest::File>| {
-            check_files(dir.path(), Some(files))
+            check_files(dir.path(), Some(files), &Cancel::new())
                 .unwrap_err()
                 .to_string()
         };
@@ -416,7 +389,7 @@ mod tests {
         fs::write(&path, "abd").unwrap();
         assert!(problem(&files).contains("SHA-256"));
         fs::write(&path, "abc").unwrap();
-        check_files(dir.path(), Some(&files)).unwrap();
+        check_files(dir.path(), Some(&files), &Cancel::new()).unwrap();
         let data = files["model.onnx"].clone();
         files.insert("model.onnx_data".to_owned(), data);
         assert!(problem(&files).contains("model.onnx_data: it is missing"));

@@ -16,11 +16,20 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Adds a tensor of numbers.
-    pub fn add<D: Dimension>(&mut self, name: impl Into<String>, tensor: &ArrayView<'_, f32, D>) {
-        let bytes = tensor.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.tensors
-            .push((name.into(), Dtype::F32, tensor.shape().to_vec(), bytes));
+    /// Adds a tensor of numbers, behind those that the name has already, along the first dimension.
+    pub fn append<D: Dimension>(&mut self, name: &str, tensor: &ArrayView<'_, f32, D>) {
+        let bytes = tensor.iter().flat_map(|x| x.to_le_bytes());
+        match self.tensors.iter_mut().find(|(known, ..)| known == name) {
+            Some((_, _, shape, data)) => {
+                shape[0] += tensor.shape()[0];
+                data.extend(bytes);
+            }
+            None => {
+                let shape = tensor.shape().to_vec();
+                self.tensors
+                    .push((name.to_owned(), Dtype::F32, shape, bytes.collect()));
+            }
+        }
     }
 
     /// Adds token ids.
@@ -99,7 +108,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d.safetensors");
         let mut dump = Dump::default();
-        dump.add("initial_noise", &arr1(&[1.5f32, -2.0]).view());
+        dump.append("initial_noise", &arr1(&[1.5f32, -2.0]).view());
         dump.add_ids("token_ids", &arr1(&[49406i64]).view());
         dump.set("seed", "7");
         dump.write(&Destination::find(&path).unwrap()).unwrap();

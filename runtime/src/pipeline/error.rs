@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::denoise::DenoiseError;
 use crate::engine::EngineError;
-use crate::sampler::schedule::ConfigError;
+use crate::profile::ConfigError;
 use crate::text::TextError;
 
 /// A request that makes no sense, known before anything is opened.
@@ -25,26 +25,36 @@ pub enum RequestError {
         nearest: usize,
     },
     /// A number is out of range.
-    #[error("{name} {value} is out of range: {range}")]
+    #[error("{name} {value} is out of range: {least} to {most}")]
     Range {
         /// The option.
         name: &'static str,
         /// What was asked for.
         value: f64,
-        /// What could be asked for.
-        range: &'static str,
+        /// The least that can be asked for.
+        least: f64,
+        /// The most that can be asked for.
+        most: f64,
     },
     /// A sampler whose levels cannot be spread was given a sigma schedule.
     #[error(
-        "under {profile}'s rules {sampler} has noise levels of its own; `--schedule {schedule}` has no effect on it\nhint: leave out `--schedule`, or use Euler or DPM++ 2M"
+        "under {profile}'s rules {sampler} has noise levels of its own; the schedule {spread} has no effect on it\nhint: leave the schedule out, or use Euler or DPM++ 2M"
     )]
-    Schedule {
+    Spread {
         /// The sampler.
         sampler: &'static str,
         /// The schedule.
-        schedule: &'static str,
+        spread: &'static str,
         /// The profile.
         profile: &'static str,
+    },
+    /// A sampler was given an option that it does not have.
+    #[error("{option} has no effect on {sampler}")]
+    Knob {
+        /// The sampler.
+        sampler: &'static str,
+        /// The option.
+        option: &'static str,
     },
 }
 

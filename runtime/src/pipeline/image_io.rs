@@ -6,7 +6,6 @@ use ndarray::ArrayView3;
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Destination, PipelineError};
-use crate::sampler::Profile;
 
 /// An RGB picture with 8 bits per channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,17 +21,11 @@ pub struct Picture {
 impl Picture {
     /// Takes the decoder's output for one picture, [3, height, width] with values in -1..=1; others are clamped.
     ///
-    /// A1111 cuts fractions off, diffusers rounds them.
+    /// `pixel` rounds values in 0..=255.
     #[must_use]
-    pub fn from_decoded(decoded: &ArrayView3<'_, f32>, profile: Profile) -> Self {
+    pub fn from_decoded(decoded: &ArrayView3<'_, f32>, pixel: fn(f32) -> u8) -> Self {
         let (_, height, width) = decoded.dim();
-        let quantize = |x: f32| {
-            let value = f32::midpoint(x, 1.0).clamp(0.0, 1.0) * 255.0;
-            match profile {
-                Profile::A1111 => value as u8,
-                Profile::Diffusers => value.round_ties_even() as u8,
-            }
-        };
+        let quantize = |x: f32| pixel(f32::midpoint(x, 1.0).clamp(0.0, 1.0) * 255.0);
         let rgb = decoded
             .view()
             .permuted_axes([1, 2, 0])
@@ -85,6 +78,7 @@ impl Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::{A1111, DIFFUSERS, Profile};
     use ndarray::Array3;
 
     #[test]
@@ -92,10 +86,11 @@ mod tests {
         // In 0..=1 these are 0.5, 0.999, 0.00197, 1 and beyond.
         let values = [0.0, 0.998, -0.99606, 1.0, 7.0, -7.0];
         let decoded = Array3::from_shape_vec((3, 1, 2), values.to_vec()).unwrap();
-        let quantized = |profile| Picture::from_decoded(&decoded.view(), profile).rgb;
+        let quantized =
+            |profile: Profile| Picture::from_decoded(&decoded.view(), profile.pixel).rgb;
         // Channels become the fastest axis.
-        assert_eq!(quantized(Profile::A1111), [127, 0, 255, 254, 255, 0]);
-        assert_eq!(quantized(Profile::Diffusers), [128, 1, 255, 255, 255, 0]);
+        assert_eq!(quantized(&A1111), [127, 0, 255, 254, 255, 0]);
+        assert_eq!(quantized(&DIFFUSERS), [128, 1, 255, 255, 255, 0]);
     }
 
     #[test]

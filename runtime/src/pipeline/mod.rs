@@ -1,16 +1,26 @@
-//! From a request to pictures.
+//! From a request to pictures: [`Request`], [`Plans`], [`run`].
+//!
+//! A request says what is asked for. [`Plans::resolve`] makes every choice that it leaves open, before any weight is read.
+//! [`run`] takes the plans through the stages and tells a listener what happens.
 
 pub mod dump;
 mod error;
+mod event;
 pub mod image_io;
 pub mod infotext;
 mod model;
 mod output;
-mod txt2img;
+mod plan;
+mod request;
+mod run;
+mod stages;
 
 pub use dump::Dump;
 pub use error::{PipelineError, RequestError};
+pub use event::{Event, Listener, Stage};
 pub use image_io::Picture;
 pub use model::ModelDir;
 pub use output::Destination;
-pub use txt2img::{Outcome, Phase, Timing, Txt2Img, Watch};
+pub use plan::{Plan, Plans};
+pub use request::Request;
+pub use run::{Outcome, Timing, run};

@@ -10,7 +10,7 @@ use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
 use super::PipelineError;
-use crate::sampler::schedule::{ConfigError, SchedulerConfig};
+use crate::profile::{ConfigError, Trained};
 use crate::text::ClipTokenizer;
 
 /// What a model directory says of itself.
@@ -26,12 +26,12 @@ pub struct ModelDir {
     pub prediction: PredictionType,
     /// Width and height that the model makes by default.
     pub default_size: [usize; 2],
-    /// Its `scheduler_config.json`, or why it cannot be followed: only the diffusers profile does.
-    pub scheduler: Result<SchedulerConfig, ConfigError>,
+    /// Its `scheduler_config.json`.
+    pub scheduler: Value,
     /// Its tokenizer.
     pub tokenizer: ClipTokenizer,
-    /// Whether its first text encoder is OpenCLIP's, as in Stable Diffusion 2.
-    pub open_clip: bool,
+    /// Text encoders and conditioning.
+    pub family: ModelFamily,
     /// What was missing or contradicts itself in its files, and how that is understood.
     pub notes: Vec<String>,
 }
@@ -101,9 +101,9 @@ impl ModelDir {
             }
             _ => prediction,
         };
-        let open_clip = match &manifest {
-            Some(manifest) => manifest.family == Some(ModelFamily::Sd21),
-            None => configs.read("text_encoder/config.json")?["hidden_act"] == "gelu",
+        let family = match manifest.as_ref().and_then(|manifest| manifest.family) {
+            Some(family) => family,
+            None => configs.family()?,
         };
         let tokenizer = ClipTokenizer::from_dir(&path.join("tokenizer"))?;
         Ok(Self {
@@ -112,21 +112,20 @@ impl ModelDir {
             latent,
             prediction,
             default_size,
-            scheduler: SchedulerConfig::read(&scheduler),
+            scheduler,
             tokenizer,
-            open_clip,
+            family,
             notes: configs.notes,
         })
     }
 
-    /// Its `scheduler_config.json`.
-    ///
-    /// # Errors
-    /// It asks for something that cannot be followed.
-    pub fn scheduler(&self) -> Result<&SchedulerConfig, PipelineError> {
-        self.scheduler
-            .as_ref()
-            .map_err(|source| self.scheduler_error(source.clone()))
+    /// What it says of the noise it was trained on.
+    #[must_use]
+    pub fn trained(&self) -> Trained<'_> {
+        Trained {
+            config: &self.scheduler,
+            xl: matches!(self.family, ModelFamily::Sdxl | ModelFamily::SdxlRefiner),
+        }
     }
 
     /// An error in its `scheduler_config.json`.
@@ -165,7 +164,7 @@ impl ModelDir {
     pub fn memory(&self, pixels: usize) -> u64 {
         // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
         const UNET: u64 = 110_000;
-        const DECODER: u64 = 230_000;
+        const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
         // Scores and their softmax; graphs of ours take the heads one by one.
         let scores = |heads: u64| 2 * 4 * heads * pixels * pixels;
@@ -269,6 +268,15 @@ impl Configs<'_> {
         self.notes
             .push(format!("no {name}: values of Stable Diffusion 1 are taken"));
         Ok(Value::Null)
+    }
+
+    /// The family: OpenCLIP's activation tells Stable Diffusion 2 from 1.
+    fn family(&mut self) -> Result<ModelFamily, PipelineError> {
+        let text = self.read("text_encoder/config.json")?;
+        Ok(match text["hidden_act"] == "gelu" {
+            true => ModelFamily::Sd21,
+            false => ModelFamily::Sd15,
+        })
     }
 
     /// What the UNet predicts, if the scheduler's configuration says so.

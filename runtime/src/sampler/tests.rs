@@ -1,15 +1,13 @@
 //! Known answers: k-diffusion's and diffusers' results on toy models of two numbers, printed by `tests/golden/samplers.py`.
 
 use ndarray::Array4;
-use sd_models::diffusers;
-use sd_models::diffusers::Pipeline;
-use sd_models::family::{ModelFamily, Purpose};
+use sd_models::diffusers::{self, Pipeline};
 use sd_models::manifest::PredictionType;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::schedule::SchedulerConfig;
 use super::*;
-use crate::denoise::denoised;
+use crate::denoise::{Precision, denoised};
+use crate::profile::{A1111, DIFFUSERS, SchedulerConfig, Trained};
 
 /// A model that is a formula.
 struct Toy<F>(F);
@@ -24,7 +22,7 @@ impl<F: FnMut(&Latents, Level) -> Latents> Denoiser for Toy<F> {
 #[derive(Default)]
 struct Draws {
     noise: usize,
-    calls: usize,
+    steps: usize,
 }
 
 impl Run for Draws {
@@ -37,9 +35,9 @@ impl Run for Draws {
         self.noise += 1;
     }
 
-    fn observe(&mut self, call: usize, _: &Latents, _: &Latents) -> Result<(), DenoiseError> {
-        assert_eq!(call, self.calls);
-        self.calls += 1;
+    fn step(&mut self, i: usize, _: &Latents) -> Result<(), DenoiseError> {
+        assert_eq!(i, self.steps);
+        self.steps += 1;
         Ok(())
     }
 }
@@ -60,38 +58,41 @@ fn close(x: &Latents, expected: [f64; 2], what: &str) {
 
 #[test]
 fn solvers_give_k_diffusions_answers() {
-    let levels = [10.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.0];
-    let steps = levels.windows(2).map(|w| Step {
-        level: Level {
-            sigma: w[0],
-            t: 0.0,
-        },
-        sigma_next: w[1],
-    });
-    let schedule = Schedule {
-        steps: steps.collect(),
-        initial_scale: 1.0,
-    };
-    for (sampler, expected, draws) in [
-        (Sampler::Euler, [1.018_280_063_32, -0.375_548_804_028], 0),
+    let sigmas = [10.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.0];
+    let levels = sigmas.map(|sigma| Level { sigma, t: 0.0 });
+    let schedule = Schedule::chain(&levels, 1.0, table());
+    let answers: [(Sampler, [f64; 2], usize, usize); 3] = [
+        (&EULER, [1.018_280_063_32, -0.375_548_804_028], 6, 0),
         (
-            Sampler::EulerAncestral,
+            &EULER_ANCESTRAL,
             [0.835_417_399_923, 1.835_891_322_51],
+            6,
             5,
         ),
-        (Sampler::Dpmpp2m, [1.408_704_837_92, -0.425_182_915_786], 0),
-    ] {
+        (&DPMPP_2M, [1.408_704_837_92, -0.425_182_915_786], 6, 0),
+    ];
+    for (sampler, expected, calls, draws) in answers {
+        let mut called = 0;
         let mut model = Toy(|x: &Latents, level: Level| {
+            called += 1;
             let sigma = level.sigma;
             x.mapv(|x| ((f64::from(x) + sigma.sin()) / (1.0 + sigma * sigma)) as f32)
         });
         let mut run = Draws::default();
-        let x = sampler
-            .run(&mut model, pair(5.0, -12.5), &schedule, &mut run)
-            .unwrap();
-        close(&x, expected, sampler.name());
-        assert_eq!((run.noise, run.calls), (draws, 6), "{sampler}");
+        let options = Options::default();
+        let x = (sampler.solve)(&mut model, pair(5.0, -12.5), &schedule, &options, &mut run);
+        close(&x.unwrap(), expected, sampler.name);
+        assert_eq!(
+            (called, run.noise, run.steps),
+            (calls, draws, 6),
+            "{sampler}"
+        );
+        assert_eq!((sampler.calls)(&schedule), calls, "{sampler}");
     }
+}
+
+fn table() -> NoiseTable {
+    NoiseTable::scaled_linear(0.00085, 0.012, Precision::Products)
 }
 
 /// diffusers' toy: the network returns `0.3 input + 0.05 cos(t / 100)`.
@@ -104,42 +105,53 @@ fn run_toy(sampler: Sampler, schedule: &Schedule) -> (Latents, Vec<f64>) {
             x.mapv(|x| (0.3 * f64::from(x) * c_in + 0.05 * (level.t / 100.0).cos()) as f32);
         denoised(PredictionType::Epsilon, x, &output, level.sigma)
     });
-    let x = sampler
-        .run(
-            &mut model,
-            pair(0.5, -1.25),
-            schedule,
-            &mut Draws::default(),
-        )
-        .unwrap();
-    (x, times)
+    let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
+    let options = Options::default();
+    let x = (sampler.solve)(&mut model, x, schedule, &options, &mut Draws::default());
+    (x.unwrap(), times)
 }
 
-const SD15: Pipeline = Pipeline {
-    family: ModelFamily::Sd15,
-    purpose: Purpose::TextToImage,
-    prediction: PredictionType::Epsilon,
-    consistency: false,
-    zero_snr: false,
-};
-
-fn sd15_config(spacing: Option<&str>) -> SchedulerConfig {
-    let mut config = diffusers::scheduler(SD15);
+fn config(spacing: Option<&str>) -> Value {
+    let mut config = diffusers::scheduler(Pipeline::SD1);
     if let Some(spacing) = spacing {
         config["timestep_spacing"] = json!(spacing);
     }
-    SchedulerConfig::read(&config).unwrap()
+    config
+}
+
+fn diffusers_schedule(
+    sampler: Sampler,
+    spread: Option<Spread>,
+    count: usize,
+    spacing: Option<&str>,
+) -> Schedule {
+    let config = config(spacing);
+    let trained = Trained {
+        config: &config,
+        xl: false,
+    };
+    (DIFFUSERS.schedule)(sampler, spread, count, &trained).unwrap()
+}
+
+fn a1111_schedule(sampler: Sampler, spread: Option<Spread>, count: usize) -> Schedule {
+    let trained = Trained {
+        config: &Value::Null,
+        xl: false,
+    };
+    let automatic = (A1111.automatic)(sampler, &trained).unwrap();
+    let spread = spread.unwrap_or(automatic);
+    let spread = Some(spread).filter(|_| (A1111.spreads)(sampler));
+    (A1111.schedule)(sampler, spread, count, &trained).unwrap()
 }
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn schedules_and_solvers_give_diffusers_answers() {
-    use Sampler::{Ddim, Dpmpp2m, Euler, EulerAncestral, Plms};
-    let karras = Some(SigmaSchedule::Karras);
+    let karras = Some(Spread::Karras);
     type Case = (
         Sampler,
         &'static str,
-        Option<SigmaSchedule>,
+        Option<Spread>,
         usize,
         &'static [f64],
         f64,
@@ -147,7 +159,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
     );
     let cases: [Case; 14] = [
         (
-            Ddim,
+            &DDIM,
             "leading",
             None,
             5,
@@ -156,7 +168,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.437_014_22, -3.590_586_19],
         ),
         (
-            Ddim,
+            &DDIM,
             "linspace",
             None,
             5,
@@ -165,7 +177,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [2.677_151_68, -6.142_690_18],
         ),
         (
-            Plms,
+            &PLMS,
             "leading",
             None,
             5,
@@ -174,7 +186,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.161_940_93, -3.285_056_59],
         ),
         (
-            Euler,
+            &EULER,
             "leading",
             None,
             5,
@@ -183,7 +195,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.423_547_03, -3.562_057_02],
         ),
         (
-            Euler,
+            &EULER,
             "linspace",
             None,
             5,
@@ -192,7 +204,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [3.586_822_99, -8.117_501_26],
         ),
         (
-            Euler,
+            &EULER,
             "trailing",
             None,
             5,
@@ -201,7 +213,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [3.428_982_26, -7.802_773],
         ),
         (
-            Euler,
+            &EULER,
             "linspace",
             karras,
             5,
@@ -210,7 +222,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [3.696_843_62, -8.350_139_62],
         ),
         (
-            Euler,
+            &EULER,
             "leading",
             karras,
             5,
@@ -219,7 +231,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.444_360_73, -3.676_543_71],
         ),
         (
-            EulerAncestral,
+            &EULER_ANCESTRAL,
             "leading",
             None,
             5,
@@ -228,7 +240,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.673_868_06, -1.585_532_07],
         ),
         (
-            EulerAncestral,
+            &EULER_ANCESTRAL,
             "trailing",
             None,
             5,
@@ -237,7 +249,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [3.368_918_42, -3.110_748_05],
         ),
         (
-            Dpmpp2m,
+            &DPMPP_2M,
             "linspace",
             None,
             5,
@@ -246,7 +258,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [3.042_613_27, -7.049_778_46],
         ),
         (
-            Dpmpp2m,
+            &DPMPP_2M,
             "linspace",
             karras,
             5,
@@ -255,7 +267,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [2.442_727_33, -5.942_617_42],
         ),
         (
-            Dpmpp2m,
+            &DPMPP_2M,
             "leading",
             None,
             5,
@@ -264,7 +276,7 @@ fn schedules_and_solvers_give_diffusers_answers() {
             [1.465_921_64, -3.648_289_44],
         ),
         (
-            Dpmpp2m,
+            &DPMPP_2M,
             "trailing",
             None,
             5,
@@ -275,14 +287,9 @@ fn schedules_and_solvers_give_diffusers_answers() {
     ];
     for (sampler, spacing, sigmas, count, times, scale, expected) in cases {
         let what = format!("{sampler} {spacing} {sigmas:?}");
-        let schedule = Schedule::diffusers(
-            sampler,
-            sigmas.unwrap_or(SigmaSchedule::Normal),
-            count,
-            &sd15_config(Some(spacing)),
-        );
+        let schedule = diffusers_schedule(sampler, sigmas, count, Some(spacing));
         // DPM-Solver's state is variance preserving in diffusers, so its scale is 1 there.
-        let scale = if sampler == Dpmpp2m {
+        let scale = if sampler == &DPMPP_2M {
             schedule.initial_scale
         } else {
             scale
@@ -304,14 +311,9 @@ fn schedules_and_solvers_give_diffusers_answers() {
 
 #[test]
 fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
-    let schedule = Schedule::diffusers(
-        Sampler::Dpmpp2m,
-        SigmaSchedule::Normal,
-        20,
-        &sd15_config(None),
-    );
+    let schedule = diffusers_schedule(&DPMPP_2M, None, 20, None);
     close(
-        &run_toy(Sampler::Dpmpp2m, &schedule).0,
+        &run_toy(&DPMPP_2M, &schedule).0,
         [2.783_188_58, -6.562_713_15],
         "20 steps",
     );
@@ -319,30 +321,19 @@ fn twenty_steps_of_dpm_solver_give_diffusers_answer() {
 
 #[test]
 fn schedules_and_solvers_give_a1111s_answers() {
-    let ddim = Schedule::a1111(Sampler::Ddim, SigmaSchedule::Normal, 5);
-    let (x, times) = run_toy(Sampler::Ddim, &ddim);
+    let (x, times) = run_toy(&DDIM, &a1111_schedule(&DDIM, None, 5));
     assert_eq!(times, [801.0, 601.0, 401.0, 201.0]);
     close(&x, [1.442_257_77, -3.601_556_52], "A1111 DDIM");
-    let (x, times) = run_toy(
-        Sampler::Plms,
-        &Schedule::a1111(Sampler::Plms, SigmaSchedule::Normal, 5),
-    );
+    let (x, times) = run_toy(&PLMS, &a1111_schedule(&PLMS, None, 5));
     assert_eq!(times.len(), 5);
     close(&x, [1.165_793_15, -3.294_177_44], "A1111 PLMS");
 }
 
 #[test]
 fn sigmas_are_a1111s() {
-    let sigmas = |sampler, schedule: Option<SigmaSchedule>, count| -> Vec<f64> {
-        Schedule::a1111(
-            sampler,
-            schedule.unwrap_or(SigmaSchedule::automatic(sampler)),
-            count,
-        )
-        .steps
-        .iter()
-        .map(|step| step.level.sigma)
-        .collect()
+    let sigmas = |sampler, spread, count| -> Vec<f64> {
+        let schedule = a1111_schedule(sampler, spread, count);
+        schedule.steps.iter().map(|step| step.from.sigma).collect()
     };
     let check = |found: Vec<f64>, expected: &[f64]| {
         assert_eq!(found.len(), expected.len());
@@ -362,7 +353,7 @@ fn sigmas_are_a1111s() {
         0.695_149_601,
         0.029_167_536_6,
     ];
-    check(sigmas(Sampler::Euler, None, 5), &normal);
+    check(sigmas(&EULER, None, 5), &normal);
     let karras = [
         14.614_643_1,
         4.796_544_08,
@@ -370,11 +361,8 @@ fn sigmas_are_a1111s() {
         0.247_951_746,
         0.029_167_538_5,
     ];
-    check(
-        sigmas(Sampler::Euler, Some(SigmaSchedule::Karras), 5),
-        &karras,
-    );
-    check(sigmas(Sampler::Dpmpp2m, None, 5), &karras);
+    check(sigmas(&EULER, Some(Spread::Karras), 5), &karras);
+    check(sigmas(&DPMPP_2M, None, 5), &karras);
     let ten = [
         14.614_643_1,
         9.102_933_88,
@@ -387,39 +375,30 @@ fn sigmas_are_a1111s() {
         0.081_911_079_6,
         0.029_167_538_5,
     ];
-    check(sigmas(Sampler::Dpmpp2m, None, 10), &ten);
+    check(sigmas(&DPMPP_2M, None, 10), &ten);
 }
 
 #[test]
 fn schedules_fall_to_the_end_for_every_number_of_steps() {
-    for sampler in Sampler::ALL {
+    for sampler in METHODS {
         for count in [1, 2, 3, 7, 20, 30, 100, 150] {
             for schedule in [
-                Schedule::a1111(sampler, SigmaSchedule::automatic(sampler), count),
-                Schedule::diffusers(sampler, SigmaSchedule::Normal, count, &sd15_config(None)),
+                a1111_schedule(sampler, None, count),
+                diffusers_schedule(sampler, None, count, None),
             ] {
                 let steps = &schedule.steps;
-                assert!(
-                    steps.iter().all(|s| s.sigma_next < s.level.sigma
-                        || sampler == Sampler::Plms
-                        || count == 1),
-                    "{sampler} {count}"
-                );
-                assert!(
-                    steps[steps.len() - 1].sigma_next < 0.042,
-                    "{sampler} {count}"
-                );
-                assert!(
-                    steps.iter().all(|s| (0.0..=999.0).contains(&s.level.t)),
-                    "{sampler} {count}"
-                );
+                let what = format!("{sampler} {count}");
+                let falls = |step: &Step| step.to.sigma < step.from.sigma;
+                assert!(steps.iter().all(falls) || count == 1, "{what}");
+                assert!(steps[steps.len() - 1].to.sigma < 0.042, "{what}");
+                let times = |step: &Step| (0.0..=999.0).contains(&step.from.t);
+                assert!(steps.iter().all(times), "{what}");
             }
         }
     }
     let starts = |n| {
-        let steps =
-            Schedule::diffusers(Sampler::Ddim, SigmaSchedule::Normal, n, &sd15_config(None)).steps;
-        steps.iter().map(|s| s.level.t).collect::<Vec<f64>>()
+        let steps = diffusers_schedule(&DDIM, None, n, None).steps;
+        steps.iter().map(|s| s.from.t).collect::<Vec<f64>>()
     };
     assert_eq!(starts(4), [751.0, 501.0, 251.0, 1.0]);
     assert_eq!(
@@ -430,41 +409,21 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
 
 #[test]
 fn names_of_samplers_are_read_and_wrong_ones_answered() {
-    let parse = |name: &str| name.parse::<SamplerName>().unwrap();
-    let karras = Some(SigmaSchedule::Karras);
-    assert_eq!(
-        parse("DPM++ 2M Karras"),
-        SamplerName {
-            sampler: Sampler::Dpmpp2m,
-            schedule: karras
+    let karras = Some(Spread::Karras);
+    assert_eq!(parse("DPM++ 2M Karras"), Ok((&DPMPP_2M, karras)));
+    assert_eq!(parse("dpmpp_2m_karras"), Ok((&DPMPP_2M, karras)));
+    for method in METHODS {
+        for name in names(method) {
+            assert_eq!(parse(name), Ok((method, None)));
         }
-    );
-    assert_eq!(parse("dpmpp_2m_karras").schedule, karras);
-    for (name, sampler) in [
-        ("Euler", Sampler::Euler),
-        ("euler a", Sampler::EulerAncestral),
-        ("k_euler_a", Sampler::EulerAncestral),
-        ("ddim", Sampler::Ddim),
-        ("PNDMScheduler", Sampler::Plms),
-        ("DPM++ 2M", Sampler::Dpmpp2m),
-    ] {
-        assert_eq!(
-            parse(name),
-            SamplerName {
-                sampler,
-                schedule: None
-            }
-        );
     }
-    let error = "DPM++ 2N".parse::<SamplerName>().unwrap_err().to_string();
-    assert!(error.contains("nearest: DPM++ 2M"), "{error}");
-    assert!(
-        "eular"
-            .parse::<SamplerName>()
-            .unwrap_err()
-            .to_string()
-            .contains("nearest: Euler")
-    );
+    for (name, nearest) in [
+        ("DPM++ 2N", "nearest: DPM++ 2M"),
+        ("eular", "nearest: Euler"),
+    ] {
+        let error = parse(name).unwrap_err().to_string();
+        assert!(error.contains(nearest), "{error}");
+    }
 }
 
 #[test]
@@ -477,12 +436,12 @@ fn configurations_that_would_be_followed_wrongly_are_refused() {
         ("timestep_spacing", json!("curly")),
         ("skip_prk_steps", json!(false)),
     ] {
-        let mut config = diffusers::scheduler(SD15);
+        let mut config = diffusers::scheduler(Pipeline::SD1);
         config[field] = value;
         let error = SchedulerConfig::read(&config).unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
     }
-    let mut config = diffusers::scheduler(SD15);
+    let mut config = diffusers::scheduler(Pipeline::SD1);
     config["_class_name"] = json!("UniPCMultistepScheduler");
     let error = SchedulerConfig::read(&config)
         .unwrap()
@@ -490,7 +449,7 @@ fn configurations_that_would_be_followed_wrongly_are_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("UniPC") && error.contains("--sampler"),
+        error.contains("UniPC") && error.contains("another one can be chosen"),
         "{error}"
     );
 }

@@ -4,7 +4,7 @@ use ndarray::{Array2, Array3, Axis, concatenate};
 
 use super::emphasis::emphasize;
 use super::{Chunk, TextError};
-use crate::engine::{Input, Network};
+use crate::engine::{Cancel, Input, Network};
 
 /// A prompt as the UNet sees it.
 #[derive(Clone, Debug)]
@@ -54,6 +54,7 @@ impl TextEncoder {
         &mut self,
         chunks: &[Chunk],
         clip_skip: usize,
+        cancel: &Cancel,
     ) -> Result<Conditioning, TextError> {
         let output_name = self.output(clip_skip)?;
         let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
@@ -63,7 +64,7 @@ impl TextEncoder {
             let input = Input::Ids(row.view().into_dyn());
             let output = self
                 .network
-                .run(&[("input_ids", input)], &[&output_name])?
+                .run(&[("input_ids", input)], &[&output_name], cancel)?
                 .remove(0);
             let found = output.shape().to_vec();
             let expected = || format!("[1, {}, width]", chunk.ids.len());

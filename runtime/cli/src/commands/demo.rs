@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sd_converter::ui::Ui;
 use sd_models::demo::PROMPT;
 use sd_runtime::engine::{EngineError, setup};
-use sd_runtime::pipeline::Txt2Img;
+use sd_runtime::pipeline::Request;
 
 use super::EngineArgs;
 use super::txt2img::{Output, generate};
@@ -35,11 +35,11 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         other => other?,
     };
     let model = demo_model::directory(ui)?;
-    let request = Txt2Img {
+    let request = Request {
         prompt: PROMPT.to_owned(),
         guidance_scale: 5.0,
         seed: 1,
-        ..Txt2Img::default()
+        ..Request::default()
     };
     generate(&request, &engine, &model, &output, ui)?;
     ui.note(format!(

@@ -9,7 +9,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 
 use sd_converter::ui::Ui;
-use sd_runtime::engine::{Engine, EngineError, EngineOptions, Ep};
+use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, Ep};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -58,7 +58,7 @@ impl EngineArgs {
             ep: self.ep,
             threads: self.threads,
         };
-        let engine = Engine::start(&options, ui.interrupt_flag())?;
+        let engine = Engine::start(&options)?;
         if let Some(asked) = self.threads.map(NonZero::get)
             && asked > engine.threads()
         {
@@ -70,4 +70,12 @@ impl EngineArgs {
         tracing::info!(library = %engine.library().path.display(), ep = engine.ep().name(), threads = engine.threads(), "engine");
         Ok(engine)
     }
+}
+
+/// A job that ends when the user wants to stop.
+pub(crate) fn cancel_with(ui: &Ui) -> Cancel {
+    let cancel = Cancel::new();
+    let job = cancel.clone();
+    ui.on_interrupt(move || job.cancel());
+    cancel
 }

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use sd_converter::ui::{Ui, UsageError};
-use sd_runtime::engine::Engine;
+use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Destination, Dump, ModelDir, Outcome, Txt2Img};
-use sd_runtime::sampler::schedule::parse_sigma_schedule;
-use sd_runtime::sampler::{Profile, SamplerName};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Plans, Request, Timing, run as make};
+use sd_runtime::profile;
+use sd_runtime::sampler::{self, Options};
+use sd_runtime::sigmas::Spread;
 use serde_json::json;
 
-use super::EngineArgs;
+use super::{EngineArgs, cancel_with};
 use crate::demo_model;
 use crate::progress::Terminal;
 
@@ -53,6 +54,21 @@ pub(crate) struct Txt2ImgArgs {
     /// Spread of the noise levels: automatic, normal or karras
     #[arg(long, default_value = "automatic", value_name = "NAME")]
     schedule: String,
+    /// How much of each step's noise is drawn anew; 0 for DDIM and 1 for ancestral samplers if left out
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    eta: Option<f64>,
+    /// What noise drawn at steps is multiplied by
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    s_noise: Option<f64>,
+    /// Noise added before steps, over all of them together
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    s_churn: Option<f64>,
+    /// Least noise level at which it is added
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    s_tmin: Option<f64>,
+    /// Greatest noise level at which it is added
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    s_tmax: Option<f64>,
     /// Whose rules to follow: a1111 or diffusers
     #[arg(long, default_value = "a1111", value_name = "NAME")]
     profile: String,
@@ -177,28 +193,28 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
 }
 
 impl Txt2ImgArgs {
-    fn request(&self) -> Result<Txt2Img, UsageError> {
+    fn request(&self) -> Result<Request, UsageError> {
         let usage = |e: &dyn std::error::Error| UsageError(e.to_string());
-        let sampler: Option<SamplerName> = self
-            .sampler
-            .as_deref()
-            .map(str::parse)
-            .transpose()
-            .map_err(|e| usage(&e))?;
-        let schedule = parse_sigma_schedule(&self.schedule).map_err(|e| usage(&e))?;
-        let named = sampler.and_then(|name| name.schedule);
-        if let (Some(schedule), Some(named)) = (schedule, named)
-            && schedule != named
+        let sampler = self.sampler.as_deref().map(sampler::parse).transpose();
+        let (sampler, named) = sampler.map_err(|e| usage(&e))?.unzip();
+        let spread: Option<Spread> = match self.schedule.to_lowercase().as_str() {
+            "automatic" => None,
+            name => Some(name.parse().map_err(|e| usage(&e))?),
+        };
+        let named = named.flatten();
+        if let (Some(spread), Some(named)) = (spread, named)
+            && spread != named
         {
             return Err(UsageError(format!(
                 "`--sampler \"{}\"` asks for {}, `--schedule {}` for {}: say one of them",
                 self.sampler.as_deref().unwrap_or_default(),
                 named.name(),
                 self.schedule,
-                schedule.name()
+                spread.name()
             )));
         }
-        Ok(Txt2Img {
+        let options = Options::default();
+        Ok(Request {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative.clone(),
             width: self.width,
@@ -210,9 +226,16 @@ impl Txt2ImgArgs {
                 Some(Seed::Random) | None => random_seed(),
             },
             batch: self.batch,
-            sampler: sampler.map(|name| name.sampler),
-            schedule: schedule.or(named),
-            profile: self.profile.parse::<Profile>().map_err(|e| usage(&e))?,
+            sampler,
+            options: Options {
+                eta: self.eta,
+                s_noise: self.s_noise.unwrap_or(options.s_noise),
+                s_churn: self.s_churn.unwrap_or(options.s_churn),
+                s_tmin: self.s_tmin.unwrap_or(options.s_tmin),
+                s_tmax: self.s_tmax.unwrap_or(options.s_tmax),
+            },
+            spread: spread.or(named),
+            profile: profile::named(&self.profile).map_err(|e| usage(&e))?,
             rng: self.rng.parse::<Rng>().map_err(|e| usage(&e))?,
             clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
@@ -227,21 +250,30 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one("seed") % 4_294_967_294
 }
 
+/// Less memory than this every machine has.
+const WORTH_TELLING: u64 = 1_000_000_000;
+
 /// Makes the pictures and writes them.
 pub(crate) fn generate(
-    request: &Txt2Img,
+    request: &Request,
     engine: &Engine,
     model: &ModelDir,
     output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
+    let plans = Plans::resolve(request, model, memory::limit())?;
+    if plans.memory > WORTH_TELLING {
+        let gigabytes = plans.memory as f64 / 1e9;
+        ui.note(format!("this takes about {gigabytes:.1} GB of memory"));
+    }
     let mut dump = output.dump.as_ref().map(|_| Dump::default());
-    let mut terminal = Terminal::new(ui, request.batch);
-    let outcome = request.run(
-        engine,
+    let mut terminal = Terminal::new(ui);
+    let outcome = make(
+        &plans,
         model,
-        &ui.interrupt_flag(),
-        &mut terminal,
+        engine,
+        &cancel_with(ui),
+        &mut |event| terminal.follow(event),
         dump.as_mut(),
     )?;
     drop(terminal);
@@ -249,26 +281,29 @@ pub(crate) fn generate(
         dump.write(to)?;
     }
     let mut written = Vec::new();
-    for (i, (picture, seed, infotext)) in outcome.pictures.iter().enumerate() {
+    for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
         let to = match output.pictures.get(i) {
             Some(to) => to.clone(),
-            None => Destination::find(&free_name(*seed))?,
+            None => Destination::find(&free_name(plan.seed))?,
         };
-        picture.write_png(&to, infotext)?;
-        written.push((to, *seed));
+        picture.write_png(&to, &plan.infotext)?;
+        written.push((to, plan.seed));
     }
-    report(request, &outcome, &written, output, ui)
+    report(request, &plans, outcome.timing, &written, output, ui)
 }
 
 fn report(
-    request: &Txt2Img,
-    outcome: &Outcome,
+    request: &Request,
+    plans: &Plans,
+    timing: Timing,
     written: &[(Destination, u64)],
     output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    let timing = outcome.timing;
-    let per_step = timing.denoise.as_secs_f64() / (outcome.calls * request.batch) as f64;
+    let Some(plan) = plans.plans.first() else {
+        return Ok(());
+    };
+    let per_step = timing.denoise.as_secs_f64() / (plan.calls * plans.plans.len()) as f64;
     if output.json {
         let images: Vec<_> = written
             .iter()
@@ -276,9 +311,10 @@ fn report(
             .collect();
         return Ok(ui.result(json!({
             "images": images,
-            "sampler": outcome.sampler.name(),
+            "sampler": plan.sampler.name,
+            "schedule": plan.spread.map(Spread::name),
             "steps": request.steps,
-            "model_calls": outcome.calls,
+            "model_calls": plan.calls,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
                 "load": timing.load.as_secs_f64(),
@@ -298,8 +334,8 @@ fn report(
     }
     ui.note(format!(
         "{} with {} calls of the model, {per_step:.2} s each; prompts {:.1} s, loading {:.1} s, decoding {:.1} s",
-        outcome.sampler,
-        outcome.calls,
+        plan.sampler,
+        plan.calls,
         timing.encode.as_secs_f64(),
         timing.load.as_secs_f64(),
         timing.decode.as_secs_f64()

@@ -1,0 +1,213 @@
+//! From a request to plans: every check, default, seed, size and call count, before any weight is read.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sd_models::family::ModelFamily;
+
+use super::request::check_side;
+use super::{ModelDir, PipelineError, Request, infotext};
+use crate::noise::Rng;
+use crate::profile::Profile;
+use crate::sampler::{Options, Sampler, Schedule};
+use crate::sigmas::Spread;
+use crate::text::lora_tags::untag;
+
+/// One picture, with nothing left open.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What should be seen, without tags of LoRAs.
+    pub prompt: String,
+    /// What should not be seen, without tags of LoRAs.
+    pub negative_prompt: String,
+    /// Width and height in pixels.
+    pub size: [usize; 2],
+    /// Its latents: 1, channels, height, width.
+    pub latent_shape: [usize; 4],
+    /// Seed of its noise.
+    pub seed: u64,
+    /// Where noise comes from.
+    pub rng: Rng,
+    /// The file that holds its first noise, and its place in there.
+    pub initial_noise: Option<(PathBuf, usize)>,
+    /// The solver.
+    pub sampler: Sampler,
+    /// How its noise levels are spread; none if it has levels of its own.
+    pub spread: Option<Spread>,
+    /// What it runs over.
+    pub schedule: Arc<Schedule>,
+    /// Its options.
+    pub options: Options,
+    /// How many calls of the denoiser it takes.
+    pub calls: usize,
+    /// How strongly the prompt is followed; 1 is without guidance.
+    pub guidance_scale: f64,
+    /// Which layers of the text encoder are used for prompt and negative prompt, counted from the end.
+    pub clip_skip: [usize; 2],
+    /// Whose rules are followed.
+    pub profile: Profile,
+    /// Settings as A1111 writes them.
+    pub settings: Vec<(&'static str, String)>,
+    /// What goes into the picture's file.
+    pub infotext: String,
+}
+
+/// The pictures of a request, and what the user should know of them.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// One per picture.
+    pub plans: Vec<Plan>,
+    /// Bytes of memory that they take at most: they are made one after the other.
+    pub memory: u64,
+    /// Good to know.
+    pub notes: Vec<String>,
+    /// What may be wrong.
+    pub warnings: Vec<String>,
+}
+
+impl Plans {
+    /// Resolves a request for a model; `limit` is how many bytes of memory there are.
+    ///
+    /// # Errors
+    /// What cannot be, is out of range, does not fit into memory or is not in the model.
+    pub fn resolve(request: &Request, model: &ModelDir, limit: u64) -> Result<Self, PipelineError> {
+        request.check()?;
+        let (profile, trained) = (request.profile, model.trained());
+        let in_config = |source| model.scheduler_error(source);
+        let sampler = match request.sampler {
+            Some(sampler) => sampler,
+            None => (profile.sampler)(&trained).map_err(in_config)?,
+        };
+        request.check_for(sampler)?;
+        let spread = match request.spread {
+            _ if !(profile.spreads)(sampler) => None,
+            Some(spread) => Some(spread),
+            None => Some((profile.automatic)(sampler, &trained).map_err(in_config)?),
+        };
+        let schedule = (profile.schedule)(sampler, spread, request.steps, &trained);
+        let schedule = Arc::new(schedule.map_err(in_config)?);
+        let size = [
+            request.width.unwrap_or(model.default_size[0]),
+            request.height.unwrap_or(model.default_size[1]),
+        ];
+        check_side("width", size[0])?;
+        check_side("height", size[1])?;
+        let memory = model.memory_within(size, limit)?;
+
+        let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
+        if (profile.guidance_scale)(request.guidance_scale) == 0.0 {
+            notes.push("guidance 0 follows the negative prompt only".to_owned());
+        }
+        let clip_skip = clip_skip(request, model, &mut notes);
+        let ignore = request.ignore_lora_tags;
+        let untag = |prompt: &str| untag(prompt, model.manifest.as_ref(), ignore);
+        let untagged = [untag(&request.prompt)?, untag(&request.negative_prompt)?];
+        for untagged in &untagged {
+            notes.extend_from_slice(&untagged.notes);
+            let ignored = untagged.ignored.iter();
+            warnings
+                .extend(ignored.map(|tag| format!("`{tag}` is ignored: it is not in the model")));
+        }
+        let ignored = untagged[0].ignored.join(" ");
+        let [prompt, negative_prompt] = untagged.map(|untagged| untagged.text);
+
+        let plan = |i: usize| {
+            let seed = request.seed.wrapping_add(i as u64);
+            let settings = settings(request, model, seed, (sampler, spread), size, &ignored);
+            let factor = model.latent.downscale;
+            Plan {
+                prompt: prompt.clone(),
+                negative_prompt: negative_prompt.clone(),
+                size,
+                latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
+                seed,
+                rng: request.rng,
+                initial_noise: request.initial_noise.clone().map(|path| (path, i)),
+                sampler,
+                spread,
+                schedule: Arc::clone(&schedule),
+                options: request.options,
+                calls: (sampler.calls)(&schedule),
+                guidance_scale: (profile.guidance_scale)(request.guidance_scale),
+                clip_skip,
+                profile,
+                infotext: infotext::infotext(&request.prompt, &request.negative_prompt, &settings),
+                settings,
+            }
+        };
+        Ok(Self {
+            plans: (0..request.batch).map(plan).collect(),
+            memory,
+            notes,
+            warnings,
+        })
+    }
+}
+
+/// Which layers are used for prompt and negative prompt.
+fn clip_skip(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [usize; 2] {
+    let (profile, skip) = (request.profile, request.clip_skip);
+    if skip > 1 && model.family == ModelFamily::Sd21 && !profile.clip_skip_open_clip {
+        let name = profile.name;
+        notes.push(format!(
+            "clip skip has no effect on Stable Diffusion 2's text encoder under {name}'s rules"
+        ));
+        return [1, 1];
+    }
+    [skip, if profile.clip_skip_negative { skip } else { 1 }]
+}
+
+/// The settings in A1111's words and order.
+fn settings(
+    request: &Request,
+    model: &ModelDir,
+    seed: u64,
+    (sampler, spread): (Sampler, Option<Spread>),
+    size: [usize; 2],
+    ignored_loras: &str,
+) -> Vec<(&'static str, String)> {
+    let mut pairs = vec![
+        ("Steps", request.steps.to_string()),
+        ("Sampler", sampler.name.to_owned()),
+    ];
+    if let Some(spread) = spread {
+        pairs.push(("Schedule type", spread.name().to_owned()));
+    }
+    pairs.push(("CFG scale", request.guidance_scale.to_string()));
+    pairs.push(("Seed", seed.to_string()));
+    pairs.push(("Size", format!("{}x{}", size[0], size[1])));
+    if let Some(hash) = model.hash() {
+        pairs.push(("Model hash", hash.to_owned()));
+    }
+    pairs.push(("Model", model.title()));
+    if request.clip_skip > 1 {
+        pairs.push(("Clip skip", request.clip_skip.to_string()));
+    }
+    let rng = match request.rng {
+        Rng::TorchCpu => "CPU",
+        Rng::Philox => "NV",
+    };
+    pairs.push(("RNG", rng.to_owned()));
+    if request.profile != Request::default().profile {
+        pairs.push(("Profile", request.profile.name.to_owned()));
+    }
+    let (options, default) = (request.options, Options::default());
+    if let Some(eta) = options.eta {
+        pairs.push(("Eta", eta.to_string()));
+    }
+    for (key, value, default) in [
+        ("Sigma churn", options.s_churn, default.s_churn),
+        ("Sigma tmin", options.s_tmin, default.s_tmin),
+        ("Sigma tmax", options.s_tmax, default.s_tmax),
+        ("Sigma noise", options.s_noise, default.s_noise),
+    ] {
+        if value != default {
+            pairs.push((key, value.to_string()));
+        }
+    }
+    if !ignored_loras.is_empty() {
+        pairs.push(("Ignored LoRA", ignored_loras.to_owned()));
+    }
+    pairs.push(("Version", format!("sdrt-{}", env!("CARGO_PKG_VERSION"))));
+    pairs
+}

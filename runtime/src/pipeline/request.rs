@@ -1,0 +1,158 @@
+//! What is asked for. Nothing is opened here.
+
+use std::path::PathBuf;
+
+use super::RequestError;
+use crate::noise::Rng;
+use crate::profile::{A1111, Profile};
+use crate::sampler::{Knob, Options, Sampler};
+use crate::sigmas::Spread;
+
+/// A wish for pictures.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What should be seen.
+    pub prompt: String,
+    /// What should not be seen.
+    pub negative_prompt: String,
+    /// Width in pixels; the model's default if absent.
+    pub width: Option<usize>,
+    /// Height in pixels; the model's default if absent.
+    pub height: Option<usize>,
+    /// Steps of the sampler, 1 to 1000.
+    pub steps: usize,
+    /// How strongly the prompt is followed; 1 is without guidance. Below 1 it depends on the profile.
+    pub guidance_scale: f64,
+    /// Seed of the first picture; the next ones count on.
+    pub seed: u64,
+    /// How many pictures.
+    pub batch: usize,
+    /// The solver; the profile's default if absent.
+    pub sampler: Option<Sampler>,
+    /// The solver's options.
+    pub options: Options,
+    /// How noise levels are spread; the profile's choice if absent.
+    pub spread: Option<Spread>,
+    /// Whose rules are followed.
+    pub profile: Profile,
+    /// Where noise comes from.
+    pub rng: Rng,
+    /// Which layer of the text encoder is used, counted from the end: 1 is the last. Profiles differ in what it acts on.
+    pub clip_skip: usize,
+    /// A file with the first noise, instead of drawing it.
+    pub initial_noise: Option<PathBuf>,
+    /// Whether prompts may ask for LoRAs that the model does not hold, which then have no effect.
+    pub ignore_lora_tags: bool,
+}
+
+impl Default for Request {
+    /// A1111's settings.
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            width: None,
+            height: None,
+            steps: 20,
+            guidance_scale: 7.0,
+            seed: 0,
+            batch: 1,
+            sampler: None,
+            options: Options::default(),
+            spread: None,
+            profile: &A1111,
+            rng: Rng::TorchCpu,
+            clip_skip: 1,
+            initial_noise: None,
+            ignore_lora_tags: false,
+        }
+    }
+}
+
+impl Request {
+    /// Checks what can be checked before anything is opened.
+    ///
+    /// # Errors
+    /// A number out of range, or options that exclude each other.
+    pub fn check(&self) -> Result<(), RequestError> {
+        for (side, value) in [("width", self.width), ("height", self.height)] {
+            if let Some(value) = value {
+                check_side(side, value)?;
+            }
+        }
+        in_range("steps", self.steps as f64, 1.0, 1000.0)?;
+        in_range("batch", self.batch as f64, 1.0, 1000.0)?;
+        in_range("clip-skip", self.clip_skip as f64, 1.0, 12.0)?;
+        in_range("cfg", self.guidance_scale, 0.0, 100.0)?;
+        let options = self.options;
+        if let Some(eta) = options.eta {
+            in_range("eta", eta, 0.0, 1.0)?;
+        }
+        in_range("s-noise", options.s_noise, 0.0, 10.0)?;
+        in_range("s-churn", options.s_churn, 0.0, 1000.0)?;
+        match self.sampler {
+            Some(sampler) => self.check_for(sampler),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks what depends on the solver.
+    ///
+    /// # Errors
+    /// An option or a spread that has no effect on it.
+    pub(super) fn check_for(&self, sampler: Sampler) -> Result<(), RequestError> {
+        if let Some(spread) = self.spread
+            && !(self.profile.spreads)(sampler)
+        {
+            return Err(RequestError::Spread {
+                sampler: sampler.name,
+                spread: spread.name(),
+                profile: self.profile.name,
+            });
+        }
+        let (options, default) = (self.options, Options::default());
+        let churn = [options.s_churn, options.s_tmin, options.s_tmax];
+        for (knob, option, changed) in [
+            (Knob::Eta, "eta", options.eta.is_some()),
+            (Knob::Noise, "s-noise", options.s_noise != default.s_noise),
+            (
+                Knob::Churn,
+                "s-churn",
+                churn != [default.s_churn, default.s_tmin, default.s_tmax],
+            ),
+        ] {
+            if changed && !sampler.knobs.contains(&knob) {
+                return Err(RequestError::Knob {
+                    sampler: sampler.name,
+                    option,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sides that models can make.
+pub(super) fn check_side(side: &'static str, value: usize) -> Result<(), RequestError> {
+    if value.is_multiple_of(8) && (64..=4096).contains(&value) {
+        return Ok(());
+    }
+    let nearest = ((value.min(4096) + 4) / 8 * 8).clamp(64, 4096);
+    Err(RequestError::Size {
+        side,
+        value,
+        nearest,
+    })
+}
+
+fn in_range(name: &'static str, value: f64, least: f64, most: f64) -> Result<(), RequestError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(RequestError::Range {
+        name,
+        value,
+        least,
+        most,
+    })
+}

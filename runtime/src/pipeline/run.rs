@@ -1,0 +1,151 @@
+//! Plans to pictures. One network is in memory at a time: all plans pass a stage before the next one begins.
+
+use std::time::{Duration, Instant};
+
+use super::event::{Event, Listener, Stage};
+use super::stages::{self, Watched};
+use super::{Dump, ModelDir, Picture, PipelineError, Plan, Plans};
+use crate::denoise::Guided;
+use crate::engine::{Cancel, Engine};
+use crate::text::TextEncoder;
+
+/// How long the stages took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Text encoder, with its loading.
+    pub encode: Duration,
+    /// Loading of the UNet.
+    pub load: Duration,
+    /// The sampler.
+    pub denoise: Duration,
+    /// VAE decoder, with its loading.
+    pub decode: Duration,
+}
+
+/// What a run made.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Pictures, one per plan.
+    pub pictures: Vec<Picture>,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// Makes the pictures of plans for one model. `dump`, if given, gets the inside of the run.
+///
+/// # Errors
+/// Whatever goes wrong first; `EngineError::Interrupted` inside after [`Cancel::cancel`].
+pub fn run(
+    plans: &Plans,
+    model: &ModelDir,
+    engine: &Engine,
+    cancel: &Cancel,
+    listener: &mut Listener<'_>,
+    mut dump: Option<&mut Dump>,
+) -> Result<Outcome, PipelineError> {
+    for note in &plans.notes {
+        listener(Event::Note(note));
+    }
+    for warning in &plans.warnings {
+        listener(Event::Warning(warning));
+    }
+    let plans = &plans.plans;
+    let Some(first) = plans.first() else {
+        return Ok(Outcome {
+            pictures: Vec::new(),
+            timing: Timing::default(),
+        });
+    };
+    let load = |component: &str, dims: &[(&str, usize)]| {
+        let manifest = model.manifest.as_ref();
+        engine.load(&model.path, component, manifest, dims, cancel)
+    };
+    let mut timing = Timing::default();
+
+    listener(Event::Stage(Stage::Encode));
+    let start = Instant::now();
+    // The plans of a request differ in their seeds only.
+    let chunks = stages::read_prompts(first, model, listener)?;
+    let mut encoder = TextEncoder::new(load("text_encoder", &[("batch", 1)])?);
+    let conditions = stages::encode(first, &chunks, &mut encoder, cancel)?;
+    drop(encoder);
+    timing.encode = start.elapsed();
+    if let Some(dump) = dump.as_deref_mut() {
+        dump.set_all(first);
+        for (conditioning, suffix) in [(&conditions.cond, ""), (&conditions.uncond, "_uncond")] {
+            dump.add_ids(format!("token_ids{suffix}"), &conditioning.token_ids.view());
+            let name = format!("text_embeddings{suffix}");
+            dump.append(&name, &conditioning.embeddings.view());
+        }
+    }
+
+    listener(Event::Stage(Stage::Load));
+    let start = Instant::now();
+    let [_, _, height, width] = first.latent_shape;
+    let dims = [("batch", 1), ("height", height), ("width", width)];
+    let mut unet = load("unet", &dims)?;
+    timing.load = start.elapsed();
+
+    listener(Event::Stage(Stage::Denoise {
+        calls: first.calls,
+        pictures: plans.len(),
+    }));
+    let start = Instant::now();
+    let mut latents = Vec::new();
+    for (picture, plan) in plans.iter().enumerate() {
+        let mut source = plan.rng.source(plan.seed);
+        let noise = stages::first_noise(plan, &mut *source)?;
+        if let Some(dump) = dump.as_deref_mut() {
+            dump.append("initial_noise", &noise.view());
+        }
+        let mut guided = Guided {
+            unet: &mut unet,
+            prediction: model.prediction,
+            cond: &conditions.cond.embeddings,
+            uncond: &conditions.uncond.embeddings,
+            scale: plan.guidance_scale,
+            cancel,
+        };
+        let watched = Watched {
+            picture,
+            listener,
+            dump: dump.as_deref_mut(),
+            cancel,
+        };
+        let clean = stages::denoise(plan, noise, &mut *source, &mut guided, watched)?;
+        if let Some(dump) = dump.as_deref_mut() {
+            dump.append("final_latents", &clean.view());
+        }
+        latents.push(clean);
+    }
+    drop(unet);
+    timing.denoise = start.elapsed();
+
+    listener(Event::Stage(Stage::Decode));
+    let start = Instant::now();
+    let mut decoder = load("vae_decoder", &dims)?;
+    let mut pictures = Vec::new();
+    for (plan, latents) in plans.iter().zip(&latents) {
+        let picture = stages::decode(plan, latents, model, &mut decoder, cancel)?;
+        if picture.is_constant() {
+            let text = "the picture has one colour only: the model may be damaged";
+            listener(Event::Warning(text));
+        }
+        pictures.push(picture);
+    }
+    timing.decode = start.elapsed();
+    Ok(Outcome { pictures, timing })
+}
+
+impl Dump {
+    /// Notes the settings of a run.
+    fn set_all(&mut self, plan: &Plan) {
+        self.set("convention", plan.sampler.space.name());
+        for (key, value) in &plan.settings {
+            self.set(key, value);
+        }
+        self.set("prompt", &plan.prompt);
+        self.set("negative_prompt", &plan.negative_prompt);
+        self.set("profile", plan.profile.name);
+    }
+}

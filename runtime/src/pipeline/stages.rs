@@ -1,0 +1,212 @@
+//! The stages of a picture: encode the prompts, draw the first noise, denoise, decode.
+
+use ndarray::{Array4, Axis, Ix4};
+use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
+
+use super::event::{Event, Listener};
+use super::{Dump, ModelDir, Picture, PipelineError, Plan};
+use crate::denoise::{DenoiseError, Denoiser, Guided, Latents, Level};
+use crate::engine::{Cancel, EngineError, Input, Network};
+use crate::noise::NoiseSource;
+use crate::profile::Prompts;
+use crate::sampler::Run;
+use crate::text::{Chunk, ClipTokenizer, Conditioning, TextEncoder, TextError, chunks, prompt};
+
+/// What the UNet is told to show, and not to show.
+#[derive(Clone, Debug)]
+pub(super) struct Conditions {
+    pub(super) cond: Conditioning,
+    pub(super) uncond: Conditioning,
+}
+
+/// Chunks of a plan's prompt and negative prompt.
+pub(super) fn read_prompts(
+    plan: &Plan,
+    model: &ModelDir,
+    listener: &mut Listener<'_>,
+) -> Result<[Vec<Chunk>; 2], TextError> {
+    let clip = &model.tokenizer;
+    let cond = read_prompt(plan, &plan.prompt, false, clip, listener)?;
+    let uncond = read_prompt(plan, &plan.negative_prompt, true, clip, listener)?;
+    Ok([cond, uncond])
+}
+
+fn read_prompt(
+    plan: &Plan,
+    text: &str,
+    negative: bool,
+    clip: &ClipTokenizer,
+    listener: &mut Listener<'_>,
+) -> Result<Vec<Chunk>, TextError> {
+    let mut warn = |text: String| listener(Event::Warning(&text));
+    for token in [START_OF_TEXT, END_OF_TEXT] {
+        if text.contains(token) {
+            warn(format!("`{token}` in the prompt is taken as text"));
+        }
+    }
+    match plan.profile.prompts {
+        Prompts::Attention => {
+            prompt::refuse_unsupported(text, negative)?;
+            chunks::chunks(&prompt::parse_attention(text), clip)
+        }
+        Prompts::Plain => {
+            let (chunk, cut) = chunks::truncated(text, clip)?;
+            if cut > 0 {
+                warn(format!(
+                    "the prompt is too long for the {} profile: its last {cut} tokens are cut off",
+                    plan.profile.name
+                ));
+            }
+            Ok(vec![chunk])
+        }
+    }
+}
+
+/// Chunks to embeddings.
+pub(super) fn encode(
+    plan: &Plan,
+    [cond, uncond]: &[Vec<Chunk>; 2],
+    encoder: &mut TextEncoder,
+    cancel: &Cancel,
+) -> Result<Conditions, TextError> {
+    let [skip, negative_skip] = plan.clip_skip;
+    Ok(Conditions {
+        cond: encoder.encode(cond, skip, cancel)?,
+        uncond: encoder.encode(uncond, negative_skip, cancel)?,
+    })
+}
+
+/// The first noise: a draw of the plan's generator, or what the user gives.
+pub(super) fn first_noise(
+    plan: &Plan,
+    source: &mut dyn NoiseSource,
+) -> Result<Latents, PipelineError> {
+    let mut noise = Latents::zeros(plan.latent_shape);
+    draw(&mut noise, source);
+    let Some((path, place)) = &plan.initial_noise else {
+        return Ok(noise);
+    };
+    let given = super::dump::read_initial_noise(path)?;
+    let needed = &plan.latent_shape[1..];
+    match given.into_dimensionality::<Ix4>() {
+        Ok(given) if &given.shape()[1..] == needed && given.shape()[0] > *place => {
+            let one = given.index_axis(Axis(0), *place);
+            Ok(one.insert_axis(Axis(0)).to_owned())
+        }
+        other => {
+            let found = other.map_or_else(|_| Vec::new(), |given| given.shape().to_vec());
+            let problem = format!(
+                "`initial_noise` has shape {found:?}; this run needs at least {} of {needed:?}",
+                place + 1
+            );
+            Err(PipelineError::InitNoise {
+                path: path.clone(),
+                problem,
+            })
+        }
+    }
+}
+
+/// Noise to clean latents.
+pub(super) fn denoise(
+    plan: &Plan,
+    noise: Latents,
+    source: &mut dyn NoiseSource,
+    guided: &mut Guided<'_>,
+    watched: Watched<'_, '_>,
+) -> Result<Latents, DenoiseError> {
+    let x = noise * plan.schedule.initial_scale as f32;
+    let watched = std::cell::RefCell::new(watched);
+    let mut model = WatchedDenoiser {
+        inner: guided,
+        watched: &watched,
+        calls: 0,
+    };
+    let mut run = WatchedRun {
+        source,
+        watched: &watched,
+    };
+    (plan.sampler.solve)(&mut model, x, &plan.schedule, &plan.options, &mut run)
+}
+
+/// Who looks on while a picture is denoised.
+pub(super) struct Watched<'a, 'l> {
+    pub(super) picture: usize,
+    pub(super) listener: &'a mut Listener<'l>,
+    pub(super) dump: Option<&'a mut Dump>,
+    pub(super) cancel: &'a Cancel,
+}
+
+/// A denoiser whose calls are counted and dumped, and end when the user wants.
+struct WatchedDenoiser<'a, 'b, 'l, D> {
+    inner: &'a mut D,
+    watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
+    calls: usize,
+}
+
+impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
+    fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
+        let denoised = self.inner.denoise(x, level)?;
+        let mut watched = self.watched.borrow_mut();
+        if let Some(dump) = watched.dump.as_deref_mut() {
+            dump.append(&format!("denoised.{:03}", self.calls), &denoised.view());
+        }
+        self.calls += 1;
+        let (picture, calls) = (watched.picture, self.calls);
+        (watched.listener)(Event::Called { picture, calls });
+        if watched.cancel.is_cancelled() {
+            return Err(EngineError::Interrupted.into());
+        }
+        Ok(denoised)
+    }
+}
+
+/// A picture's noise, and the states after steps.
+struct WatchedRun<'a, 'b, 'l> {
+    source: &'a mut dyn NoiseSource,
+    watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
+}
+
+impl Run for WatchedRun<'_, '_, '_> {
+    fn noise(&mut self, noise: &mut Latents) {
+        draw(noise, self.source);
+    }
+
+    fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {
+        if let Some(dump) = self.watched.borrow_mut().dump.as_deref_mut() {
+            dump.append(&format!("latents.{i:03}"), &x.view());
+        }
+        Ok(())
+    }
+}
+
+fn draw(noise: &mut Latents, source: &mut dyn NoiseSource) {
+    let values = noise.as_slice_mut();
+    source.normal(values.expect("new arrays are contiguous"));
+}
+
+/// Clean latents to a picture.
+pub(super) fn decode(
+    plan: &Plan,
+    latents: &Latents,
+    model: &ModelDir,
+    decoder: &mut Network,
+    cancel: &Cancel,
+) -> Result<Picture, PipelineError> {
+    let unscaled = latents / model.latent.scaling_factor as f32;
+    let input = [("latent_sample", Input::F32(unscaled.view().into_dyn()))];
+    let decoded = decoder.run(&input, &["sample"], cancel)?.remove(0);
+    let [width, height] = plan.size;
+    let expected = vec![1, 3, height, width];
+    let found = decoded.shape().to_vec();
+    let decoded: Array4<f32> = match decoded.into_dimensionality() {
+        Ok(decoded) if found == expected => decoded,
+        _ => return Err(PipelineError::Shape { found, expected }),
+    };
+    let count = decoded.iter().filter(|x| !x.is_finite()).count();
+    if count > 0 {
+        return Err(PipelineError::NonFinite { count });
+    }
+    let picture = decoded.index_axis(Axis(0), 0);
+    Ok(Picture::from_decoded(&picture, plan.profile.pixel))
+}

@@ -1,0 +1,90 @@
+//! Whose rules are followed: everything on which programs differ, one file per program.
+//!
+//! Programs that run the same solver on the same model draw different pictures, since they differ in the table of noise
+//! levels, its spacing, the last step, the scale of the first noise, the reading of prompts and the rounding of pixels.
+
+mod a1111;
+mod diffusers;
+mod scheduler_config;
+
+pub use a1111::A1111;
+pub use diffusers::DIFFUSERS;
+pub use scheduler_config::{ConfigError, SchedulerConfig};
+
+use serde_json::Value;
+
+use crate::sampler::{Sampler, Schedule};
+use crate::sigmas::Spread;
+
+/// Every profile.
+pub static PROFILES: [Profile; 2] = [&A1111, &DIFFUSERS];
+
+/// A program whose rules are followed.
+pub type Profile = &'static Rules;
+
+/// The rules of a program.
+#[derive(Debug)]
+pub struct Rules {
+    /// The name on command lines.
+    pub name: &'static str,
+    /// The solver of a request that names none.
+    pub sampler: fn(&Trained<'_>) -> Result<Sampler, ConfigError>,
+    /// Whether users may choose how this solver's noise levels are spread.
+    pub spreads: fn(Sampler) -> bool,
+    /// The spread that such a solver gets unless another is asked for.
+    pub automatic: fn(Sampler, &Trained<'_>) -> Result<Spread, ConfigError>,
+    /// The steps of a solver: `count` of them, spread as asked for if it has no levels of its own.
+    pub schedule: fn(Sampler, Option<Spread>, usize, &Trained<'_>) -> Result<Schedule, ConfigError>,
+    /// The guidance that is applied for the one that is asked for.
+    pub guidance_scale: fn(f64) -> f64,
+    /// How prompts become tokens.
+    pub prompts: Prompts,
+    /// Whether clip skip acts on negative prompts, too.
+    pub clip_skip_negative: bool,
+    /// Whether clip skip acts on `OpenCLIP`'s text encoder.
+    pub clip_skip_open_clip: bool,
+    /// A decoded value in 0..=255 to a pixel's.
+    pub pixel: fn(f32) -> u8,
+}
+
+/// What a model says of the noise it was trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct Trained<'a> {
+    /// Its `scheduler_config.json`.
+    pub config: &'a Value,
+    /// Whether it is an SDXL, which has tables of its own.
+    pub xl: bool,
+}
+
+/// How prompts become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompts {
+    /// A1111's attention syntax, and as many chunks as it takes.
+    Attention,
+    /// Plain text, cut after one chunk.
+    Plain,
+}
+
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// A name that is no profile's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no profile is called `{name}`; there are {}", PROFILES.map(|p| p.name).join(", "))]
+pub struct UnknownProfile {
+    name: String,
+}
+
+/// The profile of a name.
+///
+/// # Errors
+/// There is none.
+pub fn named(name: &str) -> Result<Profile, UnknownProfile> {
+    let found = PROFILES.into_iter().find(|profile| profile.name == name);
+    found.ok_or_else(|| UnknownProfile {
+        name: name.to_owned(),
+    })
+}

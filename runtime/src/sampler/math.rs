@@ -1,0 +1,61 @@
+//! What solvers share.
+
+use crate::denoise::Latents;
+
+/// `x <- a x + b y`.
+pub fn axpby(x: &mut Latents, a: f64, y: &Latents, b: f64) {
+    let (a, b) = (a as f32, b as f32);
+    x.zip_mut_with(y, |x, &y| *x = a * *x + b * y);
+}
+
+/// Euler's step of `dx/dsigma = (x - x0) / sigma`: `x <- x + (x - x0) / from (to - from)`.
+pub fn euler_step(x: &mut Latents, denoised: &Latents, from: f64, to: f64) {
+    let ratio = to / from;
+    axpby(x, ratio, denoised, 1.0 - ratio);
+}
+
+/// How far down a step from level `a` goes and how much noise raises it to `b` (k-diffusion's `get_ancestral_step`):
+/// `up^2 = eta^2 b^2 (a^2 - b^2) / a^2`, `down^2 = b^2 - up^2`.
+#[must_use]
+pub fn ancestral(a: f64, b: f64, eta: f64) -> (f64, f64) {
+    let up = (eta * (b * b * (a * a - b * b) / (a * a)).sqrt()).min(b);
+    ((b * b - up * up).sqrt(), up)
+}
+
+/// Shares of signal and noise in a variance-preserving state: `sqrt(abar)` and `sqrt(1 - abar)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Vp {
+    /// `1 / sqrt(1 + sigma^2)`.
+    pub signal: f64,
+    /// `sigma / sqrt(1 + sigma^2)`.
+    pub noise: f64,
+}
+
+impl Vp {
+    /// Shares at noise level `sigma`.
+    #[must_use]
+    pub fn new(sigma: f64) -> Self {
+        let signal = 1.0 / (1.0 + sigma * sigma).sqrt();
+        Self {
+            signal,
+            noise: sigma * signal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_split_as_published() {
+        for (eta, expected) in [
+            (1.0, (0.8, 1.833_030_28)),
+            (0.5, (1.777_638_88, 0.916_515_139)),
+            (0.0, (2.0, 0.0)),
+        ] {
+            let (down, up) = ancestral(5.0, 2.0, eta);
+            assert!((down - expected.0).abs() < 1e-8 && (up - expected.1).abs() < 1e-8);
+        }
+    }
+}
