@@ -72,7 +72,7 @@ impl BuildReport {
     pub fn to_json(&self, output: &Path) -> serde_json::Value {
         serde_json::json!({
             "schema": REPORT_SCHEMA,
-            "output": output,
+            "output": output.to_string_lossy(),
             "written_bytes": self.written,
             "manifest": self.manifest,
             "warnings": self.warnings,
@@ -103,15 +103,11 @@ impl BuildPlan {
         }
         let mut residue = model.residue().clone();
         residue.unknown.extend(match_graphs(&*model, &design)?);
-        if !residue.unknown.is_empty() {
-            let (count, names) = (residue.unknown.len(), some_of(&residue.unknown));
+        if let Some(error) = ConvertError::leftover(model.path(), &residue.unknown) {
             if !options.allow_partial {
-                let path = model.path().to_owned();
-                return Err(ConvertError::Leftover { path, count, names });
+                return Err(error);
             }
-            warnings.push(format!(
-                "{count} tensors belong to nothing that is converted: {names}"
-            ));
+            warnings.push(residue.unknown_summary());
         }
         warnings.extend(schedule_warning(&*model));
         Ok(Self {
@@ -309,7 +305,7 @@ impl BuildPlan {
     }
 }
 
-/// Checks that every parameter of the networks is there with the right shape and a type of numbers; returns the keys of
+/// Checks that every parameter of the networks is there with the right shape; returns the keys of
 /// weights that no network has.
 fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, ConvertError> {
     let entries = model.entries();
@@ -324,21 +320,12 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
                 continue;
             };
             used.insert(name);
-            let (path, key) = (entry.file.to_path_buf(), entry.key.clone());
             if without_trailing_ones(&entry.shape) != without_trailing_ones(&param.shape) {
                 return Err(CheckpointError::Shape {
-                    path,
-                    name: key,
+                    path: entry.file.to_path_buf(),
+                    name: entry.key.clone(),
                     found: entry.shape.clone(),
                     expected: format!("{:?} for the {}", param.shape, network.component),
-                }
-                .into());
-            }
-            if !entry.dtype.is_float() {
-                return Err(CheckpointError::UnsupportedDtype {
-                    path,
-                    name: key,
-                    dtype: entry.dtype.to_string(),
                 }
                 .into());
             }

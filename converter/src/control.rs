@@ -153,14 +153,8 @@ impl ControlOnBase {
         let file = std::sync::Arc::new(self.source.path().to_owned());
         for (name, stored) in &self.stored {
             let whole = |key: &String| {
-                let info = &self.source.tensors()[key];
-                Entry {
-                    dtype: info.dtype,
-                    published: info.dtype,
-                    shape: info.shape.clone(),
-                    file: file.clone(),
-                    key: key.clone(),
-                }
+                let shape = self.source.tensors()[key].shape.clone();
+                Entry::of(&*self.source, &file, key, shape)
             };
             let based = |key: &String| {
                 let in_base = (Component::UNet, name.1.clone());
@@ -182,10 +176,10 @@ impl ControlOnBase {
                     shape_b: entry.shape.clone(),
                 };
             let entry = match stored {
-                Stored::Whole(key) => whole(key),
+                Stored::Whole(key) => whole(key)?,
                 Stored::Base => based(&name.1)?,
                 Stored::Added(key) => {
-                    let (change, entry) = (whole(key), based(key)?);
+                    let (change, entry) = (whole(key)?, based(key)?);
                     if change.shape != entry.shape {
                         return Err(misfit(key, change.shape, &entry));
                     }
@@ -200,7 +194,7 @@ impl ControlOnBase {
                         .into());
                     }
                     let entry = based(up)?;
-                    let (up_shape, down_shape) = (whole(up).shape, whole(down).shape);
+                    let (up_shape, down_shape) = (whole(up)?.shape, whole(down)?.shape);
                     let product = product_shape(&up_shape, &down_shape);
                     let rows = entry.shape[0];
                     let columns = entry.shape[1..].iter().product();

@@ -77,7 +77,8 @@ impl Design {
         } else if model.has(Component::Taesd) {
             tiny_autoencoder(model)
         } else {
-            let hint = if model.has(Component::Vae) {
+            let mut components = model.entries().keys().map(|(component, _)| *component);
+            let hint = if components.all(|component| component == Component::Vae) {
                 "\nhint: this looks like a VAE; give it with `--vae` beside a checkpoint"
             } else {
                 "\nhint: a whole checkpoint or pipeline folder is needed"
@@ -357,7 +358,15 @@ fn text_encoders(
                     Component::TextEncoder2 => "second text encoder",
                     _ => "text encoder",
                 },
-                hint: format!("\nhint: {family} needs one"),
+                hint: format!(
+                    "\nhint: {family} needs one; `sdconvert merge {} MODEL --alpha 0 --te-from b{} -o whole.safetensors` takes it from a whole model",
+                    model.path().display(),
+                    if model.has(Component::Vae) {
+                        ""
+                    } else {
+                        " --vae-from b"
+                    },
+                ),
             });
         }
         let config = Config { model, component };

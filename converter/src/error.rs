@@ -1,7 +1,7 @@
 //! What can go wrong in a conversion.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sd_models::family::ADAPTER;
 use sd_models::graph::GraphError;
@@ -98,7 +98,7 @@ pub enum ConvertError {
         names: String,
     },
     /// Tensors that nothing uses.
-    #[error("{}: {count} tensors belong to nothing that is converted: {names}\nhint: `--allow-partial` converts without them", path.display())]
+    #[error("{}: {count} tensors belong to nothing that is known: {names}\nhint: `--allow-partial` goes on without them", path.display())]
     Leftover {
         /// The file.
         path: PathBuf,
@@ -295,6 +295,16 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
+    /// The error of tensors that belong to nothing, if a model has some.
+    #[must_use]
+    pub fn leftover(path: &Path, unknown: &[String]) -> Option<Self> {
+        (!unknown.is_empty()).then(|| Self::Leftover {
+            path: path.to_owned(),
+            count: unknown.len(),
+            names: some_of(unknown),
+        })
+    }
+
     pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Write { path, source }

@@ -135,7 +135,11 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
     }
     let plan = Weights::open(path, None).and_then(|w| BuildPlan::new(Box::new(w), options));
     let (kind, evidence, refused) = match plan {
-        Ok(plan) => (plan.kind().to_owned(), plan.basis().to_owned(), None),
+        Ok(plan) => {
+            let leftover = ConvertError::leftover(path, &plan.residue().unknown);
+            let refused = leftover.map(|error| error.to_string());
+            (plan.kind().to_owned(), plan.basis().to_owned(), refused)
+        }
         Err(ConvertError::UnsupportedFamily { kind, evidence, .. }) => {
             let evidence = format!("it holds `{evidence}`");
             (kind, evidence, Some("not supported".to_owned()))
@@ -182,7 +186,11 @@ fn count_parts(source: &dyn TensorSource, layout: &Layout, parts: &mut BTreeMap<
         let part = parts.entry(part.to_owned()).or_default();
         part.tensors += 1;
         part.parameters += info.shape.iter().product::<usize>() as u64;
-        *part.dtypes.entry(info.dtype.to_string()).or_default() += 1;
+        let dtype = match source.published(name) {
+            Some(stored) if stored != info.dtype => format!("{stored} with scales"),
+            _ => info.dtype.to_string(),
+        };
+        *part.dtypes.entry(dtype).or_default() += 1;
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
+use crate::error::some_of;
 use crate::lora::Adapter;
 use crate::onnx::transpose;
 
@@ -37,6 +38,33 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The weight that is, or is part of, the tensor `key` of a file.
+    ///
+    /// # Errors
+    /// The tensor's type holds no weights.
+    pub(crate) fn of(
+        source: &dyn TensorSource,
+        file: &Arc<PathBuf>,
+        key: &str,
+        shape: Vec<usize>,
+    ) -> Result<Self, CheckpointError> {
+        let dtype = source.tensors()[key].dtype;
+        if !dtype.is_float() {
+            return Err(CheckpointError::UnsupportedDtype {
+                path: file.to_path_buf(),
+                name: key.to_owned(),
+                dtype: dtype.to_string(),
+            });
+        }
+        Ok(Self {
+            dtype,
+            published: source.published(key).unwrap_or(dtype),
+            shape,
+            file: Arc::clone(file),
+            key: key.to_owned(),
+        })
+    }
+
     /// Bytes of its data.
     #[must_use]
     pub fn byte_len(&self) -> usize {
@@ -210,13 +238,20 @@ pub struct Residue {
     pub ema: Vec<String>,
     /// Replaced by a tensor of another file.
     pub replaced: Vec<String>,
-    /// Of components that are not converted.
+    /// Not asked for: of components that are not converted, or that another file gives.
     pub other: Vec<String>,
     /// Nothing knows them.
     pub unknown: Vec<String>,
 }
 
 impl Residue {
+    /// What nothing knows, in one line.
+    #[must_use]
+    pub fn unknown_summary(&self) -> String {
+        let (count, names) = (self.unknown.len(), some_of(&self.unknown));
+        format!("{count} tensors belong to nothing that is known: {names}")
+    }
+
     /// One line for people.
     #[must_use]
     pub fn summary(&self) -> String {

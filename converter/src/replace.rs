@@ -1,6 +1,6 @@
 //! A model with some components of another: a VAE baked in, the text encoder of another model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use sd_models::keys::Component;
@@ -51,6 +51,10 @@ impl Replaced {
         let lost = base.entries().iter().filter(|(name, _)| replaced(name));
         residue.replaced.extend(lost.map(|(_, e)| e.key.clone()));
         residue.ignorable.extend(donor.residue().ignorable.clone());
+        let left = donor.entries().iter().filter(|(name, _)| !replaced(name));
+        let left: BTreeSet<&String> = left.map(|(_, entry)| &entry.key).collect();
+        residue.other.extend(left.into_iter().cloned());
+        residue.other.extend(donor.residue().unknown.clone());
         let mut hints = base.hints().clone();
         for component in components {
             match donor.hints().configs.get(component) {

@@ -9,6 +9,7 @@ use safetensors::tensor::View;
 use sd_models::family::ModelFamily;
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Part};
+use sd_models::manifest::PredictionType;
 
 use crate::ConvertError;
 use crate::checkpoint::{Dtype, count_non_finite};
@@ -16,6 +17,7 @@ use crate::merge::convert;
 use crate::model::{Entry, Model, Name, Tensor};
 use crate::onnx::transpose;
 use crate::output::write_file;
+use crate::prediction::Prediction;
 use crate::progress::Progress;
 
 /// Positions of a text encoder, which some programs expect to find.
@@ -81,6 +83,8 @@ enum Content {
     Positions,
     /// A tensor of the model's file that is none of its weights.
     Copy,
+    /// None: that there is such a tensor says something.
+    Nothing,
 }
 
 fn tensors<'a>(
@@ -132,7 +136,26 @@ fn tensors<'a>(
             });
         }
     }
+    for marker in markers(model)? {
+        if tensors.iter().all(|tensor| tensor.key != marker) {
+            let (key, shape) = (marker.to_owned(), vec![0]);
+            tensors.push(out(key, Dtype::F32, shape, Content::Nothing));
+        }
+    }
     Ok(tensors)
+}
+
+/// Names of tensors that say what a folder's configuration says: a single file has none.
+fn markers(model: &dyn Model) -> Result<Vec<&'static str>, ConvertError> {
+    let velocity = Prediction::choose(None, model)?.kind == PredictionType::VPrediction;
+    let scheduler = model.hints().scheduler.as_ref();
+    let rescaled = scheduler.is_some_and(|s| s["rescale_betas_zero_snr"] == true);
+    let markers = [
+        ("v_pred", velocity),
+        ("ztsnr", rescaled || model.hints().zero_snr),
+    ];
+    let applying = markers.iter().filter(|(_, applies)| *applies);
+    Ok(applying.map(|(marker, _)| *marker).collect())
 }
 
 /// Shape in the file: queries, keys and values lie one below the other, and the VAE's attention is 1x1 convolutions.
@@ -173,6 +196,7 @@ impl Out<'_> {
     fn read(&self) -> Result<Cow<'_, [u8]>, ConvertError> {
         match &self.content {
             Content::Positions => Ok((0..POSITIONS).flat_map(i64::to_le_bytes).collect()),
+            Content::Nothing => Ok(Cow::Borrowed(&[])),
             Content::Copy => {
                 let (_, source) = self.model.sources()[0];
                 // The source outlives this; its bytes are copied since the list of sources does not.

@@ -249,9 +249,9 @@ impl Synth {
             (Component::Vae, vae_decoder(&vae_cfg)?),
         ];
         for (component, mut cfg) in preset.family().text_encoders(self.tiny) {
-            // OpenCLIP's files hold a projection and, for SD 2, a last layer that go unused.
+            // SD 2's files hold a projection that goes unused, and a 24th layer, which a narrow model does not get to.
             if preset.family() == ModelFamily::Sd21 {
-                cfg.layers += 1;
+                cfg.layers += usize::from(!self.tiny);
                 cfg.projection = Some(cfg.hidden_size);
             }
             graphs.push((component, clip_text_encoder(&cfg)?));

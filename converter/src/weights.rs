@@ -90,6 +90,12 @@ impl Weights {
         let mut weights = Self::empty(source.path());
         weights.hints = hints(&*source)?;
         weights.add(source, layout)?;
+        if weights.is_averaged() {
+            weights.hints.notes.push(format!(
+                "{}: it holds only running averages (EMA) of its UNet, which are taken",
+                weights.path.display()
+            ));
+        }
         weights.finish()
     }
 
@@ -142,20 +148,15 @@ impl Weights {
                 Key::Weight(component, parts) => {
                     for (name, part) in parts {
                         let name = (component, name);
-                        let entry = Entry {
-                            dtype: info.dtype,
-                            published: info.dtype,
-                            shape: part_shape(&info.shape, part).ok_or_else(|| {
-                                CheckpointError::Shape {
-                                    path: file.to_path_buf(),
-                                    name: key.clone(),
-                                    found: info.shape.clone(),
-                                    expected: "queries, keys and values of equal height".into(),
-                                }
-                            })?,
-                            file: Arc::clone(&file),
-                            key: key.clone(),
-                        };
+                        let shape = part_shape(&info.shape, part).ok_or_else(|| {
+                            CheckpointError::Shape {
+                                path: file.to_path_buf(),
+                                name: key.clone(),
+                                found: info.shape.clone(),
+                                expected: "queries, keys and values of equal height".into(),
+                            }
+                        })?;
+                        let entry = Entry::of(&*source, &file, key, shape)?;
                         let origin = Origin {
                             source: index,
                             key: key.clone(),
@@ -183,11 +184,11 @@ impl Weights {
     }
 
     fn finish(mut self) -> Result<Self, ConvertError> {
-        self.has_ema = self.residue.ema.len() > MIN_EMA_TENSORS;
         if self.entries.is_empty() {
             return Err(self.not_a_checkpoint());
         }
         self.claim_ema_names();
+        self.has_ema = self.residue.ema.len() > MIN_EMA_TENSORS;
         // A ControlNet's training save holds the whole model that it was trained beside.
         let single = self.layouts.len() == 1;
         if single && self.has(Component::ControlNet) && self.has(Component::UNet) {
@@ -237,11 +238,19 @@ impl Weights {
             .map(|(_, o)| o.key.as_str())
     }
 
-    /// Takes the UNet's running averages (EMA) in place of its weights.
+    /// Whether the UNet is made of running averages.
+    fn is_averaged(&self) -> bool {
+        self.has(Component::UNet) && self.unet_keys().all(Layout::is_average)
+    }
+
+    /// Takes the UNet's running averages (EMA) in place of its weights, unless it has no others.
     ///
     /// # Errors
     /// Some tensor has no average.
     pub fn use_ema(&mut self) -> Result<(), ConvertError> {
+        if self.is_averaged() {
+            return Ok(());
+        }
         let available: BTreeSet<&String> = self.residue.ema.iter().collect();
         let keys: Vec<&str> = self.unet_keys().collect();
         let partner = |key: &str| Layout::ema_key(key).filter(|k| available.contains(k));
@@ -259,11 +268,10 @@ impl Weights {
             if name.0 == Component::UNet {
                 let ema = Layout::ema_key(&origin.key)
                     .expect("every UNet key was just found to have a partner");
-                let info = &self.sources[origin.source].tensors()[&ema];
+                let source = &*self.sources[origin.source];
+                let shape = source.tensors()[&ema].shape.clone();
                 let entry = self.entries.get_mut(name).expect("origins have entries");
-                entry.key.clone_from(&ema);
-                (entry.dtype, entry.published) = (info.dtype, info.dtype);
-                entry.shape.clone_from(&info.shape);
+                *entry = Entry::of(source, &entry.file.clone(), &ema, shape)?;
                 self.residue
                     .replaced
                     .push(std::mem::replace(&mut origin.key, ema));

@@ -210,6 +210,188 @@ fn running_averages_are_used_only_when_asked_for() {
 }
 
 #[test]
+fn a_file_with_only_running_averages_converts_with_them() {
+    let (_dir, checkpoint) = workplace();
+    let (_, whole) = build(&checkpoint, &[]);
+    let flat = |(key, tensor): (String, Tensor)| match key.strip_prefix("model.") {
+        Some(rest) => (format!("model_ema.{}", rest.replace('.', "")), tensor),
+        None => (key, tensor),
+    };
+    let averages = checkpoint.with_file_name("averages.safetensors");
+    write(
+        &averages,
+        &read(&checkpoint).into_iter().map(flat).collect(),
+    );
+    for more in [&["--ema"][..], &["--force"]] {
+        let (output, target) = build(&averages, more);
+        let stderr = text(&output.stderr);
+        assert!(
+            output.status.success() && stderr.contains("only running averages"),
+            "{stderr}"
+        );
+        let unet = |dir: &Path| fs::read(dir.join("unet/model.onnx_data")).unwrap();
+        assert!(unet(&target) == unet(&whole));
+    }
+}
+
+#[test]
+fn a_unet_alone_is_completed_as_the_error_says() {
+    let (_dir, checkpoint) = workplace();
+    let (_, whole) = build(&checkpoint, &[]);
+    let mut tensors = read(&checkpoint);
+    tensors.retain(|key, _| key.starts_with("model.diffusion_model."));
+    let alone = checkpoint.with_file_name("alone.safetensors");
+    write(&alone, &tensors);
+    let advice = format!(
+        "sdconvert merge {} MODEL --alpha 0 --te-from b --vae-from b -o whole.safetensors",
+        alone.display()
+    );
+    assert_refused(&alone, &[], &["no text encoder", &advice]);
+    let result = checkpoint.with_file_name("whole.safetensors");
+    let advice = advice.replace("MODEL", checkpoint.to_str().unwrap());
+    let advice = advice.replace("whole.safetensors", result.to_str().unwrap());
+    let merged = sdconvert(&advice.split(' ').skip(1).collect::<Vec<_>>());
+    assert!(merged.status.success(), "{}", text(&merged.stderr));
+    let (output, completed) = build(&result, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for network in ["text_encoder", "unet", "vae_decoder"] {
+        let data = |dir: &Path| fs::read(dir.join(network).join("model.onnx_data")).unwrap();
+        assert!(data(&completed) == data(&whole), "{network}");
+    }
+}
+
+#[test]
+fn a_merge_drops_no_unknown_tensor_unsaid_and_inspect_tells_of_the_refusal() {
+    let (_dir, checkpoint) = workplace();
+    let mut tensors = read(&checkpoint);
+    tensors.insert(
+        "mystery.block.weight".to_owned(),
+        tensors[FIRST_CONV].clone(),
+    );
+    let strange = checkpoint.with_file_name("strange.safetensors");
+    write(&strange, &tensors);
+    let result = checkpoint.with_file_name("merged.safetensors");
+    let [known, strange, result] = [&checkpoint, &strange, &result].map(|p| p.to_str().unwrap());
+    for inputs in [[known, strange], [strange, known]] {
+        let merge = |more: &[&str]| {
+            sdconvert(&[&["merge", inputs[0], inputs[1], "-o", result], more].concat())
+        };
+        let refused = merge(&[]);
+        let stderr = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains("mystery.block.weight") && stderr.contains("--allow-partial"),
+            "{stderr}"
+        );
+        assert!(!Path::new(result).exists());
+        let allowed = merge(&["--allow-partial", "--force"]);
+        let stderr = text(&allowed.stderr);
+        assert!(
+            allowed.status.success() && stderr.contains("mystery.block.weight"),
+            "{stderr}"
+        );
+        fs::remove_file(result).unwrap();
+    }
+    let inspected = text(&sdconvert(&["inspect", strange]).stdout);
+    for said in [
+        "Stable Diffusion 1.x",
+        "cannot be converted",
+        "mystery.block.weight",
+        "--allow-partial",
+    ] {
+        assert!(inspected.contains(said), "{inspected}");
+    }
+}
+
+#[test]
+fn a_merge_whose_result_has_no_vae_says_so() {
+    let (_dir, checkpoint) = workplace();
+    let mut tensors = read(&checkpoint);
+    tensors.retain(|key, _| !key.starts_with("first_stage_model."));
+    let without = checkpoint.with_file_name("without.safetensors");
+    write(&without, &tensors);
+    let result = checkpoint.with_file_name("merged.safetensors");
+    let [a, b, result] = [&without, &checkpoint, &result].map(|p| p.to_str().unwrap());
+    for (more, said) in [
+        (&[][..], true),
+        (&["--vae-from", "b"], false),
+        (&["--vae", b], false),
+    ] {
+        let merged = sdconvert(&[&["merge", a, b, "-o", result, "--force"], more].concat());
+        let stderr = text(&merged.stderr);
+        assert!(merged.status.success(), "{stderr}");
+        assert_eq!(
+            stderr.contains("no VAE") && stderr.contains("--vae-from b"),
+            said,
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn results_are_not_written_under_the_names_of_other_formats() {
+    for command in [
+        &["merge", "absent", "absent"][..],
+        &["extract", "--base", "absent", "--tuned", "absent"],
+        &["lora-merge", "absent"],
+        &["synth", "--family", "sd15"],
+    ] {
+        let output = sdconvert(&[command, &["-o", "x.ckpt"]].concat());
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("x.safetensors"), "{stderr}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn names_that_are_not_utf8_are_as_good_as_others() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, checkpoint) = workplace();
+    let named = |bytes: &[u8]| dir.path().join(OsStr::from_bytes(bytes));
+    let (file, target, report) = (
+        named(b"\xff.safetensors"),
+        named(b"\xfe"),
+        named(b"\xfd.json"),
+    );
+    fs::copy(&checkpoint, &file).unwrap();
+    let [file, target, report] = [&file, &target, &report].map(|path| path.as_os_str());
+    let [build, output, json, inspect, verify, options] =
+        ["build", "-o", "--json", "inspect", "verify", "--report"].map(OsStr::new);
+    for args in [
+        &[build, file, output, target, json, options, report][..],
+        &[inspect, file, json],
+        &[inspect, target, json],
+        &[verify, file],
+        &[verify, target],
+    ] {
+        let program = env!("CARGO_BIN_EXE_sdconvert");
+        let done = Command::new(program).args(args).output().unwrap();
+        assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
+    }
+}
+
+#[test]
+fn converted_models_are_named_when_they_are_given_as_checkpoints() {
+    let (_dir, checkpoint) = workplace();
+    let (_, target) = build(&checkpoint, &[]);
+    let unet = target.join("unet");
+    for input in [unet.join("model.onnx"), unet, target.clone()] {
+        let output = target.with_file_name("again");
+        let [path, output] = [&input, &output].map(|path| path.to_str().unwrap());
+        let refused = sdconvert(&["build", path, "-o", output]);
+        let stderr = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains("ONNX") && stderr.contains("sdrun txt2img -m"),
+            "{stderr}"
+        );
+        assert!(stderr.contains(&format!("error: {path}:")), "{stderr}");
+    }
+}
+
+#[test]
 fn a_missing_vae_is_taken_from_another_file() {
     let (_dir, checkpoint) = workplace();
     let mut tensors = read(&checkpoint);
@@ -232,6 +414,18 @@ fn a_missing_vae_is_taken_from_another_file() {
     let (_, whole) = build(&checkpoint, &[]);
     let decoder = |dir: &Path| fs::read(dir.join("vae_decoder/model.onnx_data")).unwrap();
     assert!(decoder(&with) == decoder(&whole));
+
+    // What the other file has beside the VAE is reported.
+    let mut tensors = read(&checkpoint);
+    tensors.insert("mystery".to_owned(), tensors[FIRST_CONV].clone());
+    write(&vae_file, &tensors);
+    let vae = vae_file.to_str().unwrap();
+    let (output, _) = build(&without, &["--vae", vae, "--force", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let left = report["not_converted"]["not_asked_for"].as_array().unwrap();
+    for key in ["mystery", FIRST_CONV] {
+        assert!(left.iter().any(|name| name == key), "{key}");
+    }
 }
 
 #[test]

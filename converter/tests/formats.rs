@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use common::synthetic;
+use common::{sdconvert, synthetic, text};
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{Dtype, TensorSource, open, to_f32};
 use sd_converter::embedding::Embedding;
@@ -391,7 +391,8 @@ fn archives_that_are_no_checkpoints_are_refused() {
     let whole = fs::read(&path).unwrap();
     for length in 2..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
-        error_of(&path);
+        let error = error_of(&path);
+        assert!(error.contains("hint: the file may be truncated"), "{error}");
     }
     let mut tar = vec![0; 512];
     tar[257..262].copy_from_slice(b"ustar");
@@ -405,7 +406,14 @@ fn legacy_files_end_where_their_storages_do() {
     let path = dir.path().join("a.ckpt");
     let whole = fs::read(golden("legacy.ckpt")).unwrap();
     for (bytes, said) in [
-        (whole[..whole.len() - 1].to_vec(), "truncated"),
+        (
+            whole[..whole.len() - 1].to_vec(),
+            "truncated; fetch it again",
+        ),
+        (
+            whole[..whole.len() / 2].to_vec(),
+            "truncated; fetch it again",
+        ),
         ([&whole[..], b"x"].concat(), "1 bytes before the file does"),
     ] {
         fs::write(&path, bytes).unwrap();
@@ -625,10 +633,6 @@ fn files_saved_again_by_other_tools_convert_to_the_same_network() {
         let data = file.bytes(name).unwrap().into_owned();
         let shape = info.shape.clone();
         let (dtype, data) = match info.dtype {
-            // The tiny encoder has two blocks, and a third stored: unused.
-            Dtype::F16 if name.contains("resblocks.2.") => {
-                (safetensors::Dtype::F16, vec![0x7F; data.len()])
-            }
             Dtype::F16 if name.ends_with("ln_final.bias") => {
                 let values = to_f32(Dtype::F16, &data).unwrap();
                 let single = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -638,6 +642,11 @@ fn files_saved_again_by_other_tools_convert_to_the_same_network() {
             _ if name.ends_with("logit_scale") => (safetensors::Dtype::I32, data),
             _ => continue,
         };
+        if name.contains("resblocks.1.") {
+            let unused = name.replace("resblocks.1.", "resblocks.23.");
+            let junk = vec![0x7F; data.len()];
+            tensors.push((unused, dtype, shape.clone(), junk));
+        }
         tensors.push((name.clone(), dtype, shape, data));
     }
     let positions = "cond_stage_model.transformer.text_model.embeddings.position_ids";
@@ -655,13 +664,9 @@ fn files_saved_again_by_other_tools_convert_to_the_same_network() {
     let again = dir.path().join("again.safetensors");
     safetensors::serialize_to_file(views, None, &again).unwrap();
     let weights = Weights::open(&again, None).unwrap();
-    // Positions of an encoder that SD 2 does not have are nobody's.
-    let options = BuildOptions {
-        allow_partial: true,
-        ..BuildOptions::default()
-    };
-    let plan = BuildPlan::new(Box::new(weights), options).unwrap();
-    assert_eq!(plan.residue().unknown, [positions]);
+    let plan = BuildPlan::new(Box::new(weights), BuildOptions::default()).unwrap();
+    let ignorable = &plan.residue().ignorable;
+    assert!(ignorable.iter().any(|key| key == positions));
     plan.write(&dir.path().join("again"), &Unwatched).unwrap();
     let found = fs::read(dir.path().join("again/unet/model.onnx_data")).unwrap();
     assert!(found == expected["unet"]);
@@ -669,23 +674,260 @@ fn files_saved_again_by_other_tools_convert_to_the_same_network() {
     assert!(found == expected["text_encoder"]);
 }
 
+/// A tensor of a file to be written: type, shape, data.
+type Raw = (safetensors::Dtype, Vec<usize>, Vec<u8>);
+
+fn write_raw(path: &Path, tensors: &BTreeMap<String, Raw>) {
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (name, view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+fn raw(dtype: safetensors::Dtype, shape: &[usize], data: &[u8]) -> Raw {
+    (dtype, shape.to_vec(), data.to_vec())
+}
+
+fn floats(values: &[f32]) -> Raw {
+    let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let shape: &[usize] = if values.len() == 1 {
+        &[]
+    } else {
+        &[values.len(), 1]
+    };
+    raw(safetensors::Dtype::F32, shape, &data)
+}
+
 #[test]
-fn eight_bit_weights_are_read_and_scaled_ones_refused() {
+fn eight_bit_weights_are_multiplied_by_their_scales_however_those_are_spelt() {
+    use safetensors::Dtype::{F8_E4M3, U8};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f8.safetensors");
-    let write = |names: &[&str]| {
-        let data = [0x38u8; 4];
-        let views = names.iter().map(|name| {
-            let dtype = safetensors::Dtype::F8_E4M3;
-            let view = safetensors::tensor::TensorView::new(dtype, vec![4], &data);
-            (*name, view.unwrap())
-        });
-        safetensors::serialize_to_file(views, None, &path).unwrap();
+    // 1 and 2 in the first row, 4 and 8 in the second.
+    let codes = || raw(F8_E4M3, &[2, 2], &[0x38, 0x40, 0x48, 0x50]);
+    let comfy = |format: &str| {
+        let json = serde_json::json!({"format": format}).to_string();
+        raw(U8, &[json.len()], json.as_bytes())
     };
-    write(&["w"]);
-    assert_eq!(values(&*open(&path).unwrap(), "w"), [1.0; 4]);
-    write(&["w", "w.scale_weight"]);
-    assert!(error_of(&path).contains("have scales"));
+    let read = |more: Vec<(&str, Raw)>| {
+        let mut tensors = BTreeMap::from([("m.weight".to_owned(), codes())]);
+        tensors.extend(more.into_iter().map(|(name, raw)| (name.to_owned(), raw)));
+        write_raw(&path, &tensors);
+        open(&path)
+    };
+    let plain = read(vec![]).unwrap();
+    assert_eq!(values(&*plain, "m.weight"), [1.0, 2.0, 4.0, 8.0]);
+    for more in [
+        vec![("m.weight_scale", floats(&[0.5]))],
+        vec![
+            ("m.weight_scale", floats(&[0.5])),
+            ("m.input_scale", floats(&[7.0])),
+            ("m.comfy_quant", comfy("float8_e4m3fn")),
+        ],
+        vec![
+            ("m.scale_weight", floats(&[0.5])),
+            ("m.scale_input", floats(&[7.0])),
+            ("scaled_fp8", raw(F8_E4M3, &[0], &[])),
+        ],
+    ] {
+        let file = read(more).unwrap();
+        assert_eq!(values(&*file, "m.weight"), [0.5, 1.0, 2.0, 4.0]);
+        assert_eq!(file.tensors().keys().collect::<Vec<_>>(), ["m.weight"]);
+        assert_eq!(file.published("m.weight"), Some(Dtype::F8E4M3));
+    }
+    let by_row = read(vec![("m.weight_scale", floats(&[0.5, 2.0]))]).unwrap();
+    assert_eq!(values(&*by_row, "m.weight"), [0.5, 1.0, 8.0, 16.0]);
+    for (more, said) in [
+        (("m.weight_scale", floats(&[1.0; 4])), "each of its 2 rows"),
+        (
+            ("n.weight_scale", floats(&[1.0])),
+            "not the weight `n.weight`",
+        ),
+        (
+            ("m.comfy_quant", comfy("int8_tensorwise")),
+            "int8_tensorwise",
+        ),
+        (("m.comfy_quant", raw(U8, &[1], b"{")), "unknown format"),
+        (("m.weight.absmax", floats(&[1.0])), "bitsandbytes"),
+        (
+            (
+                "m.weight.quant_state.bitsandbytes__nf4",
+                raw(U8, &[1], b"{"),
+            ),
+            "bitsandbytes",
+        ),
+        (("m.SCB", floats(&[1.0])), "bitsandbytes"),
+        (("m.weight_scale_2", floats(&[1.0])), "NVFP4"),
+        (("m.qweight", floats(&[1.0])), "GPTQ"),
+    ] {
+        let error = match read(vec![more]) {
+            Ok(_) => panic!("{said} was accepted"),
+            Err(e) => e.to_string(),
+        };
+        assert!(error.contains(said) && error.contains('`'), "{error}");
+    }
+}
+
+/// A model whose attention is in 8 bits with scales, and the same model with the products.
+fn scaled_and_plain(dir: &Path) -> [PathBuf; 2] {
+    use safetensors::Dtype::{F8_E4M3, F16, F32, I64};
+    let single = synthetic(dir, "sd15", 0);
+    let file = open(&single).unwrap();
+    let (mut scaled, mut plain) = (BTreeMap::new(), BTreeMap::new());
+    for (name, info) in file.tensors() {
+        let data = file.bytes(name).unwrap().into_owned();
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        if module.ends_with("to_q") {
+            // Codes of numbers between -16 and 16, every one below infinity and NaN.
+            let codes: Vec<u8> = data.iter().map(|byte| byte & 0xBF | 0x08).collect();
+            let scale = 0.01f32;
+            let products = to_f32(Dtype::F8E4M3, &codes).unwrap().into_iter();
+            let products: Vec<u8> = products.flat_map(|x| (x * scale).to_le_bytes()).collect();
+            let codes = &codes[..data.len() / 2];
+            let products = &products[..2 * data.len()];
+            scaled.insert(name.clone(), raw(F8_E4M3, &info.shape, codes));
+            scaled.insert(format!("{module}.weight_scale"), floats(&[scale]));
+            plain.insert(name.clone(), raw(F32, &info.shape, products));
+            continue;
+        }
+        let dtype = match info.dtype {
+            Dtype::F16 => F16,
+            Dtype::F32 => F32,
+            _ => I64,
+        };
+        scaled.insert(name.clone(), raw(dtype, &info.shape, &data));
+        plain.insert(name.clone(), raw(dtype, &info.shape, &data));
+    }
+    [("scaled", scaled), ("plain", plain)].map(|(name, tensors)| {
+        let path = dir.join(format!("{name}.safetensors"));
+        write_raw(&path, &tensors);
+        path
+    })
+}
+
+#[test]
+fn a_model_with_scaled_weights_is_the_model_of_the_products() {
+    let dir = tempfile::tempdir().unwrap();
+    let [scaled, plain] = scaled_and_plain(dir.path());
+    let found = converted(&scaled, &dir.path().join("a"));
+    assert!(found == converted(&plain, &dir.path().join("b")));
+
+    let [scaled, plain] = [&scaled, &plain].map(|path| path.to_str().unwrap());
+    let inspected = text(&sdconvert(&["inspect", scaled]).stdout);
+    assert!(inspected.contains("F8_E4M3 with scales"), "{inspected}");
+    let merged = dir.path().join("merged.safetensors");
+    let output = merged.to_str().unwrap();
+    let made = sdconvert(&["merge", scaled, plain, "--storage", "f32", "-o", output]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let weight = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight";
+    let [found, expected] =
+        [&merged, Path::new(plain)].map(|path| values(&*open(path).unwrap(), weight));
+    assert_eq!(found, expected);
+    let lora = dir.path().join("lora.safetensors");
+    let extracted = sdconvert(&[
+        "extract",
+        "--base",
+        plain,
+        "--tuned",
+        scaled,
+        "-o",
+        lora.to_str().unwrap(),
+    ]);
+    assert!(
+        text(&extracted.stderr).contains("differ in no layer"),
+        "{}",
+        text(&extracted.stderr)
+    );
+}
+
+/// A folder's merge with itself, which is a single file, holds every weight of the folder.
+#[test]
+fn a_merge_of_a_folder_keeps_every_weight_of_every_family() {
+    use sd_converter::model::Model;
+    for family in [
+        "sd15",
+        "sd15-lcm",
+        "sd21",
+        "sd-turbo",
+        "sdxl",
+        "sdxl-refiner",
+        "ssd-1b",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("pipeline");
+        let single = Weights::open(&synthetic(dir.path(), family, 0), None).unwrap();
+        write_folder(&folder, &single);
+        let merged = dir.path().join("merged.safetensors");
+        let [path, output] = [&folder, &merged].map(|path| path.to_str().unwrap());
+        let made = sdconvert(&["merge", path, path, "--alpha", "0", "-o", output]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let [expected, found] = [&folder, &merged].map(|path| Weights::open(path, None).unwrap());
+        assert!(
+            found.entries().keys().eq(expected.entries().keys()),
+            "{family}"
+        );
+        assert!(found.residue().unknown.is_empty(), "{family}");
+        for name in expected.entries().keys() {
+            let [found, expected] = [&found, &expected].map(|m| m.read(name).unwrap());
+            assert!(found.bytes == expected.bytes, "{family}: {name:?}");
+        }
+        BuildPlan::new(Box::new(found), BuildOptions::default()).unwrap();
+    }
+}
+
+/// What only a folder's configuration says is not lost in a single file.
+#[test]
+fn a_merge_of_a_folder_that_predicts_velocity_predicts_velocity() {
+    use sd_converter::model::Model;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("pipeline");
+    let single = Weights::open(&synthetic(dir.path(), "sdxl", 0), None).unwrap();
+    write_folder(&folder, &single);
+    fs::create_dir(folder.join("scheduler")).unwrap();
+    let config = r#"{"prediction_type": "v_prediction", "rescale_betas_zero_snr": true}"#;
+    fs::write(folder.join("scheduler/scheduler_config.json"), config).unwrap();
+    let [merged, again] =
+        ["merged", "again"].map(|n| dir.path().join(n).with_extension("safetensors"));
+    for (input, output) in [(&folder, &merged), (&merged, &again)] {
+        let [input, path] = [input, output].map(|path| path.to_str().unwrap());
+        let made = sdconvert(&["merge", input, input, "-o", path]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let weights = Weights::open(output, None).unwrap();
+        assert!(weights.hints().zero_snr);
+        let plan = BuildPlan::new(Box::new(weights), BuildOptions::default()).unwrap();
+        assert!(plan.basis().contains("v_prediction"), "{}", plan.basis());
+    }
+}
+
+/// What diffusers' own script writes of a Stable Diffusion 2 folder: no 24th block, no projection, no logit scale.
+#[test]
+fn a_file_with_23_open_clip_blocks_keeps_them_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = open(&synthetic(dir.path(), "sd21-base", 0)).unwrap();
+    let path = dir.path().join("blocks.safetensors");
+    let layers = [23, 24].map(|blocks| {
+        let mut tensors = Tensors::new();
+        for (name, info) in file.tensors() {
+            let tensor = (info.shape.clone(), file.bytes(name).unwrap().into_owned());
+            if name.contains("resblocks.0.") {
+                for n in 0..blocks {
+                    let block = name.replace("resblocks.0.", &format!("resblocks.{n}."));
+                    tensors.insert(block, tensor.clone());
+                }
+            } else if info.dtype == Dtype::F16 && !name.contains("resblocks.") {
+                let unused = blocks == 23 && name.ends_with("text_projection");
+                tensors.extend((!unused).then(|| (name.clone(), tensor)));
+            }
+        }
+        write_safetensors(&path, &tensors);
+        let target = dir.path().join(blocks.to_string());
+        converted(&path, &target);
+        let config = fs::read_to_string(target.join("text_encoder/config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["num_hidden_layers"].as_u64().unwrap()
+    });
+    assert_eq!(layers, [23, 23]);
 }
 
 /// A whole pipeline in one file, under the names of its folders.

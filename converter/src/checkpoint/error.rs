@@ -117,13 +117,25 @@ pub enum CheckpointError {
         /// What happened.
         problem: String,
     },
-    /// Weights that mean something only together with their scales.
-    #[error("{}: its 8-bit weights have scales (`{evidence}`), which is not supported yet\nhint: use the model's fp16 file", path.display())]
-    ScaledFp8 {
+    /// Weights that are no numbers of their own.
+    #[error("{}: its weights are quantized ({scheme}; it holds `{evidence}`), which cannot be read\nhint: use the model's fp16 file", path.display())]
+    Quantized {
         /// The file.
         path: PathBuf,
+        /// How, or by which program.
+        scheme: String,
         /// A tensor that gives it away.
         evidence: String,
+    },
+    /// A weight's scale without the weight.
+    #[error("{}: it holds the scale `{scale}`, but not the weight `{weight}`\nhint: use the model's fp16 file", path.display())]
+    ScaleAlone {
+        /// The file.
+        path: PathBuf,
+        /// The scale.
+        scale: String,
+        /// What it would be for.
+        weight: String,
     },
 }
 

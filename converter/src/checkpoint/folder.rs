@@ -5,9 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sd_models::keys::Component;
+use sd_models::manifest;
 use serde_json::Value;
 
-use super::{CheckpointError, IndexError, TensorSource, open};
+use super::safetensors::USE_OF_GRAPHS;
+use super::scaled::dequantized;
+use super::{CheckpointError, IndexError, TensorSource, open, open_stored};
 
 /// Largest JSON file that is read.
 const MAX_JSON: u64 = 64 << 20;
@@ -40,6 +43,18 @@ pub struct Folder {
 /// # Errors
 /// Nothing to convert in it, parts that are missing, or files that cannot be read.
 pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointError> {
+    match components(path, variant) {
+        Err(CheckpointError::Folder { .. }) if is_converted(path) => Err(CheckpointError::Format {
+            path: path.to_owned(),
+            kind: "a folder of ONNX graphs",
+            hint: USE_OF_GRAPHS,
+        }),
+        opened => opened,
+    }
+}
+
+/// Opens every component of a folder.
+fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointError> {
     let mut folder = Folder {
         components: Vec::new(),
         scheduler: read_json(&path.join("scheduler/scheduler_config.json"))?,
@@ -69,6 +84,17 @@ pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, Checkpo
         folder.add(path, component, variant)?;
     }
     Ok(folder)
+}
+
+/// Whether a folder is, or is of, a pipeline of ONNX graphs.
+fn is_converted(path: &Path) -> bool {
+    let has_graph = |path: &Path| path.join("model.onnx").is_file();
+    let inside = fs::read_dir(path).into_iter().flatten().flatten();
+    path.join(manifest::FILE_NAME).is_file()
+        || has_graph(path)
+        || inside
+            .map(|entry| entry.path())
+            .any(|path| has_graph(&path))
 }
 
 /// Which component a `config.json` describes.
@@ -220,7 +246,7 @@ fn open_parts(folder: &Path, index: &Path) -> Result<Vec<Box<dyn TensorSource>>,
         if !path.is_file() {
             return Err(wrong(IndexError::Missing(part.to_owned())));
         }
-        let file = open(&path)?;
+        let file = open_stored(&path)?;
         if let Some(tensor) = tensors.iter().find(|t| !file.tensors().contains_key(**t)) {
             return Err(wrong(IndexError::Absent {
                 tensor: (*tensor).to_owned(),
@@ -237,7 +263,7 @@ fn open_parts(folder: &Path, index: &Path) -> Result<Vec<Box<dyn TensorSource>>,
                 part: part.to_owned(),
             }));
         }
-        files.push(file);
+        files.push(dequantized(file)?);
     }
     Ok(files)
 }

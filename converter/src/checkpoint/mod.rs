@@ -11,6 +11,7 @@ pub mod header;
 mod mapped;
 mod pickle;
 pub mod safetensors;
+mod scaled;
 mod torch_legacy;
 mod torch_tensor;
 mod torch_zip;
@@ -29,6 +30,7 @@ pub use safetensors::SafetensorsFile;
 pub use torch_zip::TorchError;
 
 use mapped::Mapped;
+use scaled::dequantized;
 
 /// The tensors of one file.
 pub trait TensorSource: Send + Sync {
@@ -40,6 +42,11 @@ pub trait TensorSource: Send + Sync {
 
     /// Free-form text that its writer left, by key.
     fn metadata(&self) -> &BTreeMap<String, String>;
+
+    /// Type in which the file itself has a tensor; weights with scales are computed, and have another one.
+    fn published(&self, name: &str) -> Option<Dtype> {
+        self.tensors().get(name).map(|info| info.dtype)
+    }
 
     /// A tensor's data: little-endian, row-major.
     ///
@@ -56,11 +63,16 @@ pub trait TensorSource: Send + Sync {
     }
 }
 
-/// Opens a file of tensors, whatever its name says of its format.
+/// Opens a file of tensors, whatever its name says of its format. Weights with scales are multiplied by them.
 ///
 /// # Errors
-/// It cannot be read, is of no known format, or breaks a rule of its format.
+/// It cannot be read, is of no known format, breaks a rule of its format, or is quantized in a way that cannot be read.
 pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
+    dequantized(open_stored(path)?)
+}
+
+/// [`open`] without a look at scales.
+fn open_stored(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
     let bytes = Mapped::open(path).map_err(|source| CheckpointError::Io {
         path: path.to_owned(),
         source,
@@ -73,7 +85,7 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
 /// # Errors
 /// As for [`open`].
 pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Box<dyn TensorSource>, CheckpointError> {
-    read(path, Mapped::Owned(bytes))
+    dequantized(read(path, Mapped::Owned(bytes))?)
 }
 
 fn read(path: &Path, bytes: Mapped) -> Result<Box<dyn TensorSource>, CheckpointError> {

@@ -54,7 +54,9 @@ pub enum PickleError {
         what: &'static str,
     },
     /// It is no valid pickle.
-    #[error("its pickle is damaged at byte {offset}: {problem}")]
+    #[error(
+        "its pickle is damaged at byte {offset}: {problem}\nhint: the file may be truncated; fetch it again"
+    )]
     Damaged {
         /// Position of the opcode.
         offset: usize,

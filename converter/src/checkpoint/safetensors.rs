@@ -46,14 +46,6 @@ impl SafetensorsFile {
             Ok(header) => header,
             Err(problem) => return Err(CheckpointError::Header { path, problem }),
         };
-        let is_scale =
-            |name: &&String| name.ends_with("scaled_fp8") || name.ends_with(".scale_weight");
-        if let Some(evidence) = header.tensors.keys().find(is_scale) {
-            return Err(CheckpointError::ScaledFp8 {
-                path,
-                evidence: evidence.clone(),
-            });
-        }
         Ok(Self {
             path,
             header,
@@ -90,6 +82,9 @@ impl TensorSource for SafetensorsFile {
     }
 }
 
+/// What to do with graphs that are converted already.
+pub(super) const USE_OF_GRAPHS: &str = "it is converted already: `sdrun txt2img -m FOLDER` makes pictures with the folder of such a model; to convert again, give the checkpoint that it was made from";
+
 /// What people give instead of checkpoints, by how it begins, and what they should do.
 fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     const DOWNLOAD: &str = "the download went wrong (a login page?); fetch the file again";
@@ -100,7 +95,7 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
         (
             b"version https://git-lfs",
             "a Git LFS pointer",
-            "fetch the file itself with `git lfs pull`",
+            "fetch the file itself with `git lfs pull`, or download it from the model's page",
         ),
         (
             b"GGUF",
@@ -108,10 +103,20 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
             "quantized files cannot be converted; get the model's .safetensors file",
         ),
     ];
-    starts
+    let known = starts
         .into_iter()
         .find(|(start, ..)| bytes.starts_with(start))
-        .map(|(_, kind, hint)| (kind, hint))
+        .map(|(_, kind, hint)| (kind, hint));
+    known.or_else(|| is_onnx(bytes).then_some(("an ONNX graph", USE_OF_GRAPHS)))
+}
+
+/// Whether a file begins as ONNX models do: with the format's version, then a text of at least one letter (who made it), or
+/// the graph.
+fn is_onnx(bytes: &[u8]) -> bool {
+    matches!(
+        bytes,
+        [0x08, 1..=30, 0x12 | 0x1A | 0x22 | 0x3A, 1..=255, ..]
+    ) && bytes.get(8) != Some(&b'{')
 }
 
 #[cfg(test)]
@@ -143,6 +148,7 @@ mod tests {
             (&b"<!DOCTYPE html>"[..], "web page"),
             (b"version https://git-lfs.github.com/spec/v1", "LFS"),
             (b"GGUF\x03\x00\x00\x00", "GGUF"),
+            (b"\x08\x0a\x12\x07pytorch\x1a", "an ONNX graph"),
         ] {
             let bytes: &'static [u8] = start;
             let error = SafetensorsFile::from_static("x.safetensors", bytes)

@@ -112,13 +112,17 @@ fn storages(
                 "include `{key}`, of which no tensor is known"
             )));
         };
-        let count = file.get(at..at + 8).map(|b| {
-            let bytes = b.try_into().expect("eight bytes were taken");
-            u64::from_le_bytes(bytes)
-        });
-        if count != Some(storage.numel as u64) {
+        let early = || {
+            wrong(format!(
+                "end early, within `{key}`\nhint: the file is truncated; fetch it again"
+            ))
+        };
+        let count = file.get(at..).and_then(|rest| rest.first_chunk());
+        let count = count.map(|bytes| u64::from_le_bytes(*bytes));
+        let count = count.ok_or_else(early)?;
+        if count != storage.numel as u64 {
             return Err(wrong(format!(
-                "disagree: `{key}` should have {} elements, the file says {count:?}",
+                "disagree: `{key}` should have {} elements, the file says {count}",
                 storage.numel
             )));
         }
@@ -126,9 +130,7 @@ fn storages(
         let length = storage.byte_len();
         let end = length.and_then(|length| at.checked_add(length));
         let (Some(length), Some(end)) = (length, end.filter(|&end| end <= file.len())) else {
-            return Err(wrong(format!(
-                "end early, within `{key}`: the file is truncated"
-            )));
+            return Err(early());
         };
         if storages.insert((*key).to_owned(), (at, length)).is_some() {
             return Err(wrong(format!("list `{key}` twice")));

@@ -20,7 +20,7 @@ const MAX_EXPANSION: u64 = 4;
 #[non_exhaustive]
 pub enum TorchError {
     /// The zip archive cannot be read.
-    #[error("a damaged zip archive: {0}")]
+    #[error("a damaged zip archive: {0}\nhint: the file may be truncated; fetch it again")]
     Zip(#[from] zip::result::ZipError),
     /// An entry that PyTorch does not write.
     #[error("zip entry `{name}`: {problem}")]

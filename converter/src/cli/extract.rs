@@ -8,6 +8,8 @@ use sd_converter::save::work_bytes;
 use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
 
+use super::safetensors_file;
+
 /// Part of the energy below which the user is told that the rank is low.
 const LOW: f64 = 0.5;
 
@@ -36,7 +38,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long, value_name = "F")]
     clamp_quantile: Option<f64>,
     /// File to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
     #[arg(long)]

@@ -7,6 +7,8 @@ use sd_converter::lora::LoraSpec;
 use sd_converter::lora::merge::merge;
 use sd_converter::ui::Ui;
 
+use super::safetensors_file;
+
 /// Make one LoRA of several: exactly, or with the best factors of a lower rank
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoraMergeArgs {
@@ -17,7 +19,7 @@ pub(crate) struct LoraMergeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// File to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
     #[arg(long)]

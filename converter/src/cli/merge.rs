@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use sd_converter::ConvertError;
 use sd_converter::checkpoint::Dtype;
 use sd_converter::merge::{
     BlockWeights, Merged, Method, Missing, PRESETS, Plan, Policy, Recipe, storage_named,
@@ -13,7 +14,10 @@ use sd_converter::replace::Replaced;
 use sd_converter::save::{save, work_bytes};
 use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
+use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
+
+use super::safetensors_file;
 
 /// Merge models of one family into one file
 #[derive(Debug, clap::Args)]
@@ -56,8 +60,11 @@ pub(crate) struct MergeArgs {
     /// Type of the result: f32, f16 or bf16; A's, if not given
     #[arg(long, value_name = "TYPE", value_parser = storage)]
     storage: Option<Dtype>,
+    /// Merge even if some tensors belong to nothing that is known; they are not in the result
+    #[arg(long)]
+    allow_partial: bool,
     /// File to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
     #[arg(long)]
@@ -93,6 +100,14 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
     for note in &model.hints().notes {
         ui.note(note);
     }
+    let residue = model.residue();
+    if let Some(error) = ConvertError::leftover(model.path(), &residue.unknown) {
+        anyhow::ensure!(args.allow_partial, error);
+        ui.warn(residue.unknown_summary());
+    }
+    for text in absent(&*model)? {
+        ui.warn(text);
+    }
     let bar = ui.bytes("merging", work_bytes(&*model));
     let non_finite = save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
     drop(bar);
@@ -107,6 +122,22 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
         model.entries().len()
     ))?;
     Ok(())
+}
+
+/// What a pipeline needs and the result does not have.
+fn absent(model: &dyn Model) -> anyhow::Result<Vec<String>> {
+    let family = ModelFamily::of(&model.unet_config()?);
+    let encoders = family.text_encoders(false).into_iter();
+    let needed = encoders.map(|(component, _)| component);
+    let absent = needed.chain([Component::Vae]).filter(|c| !model.has(*c));
+    let told = absent.map(|component| {
+        let hint = match component {
+            Component::Vae => "`--vae-from b` takes that of B, `--vae FILE` another one",
+            _ => "`--te-from b` takes that of B",
+        };
+        format!("the result has no {component}, as the first model has none\nhint: {hint}")
+    });
+    Ok(told.collect())
 }
 
 fn merged(args: &MergeArgs) -> anyhow::Result<Box<dyn Model>> {

@@ -8,7 +8,28 @@ mod merge;
 mod synth;
 mod verify;
 
+use std::path::PathBuf;
+
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use sd_converter::ui::Ui;
+
+/// Ends of names by which programs take a file for one of another format than safetensors.
+const OTHER_FORMATS: [&str; 8] = ["ckpt", "pt", "pth", "bin", "pkl", "onnx", "gguf", "zip"];
+
+/// Reads the name of a safetensors file to be written.
+pub(crate) fn safetensors_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        let end = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if OTHER_FORMATS.iter().any(|other| end == *other) {
+            let better = path.with_extension("safetensors");
+            let better = better.display();
+            return Err(format!(
+                "the file will be a safetensors file, and other programs would not open it under this name\nhint: -o {better}"
+            ));
+        }
+        Ok(path)
+    })
+}
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]

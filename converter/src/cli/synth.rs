@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use sd_converter::synth::{Kind, Synth};
 use sd_converter::ui::Ui;
 
+use super::safetensors_file;
+
 /// Write a checkpoint of random weights, so that a family can be tried and timed without owning one
 #[derive(Debug, clap::Args)]
 pub(crate) struct SynthArgs {
@@ -17,7 +19,7 @@ pub(crate) struct SynthArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// File to write
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
     #[arg(long)]

@@ -150,6 +150,8 @@ pub struct Merged {
     alpha: Resolved,
     beta: Resolved,
     entries: BTreeMap<Name, Entry>,
+    hints: Hints,
+    residue: Residue,
 }
 
 impl Merged {
@@ -189,6 +191,8 @@ impl Merged {
         let beta = plan.beta.resolve(blocks, 0.0).map_err(unfit)?;
         let mut merged = Self {
             entries: first.entries().clone(),
+            residue: residue(&inputs),
+            hints: hints(&inputs),
             inputs,
             plan,
             alpha,
@@ -344,7 +348,7 @@ impl Model for Merged {
     }
 
     fn hints(&self) -> &Hints {
-        self.inputs[0].hints()
+        &self.hints
     }
 
     fn adapters(&self) -> Vec<&Adapter> {
@@ -355,7 +359,7 @@ impl Model for Merged {
     }
 
     fn residue(&self) -> &Residue {
-        self.inputs[0].residue()
+        &self.residue
     }
 
     fn spelled(&self, name: &Name) -> String {
@@ -542,6 +546,28 @@ pub(crate) fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
         Dtype::F64 => Dtype::F32,
         other => other,
     })
+}
+
+/// The first model's, and what the user should know of the others.
+fn hints(inputs: &[Box<dyn Model>]) -> Hints {
+    let mut hints = inputs[0].hints().clone();
+    let others = inputs[1..].iter();
+    hints
+        .notes
+        .extend(others.flat_map(|other| other.hints().notes.clone()));
+    hints
+}
+
+/// The first model's, and what nothing knows in the others.
+fn residue(inputs: &[Box<dyn Model>]) -> Residue {
+    let mut residue = inputs[0].residue().clone();
+    for other in &inputs[1..] {
+        let file = other.path().display();
+        let unknown = other.residue().unknown.iter();
+        let unknown = unknown.map(|key| format!("{key} of {file}"));
+        residue.unknown.extend(unknown);
+    }
+    residue
 }
 
 /// A model's family and blocks.

@@ -5,13 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use super::averages::{self, AverageNames};
 use super::ldm::{UNetNames, VaeNames};
 use super::{Component, Key, Part, Parts, open_clip, taesd};
 use crate::arch::UNetConfig;
 use crate::family::ModelFamily;
-
-/// Prefix of running averages.
-const EMA: &str = "model_ema.";
 
 /// Schedule buffers and training state at the top level of a file, and marks that [`super::super::family`] reads.
 const IGNORABLE: &[&str] = &[
@@ -48,9 +46,15 @@ const IGNORABLE_PREFIXES: &[&str] = &[
     "first_stage_model.model_ema.",
 ];
 
-/// Tensors of a text encoder's file without influence: training state, the other half of CLIP.
-const IGNORABLE_TEXT: &[&str] = &["logit_scale", "logit_bias", "attn_mask"];
+/// Tensors without influence that text encoders have wherever a program puts them: positions, and how CLIP's two halves are
+/// compared.
+const IGNORABLE_TEXT: &[&str] = &["position_ids", "logit_scale", "logit_bias", "attn_mask"];
+
+/// The other half of CLIP, beside a text encoder.
 const IGNORABLE_TEXT_PREFIXES: &[&str] = &["visual.", "vision_model.", "visual_projection."];
+
+/// What a first text encoder has no use for: only the second one's pooled output is given to a UNet.
+const UNUSED_BY_FIRST: &[&str] = &["text_projection", open_clip::UNUSED_LAYER];
 
 /// A way of naming, as far as it is known before a file is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,11 +215,9 @@ enum Naming {
     Canonical,
     BareText,
     LdmUNet(UNetNames),
+    Averages(AverageNames),
     LdmVae(VaeNames),
-    /// With the number of a layer that the model has and does not use.
-    OpenClip {
-        unused_layer: Option<usize>,
-    },
+    OpenClip,
     TaesdEncoder,
     TaesdDecoder,
 }
@@ -246,12 +248,15 @@ impl Layout {
                 || (prefix == "conditioner.embedders.0.model."
                     && component != owner_of_first_embedder(names))
                 // A text encoder without prefix is the whole file.
-                || (marker_is_text(component) && prefix.is_empty() && !layout.sections.is_empty());
+                || (is_text(component) && prefix.is_empty() && !layout.sections.is_empty());
             if !taken && has(names, prefix, marker) {
                 layout.push(names, component, prefix, kind);
             }
         }
         layout.find_taesd(names);
+        if !layout.has(Component::UNet) {
+            layout.find_averages(names);
+        }
         layout
     }
 
@@ -284,10 +289,6 @@ impl Layout {
         vae_levels: usize,
         generative_models: bool,
     ) -> Self {
-        let unused_layer = |c| {
-            let (_, cfg) = family.text_encoders(false).into_iter().find(|e| e.0 == c)?;
-            cfg.projection.is_none().then_some(cfg.layers)
-        };
         let section = |component, prefix, naming| Section {
             component,
             prefix,
@@ -306,9 +307,6 @@ impl Layout {
             ),
         ];
         let text = |component, prefix, naming| section(component, prefix, naming);
-        let open_clip = |component| Naming::OpenClip {
-            unused_layer: unused_layer(component),
-        };
         let (first, second) = (Component::TextEncoder, Component::TextEncoder2);
         sections.extend(match family {
             ModelFamily::Sd15 => vec![text(
@@ -319,21 +317,21 @@ impl Layout {
             ModelFamily::Sd21 if generative_models => vec![text(
                 first,
                 "conditioner.embedders.0.model.",
-                open_clip(first),
+                Naming::OpenClip,
             )],
-            ModelFamily::Sd21 => vec![text(first, "cond_stage_model.model.", open_clip(first))],
+            ModelFamily::Sd21 => vec![text(first, "cond_stage_model.model.", Naming::OpenClip)],
             ModelFamily::Sdxl => vec![
                 text(
                     first,
                     "conditioner.embedders.0.transformer.",
                     Naming::Canonical,
                 ),
-                text(second, "conditioner.embedders.1.model.", open_clip(second)),
+                text(second, "conditioner.embedders.1.model.", Naming::OpenClip),
             ],
             ModelFamily::SdxlRefiner => vec![text(
                 second,
                 "conditioner.embedders.0.model.",
-                open_clip(second),
+                Naming::OpenClip,
             )],
         });
         Self { sections }
@@ -375,6 +373,13 @@ impl Layout {
         }
     }
 
+    /// Averages are the UNet of a file that has no other.
+    fn find_averages(&mut self, names: &BTreeSet<&str>) {
+        if let Some(found) = AverageNames::detect(names) {
+            self.add(Component::UNet, averages::PREFIX, Naming::Averages(found));
+        }
+    }
+
     fn push(
         &mut self,
         names: &BTreeSet<&str>,
@@ -387,14 +392,14 @@ impl Layout {
             Kind::BareText => Naming::BareText,
             Kind::LdmUNet => Naming::LdmUNet(UNetNames::detect(names, prefix)),
             Kind::LdmVae => Naming::LdmVae(VaeNames::detect(names, prefix)),
-            Kind::OpenClip => Naming::OpenClip {
-                unused_layer: (component == Component::TextEncoder)
-                    .then(|| last_layer(names, prefix))
-                    .flatten(),
-            },
+            Kind::OpenClip => Naming::OpenClip,
             Kind::TaesdEncoder => Naming::TaesdEncoder,
             Kind::TaesdDecoder => Naming::TaesdDecoder,
         };
+        self.add(component, prefix, naming);
+    }
+
+    fn add(&mut self, component: Component, prefix: &'static str, naming: Naming) {
         self.sections.push(Section {
             component,
             prefix,
@@ -411,24 +416,25 @@ impl Layout {
         if IGNORABLE.contains(&key) || IGNORABLE_PREFIXES.iter().any(|p| key.starts_with(p)) {
             return Key::Ignorable;
         }
-        if key.starts_with(EMA) {
-            return Key::Ema;
+        let mut sections = self.sections.iter().map(|section| section.classify(key));
+        match sections.find(|found| *found != Key::Unknown) {
+            Some(known) => known,
+            None if Self::is_average(key) => Key::Ema,
+            None => Key::Unknown,
         }
-        let known = self.sections.iter().find_map(|section| {
-            let rest = key.strip_prefix(section.prefix)?;
-            match section.classify(rest) {
-                Key::Unknown => None,
-                known => Some(known),
-            }
-        });
-        known.unwrap_or(Key::Unknown)
     }
 
     /// The name of the running average of the UNet weight called `key` in the same file: all dots are removed.
     #[must_use]
     pub fn ema_key(key: &str) -> Option<String> {
         let flat = key.strip_prefix("model.")?.replace('.', "");
-        Some(format!("{EMA}{flat}"))
+        Some(format!("{}{flat}", averages::PREFIX))
+    }
+
+    /// Whether a key is that of a running average.
+    #[must_use]
+    pub fn is_average(key: &str) -> bool {
+        key.starts_with(averages::PREFIX)
     }
 
     /// The key that holds a canonical tensor, and where in it.
@@ -445,27 +451,32 @@ impl Layout {
 }
 
 impl Section {
-    fn classify(&self, rest: &str) -> Key {
-        let is_text = matches!(
-            self.component,
-            Component::TextEncoder | Component::TextEncoder2
-        );
-        if is_text && self.is_ignorable_text(rest) {
+    fn classify(&self, key: &str) -> Key {
+        if is_text(self.component) && self.is_ignorable_text(key) {
             return Key::Ignorable;
         }
-        match self.naming.to_canonical(rest) {
+        let rest = key.strip_prefix(self.prefix);
+        match rest.and_then(|rest| self.naming.to_canonical(rest)) {
             Some(parts) => Key::Weight(self.component, parts),
             None => Key::Unknown,
         }
     }
 
-    /// Only the encoders whose pooled output a UNet takes have a use for a projection.
-    fn is_ignorable_text(&self, rest: &str) -> bool {
-        rest.ends_with("embeddings.position_ids")
-            || IGNORABLE_TEXT.contains(&rest)
-            || IGNORABLE_TEXT_PREFIXES.iter().any(|p| rest.starts_with(p))
-            || (self.component == Component::TextEncoder && rest.starts_with("text_projection"))
-            || self.naming.is_unused_layer(rest)
+    fn is_ignorable_text(&self, key: &str) -> bool {
+        // Some programs keep what belongs to all of CLIP beside its transformer.
+        let mut levels = ["transformer.", "model."].into_iter();
+        let beside = levels.find_map(|level| self.prefix.strip_suffix(level));
+        let rest = key
+            .strip_prefix(self.prefix)
+            .or_else(|| key.strip_prefix(beside?));
+        let Some(rest) = rest else {
+            return false;
+        };
+        let last = rest.rsplit('.').next().unwrap_or(rest);
+        let starts_with = |prefixes: &[&str]| prefixes.iter().any(|p| rest.starts_with(p));
+        IGNORABLE_TEXT.contains(&last)
+            || starts_with(IGNORABLE_TEXT_PREFIXES)
+            || (self.component == Component::TextEncoder && starts_with(UNUSED_BY_FIRST))
     }
 }
 
@@ -477,8 +488,9 @@ impl Naming {
             Self::BareText if rest == "text_projection.weight" => Some(whole(rest.to_owned())),
             Self::BareText => Some(whole(format!("text_model.{rest}"))),
             Self::LdmUNet(names) => names.to_canonical(rest).map(whole),
+            Self::Averages(names) => names.to_canonical(rest).map(whole),
             Self::LdmVae(names) => names.to_canonical(rest).map(whole),
-            Self::OpenClip { .. } => open_clip::to_canonical(rest),
+            Self::OpenClip => open_clip::to_canonical(rest),
             Self::TaesdEncoder => taesd::encoder(rest).map(whole),
             Self::TaesdDecoder => taesd::decoder(rest).map(whole),
         }
@@ -493,22 +505,13 @@ impl Naming {
                 Some(whole(bare.to_owned()))
             }
             Self::LdmUNet(names) => names.key_of(name).map(whole),
+            Self::Averages(names) => names.key_of(name).map(whole),
             Self::LdmVae(names) => names.key_of(name).map(whole),
-            Self::OpenClip { .. } => open_clip::key_of(name),
+            Self::OpenClip => open_clip::key_of(name),
             Self::TaesdEncoder if name.starts_with("decoder.") => None,
             Self::TaesdDecoder if name.starts_with("encoder.") => None,
             Self::TaesdEncoder | Self::TaesdDecoder => taesd::key_of(name).map(whole),
         }
-    }
-
-    fn is_unused_layer(&self, rest: &str) -> bool {
-        let Self::OpenClip {
-            unused_layer: Some(layer),
-        } = self
-        else {
-            return false;
-        };
-        rest.starts_with(&format!("transformer.resblocks.{layer}."))
     }
 }
 
@@ -539,7 +542,7 @@ fn has(names: &BTreeSet<&str>, prefix: &str, marker: &str) -> bool {
     names.contains(format!("{prefix}{marker}").as_str())
 }
 
-fn marker_is_text(component: Component) -> bool {
+fn is_text(component: Component) -> bool {
     matches!(component, Component::TextEncoder | Component::TextEncoder2)
 }
 
@@ -551,18 +554,6 @@ fn owner_of_first_embedder(names: &BTreeSet<&str>) -> Component {
     } else {
         Component::TextEncoder
     }
-}
-
-/// The last layer of an OpenCLIP encoder.
-fn last_layer(names: &BTreeSet<&str>, prefix: &str) -> Option<usize> {
-    let layer = |n: usize| {
-        has(
-            names,
-            prefix,
-            &format!("transformer.resblocks.{n}.ln_1.weight"),
-        )
-    };
-    (0..names.len()).take_while(|&n| layer(n)).last()
 }
 
 #[cfg(test)]

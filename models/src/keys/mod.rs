@@ -4,6 +4,7 @@
 //! without a prefix. Every other way of naming is one file here, as a pair of functions from and to the canonical name;
 //! [`layout`] finds out which of them a file uses where.
 
+mod averages;
 pub mod blocks;
 pub mod kohya;
 pub mod layout;

@@ -4,6 +4,9 @@
 use super::ldm::{lookup, replace_prefix, reverse_lookup, split_index};
 use super::{Part, Parts};
 
+/// The last of OpenCLIP-H's 24 layers: Stable Diffusion 2 takes the output of the one before. Files need not have it.
+pub(super) const UNUSED_LAYER: &str = "transformer.resblocks.23.";
+
 /// Tensors outside the layers, OpenCLIP and transformers.
 const TOP: &[(&str, &str)] = &[
     (

@@ -240,6 +240,74 @@ fn sd_turbo_and_the_refiner_are_told_apart_by_their_unet() {
 }
 
 #[test]
+fn a_file_with_23_open_clip_blocks_keeps_them_all() {
+    let encoder = crate::arch::ClipTextConfig::open_clip_h();
+    let unused = format!("transformer.resblocks.{}.", encoder.layers);
+    assert_eq!(unused, open_clip::UNUSED_LAYER);
+    let prefix = "cond_stage_model.model.";
+    for blocks in [23, 24] {
+        let keys = (0..blocks).map(|n| format!("{prefix}transformer.resblocks.{n}.ln_1.weight"));
+        let keys: Vec<String> = keys.collect();
+        let layout = Layout::detect(&keys.iter().map(String::as_str).collect());
+        let used = keys
+            .iter()
+            .filter(|key| layout.classify(key) != Key::Ignorable);
+        assert_eq!(used.count(), 23, "of {blocks}");
+    }
+}
+
+#[test]
+fn the_unet_of_a_file_with_only_averages_is_found_in_every_structure() {
+    for preset in PRESETS {
+        let layout = layout(preset);
+        let names = canonical_names(preset).into_iter();
+        let unet = names.filter(|(component, _)| *component == Component::UNet);
+        let averages: BTreeMap<String, String> = unet
+            .map(|(component, name)| {
+                let (key, _) = layout.key(component, &name).unwrap();
+                (Layout::ema_key(&key).unwrap(), name)
+            })
+            .collect();
+        let detected = Layout::detect(&averages.keys().map(String::as_str).collect());
+        for (key, name) in &averages {
+            assert_eq!(canonical_of(&detected, key), *name, "{}", preset.name);
+            let found = detected.key(Component::UNet, name).unwrap();
+            assert_eq!(found.0, *key);
+        }
+    }
+}
+
+#[test]
+fn what_comfyui_saves_beside_the_first_text_encoder_does_not_matter() {
+    for (preset, encoder) in [
+        ("sd15", "cond_stage_model."),
+        ("sdxl", "conditioner.embedders.0."),
+    ] {
+        let layout = layout(Preset::named(preset).unwrap());
+        for rest in [
+            "logit_scale",
+            "text_projection",
+            "transformer.logit_scale",
+            "transformer.text_projection.weight",
+            "transformer.text_model.embeddings.position_ids",
+        ] {
+            let key = format!("{encoder}{rest}");
+            assert_eq!(layout.classify(&key), Key::Ignorable, "{key}");
+        }
+    }
+    let sdxl = layout(Preset::named("sdxl").unwrap());
+    let second = "conditioner.embedders.1.";
+    let used = sdxl.classify(&format!("{second}model.text_projection"));
+    assert!(matches!(used, Key::Weight(Component::TextEncoder2, _)));
+    for (rest, known) in [
+        ("logit_scale", Key::Ignorable),
+        ("text_projection", Key::Unknown),
+    ] {
+        assert_eq!(sdxl.classify(&format!("{second}{rest}")), known, "{rest}");
+    }
+}
+
+#[test]
 fn what_does_not_matter_is_known_and_what_is_unknown_is_said() {
     let sd15 = layout(Preset::named("sd15").unwrap());
     for key in [
