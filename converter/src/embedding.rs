@@ -16,6 +16,9 @@ const WIDTHS: [(usize, &str); 3] = [
     (1280, "SDXL's second text encoder"),
 ];
 
+/// Text encoders, as SDXL trainers and `OneTrainer` name their vectors.
+const ENCODERS: [&str; 2] = ["clip_l", "clip_g"];
+
 /// Vectors for consecutive tokens of one text encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vectors {
@@ -81,11 +84,15 @@ impl Embedding {
             }
             _ if keys.contains(&"emb_params") => vec!["emb_params"],
             _ if keys.contains(&"clip_l") && keys.contains(&"clip_g") => vec!["clip_l", "clip_g"],
-            ([], [one]) if is_rows_of_known_width(source, one) => vec![*one],
+            ([], [one]) if ENCODERS.contains(one) || is_rows_of_known_width(source, one) => {
+                vec![*one]
+            }
             _ => return Ok(None),
         };
         let word = match chosen[..] {
-            [one] if params.is_empty() && one != "emb_params" => Some(one.to_owned()),
+            [one] if params.is_empty() && one != "emb_params" && !ENCODERS.contains(&one) => {
+                Some(one.to_owned())
+            }
             _ => source.metadata().get("name").cloned(),
         };
         let vectors = chosen.iter().map(|key| vectors(source, key));

@@ -205,13 +205,25 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
     },
+    /// A weight that only one of two models has.
+    #[error("tensor `{key}` of {} is not in {}\nhint: a LoRA can be made of the difference of two whole models of the same structure", has.display(), lacks.display())]
+    ExtractKeyMissing {
+        /// Its name in the file that has it.
+        key: String,
+        /// The file that has it.
+        has: PathBuf,
+        /// The model that lacks it.
+        lacks: PathBuf,
+    },
     /// Two models whose layers are all the same.
-    #[error("{} and {} differ in no layer that a LoRA could change", base.display(), tuned.display())]
+    #[error("{} and {} differ in no layer that is to be extracted{hint}", base.display(), tuned.display())]
     NothingToExtract {
         /// The base.
         base: PathBuf,
         /// The other.
         tuned: PathBuf,
+        /// What to do, starting with a line break, or nothing.
+        hint: String,
     },
     /// A LoRA does not fit its model.
     #[error("{}: {source}", path.display())]

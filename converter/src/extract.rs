@@ -2,7 +2,6 @@
 //! 1936), under the names that kohya's sd-scripts write.
 
 use std::fmt;
-use std::path::Path;
 
 use faer::Mat;
 use sd_models::family::ModelFamily;
@@ -13,11 +12,9 @@ use sd_models::keys::layout::Layout;
 use crate::ConvertError;
 use crate::lora::factors::{self, Factors};
 use crate::model::{Model, Name};
+use crate::output::StagedFile;
 use crate::progress::Progress;
 use crate::svd::svd;
-
-/// Least difference of any text encoder's weight for which the text encoders count as trained.
-const MIN_TEXT_DIFFERENCE: f32 = 0.01;
 
 /// How many singular values are kept of each layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +32,8 @@ pub enum Rank {
 pub struct Options {
     /// Rank of matrices and 1x1 convolutions of attention layers.
     pub rank: Rank,
+    /// The text encoders count as trained if some value of their weights differs by more than this.
+    pub min_difference: f32,
     /// Rank of residual blocks' and resampling layers, if they are wanted (LoCon).
     pub conv_rank: Option<usize>,
     /// Values are clamped to this quantile of themselves: lossy, and off if not given.
@@ -56,8 +55,8 @@ pub struct Report {
     pub kept: f64,
     /// Part of the models' whole difference that is in no layer of the LoRA: norms, biases, layers not asked for.
     pub left_out: f64,
-    /// Whether the text encoders are left out since they hardly differ.
-    pub text_left_out: bool,
+    /// The text encoders' largest difference, if they are left out since it is small.
+    pub text_left_out: Option<f32>,
 }
 
 impl fmt::Display for Report {
@@ -112,11 +111,12 @@ pub fn extract(
 ) -> Result<Extracted, ConvertError> {
     let family = same_family(base, tuned)?;
     let layout = Layout::single_file(family, &base.unet_config()?, 4, false);
-    let text = text_differs(base, tuned)?;
+    let largest = text_difference(base, tuned, options.min_difference)?;
+    let text = largest > options.min_difference;
     let mut sums = Sums::default();
     let mut modules = Vec::new();
     let mut report = Report {
-        text_left_out: !text && base.has(Component::TextEncoder),
+        text_left_out: (!text && largest > 0.0).then_some(largest),
         ranks: (usize::MAX, 0),
         ..Report::default()
     };
@@ -159,6 +159,9 @@ pub fn extract(
         return Err(ConvertError::NothingToExtract {
             base: base.path().to_owned(),
             tuned: tuned.path().to_owned(),
+            hint: report.text_left_out.map_or(String::new(), |largest| {
+                format!("\nhint: their text encoders differ by up to {largest:.1e}; `--min-diff 0` takes those")
+            }),
         });
     }
     report.modules = modules.len();
@@ -256,7 +259,7 @@ fn clamp(module: &mut Factors, quantile: f64) {
 fn difference(base: &dyn Model, tuned: &dyn Model, name: &Name) -> Result<Vec<f32>, ConvertError> {
     let entry = &base.entries()[name];
     let Some(other) = tuned.entries().get(name) else {
-        return Err(ConvertError::MergeKeyMissing {
+        return Err(ConvertError::ExtractKeyMissing {
             key: entry.key.clone(),
             has: base.path().to_owned(),
             lacks: tuned.path().to_owned(),
@@ -278,17 +281,17 @@ fn difference(base: &dyn Model, tuned: &dyn Model, name: &Name) -> Result<Vec<f3
     Ok(values)
 }
 
-fn text_differs(base: &dyn Model, tuned: &dyn Model) -> Result<bool, ConvertError> {
+/// The largest difference of a value in the text encoders' layers, or the first that is more than `enough`.
+fn text_difference(base: &dyn Model, tuned: &dyn Model, enough: f32) -> Result<f32, ConvertError> {
+    let mut largest = 0f32;
     for name in base.entries().keys() {
         let is_text = matches!(name.0, Component::TextEncoder | Component::TextEncoder2);
-        if is_text && kohya::target(name.0, &name.1).is_some() {
+        if is_text && kohya::target(name.0, &name.1).is_some() && largest <= enough {
             let difference = difference(base, tuned, name)?;
-            if difference.iter().any(|x| x.abs() > MIN_TEXT_DIFFERENCE) {
-                return Ok(true);
-            }
+            largest = difference.iter().fold(largest, |x, y| x.max(y.abs()));
         }
     }
-    Ok(false)
+    Ok(largest)
 }
 
 fn same_family(base: &dyn Model, tuned: &dyn Model) -> Result<ModelFamily, ConvertError> {
@@ -306,18 +309,13 @@ fn same_family(base: &dyn Model, tuned: &dyn Model) -> Result<ModelFamily, Conve
 }
 
 impl Extracted {
-    /// Writes the LoRA in half precision; an existing file is replaced only with `force`.
+    /// Writes the LoRA in half precision.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, path: &Path, force: bool) -> Result<(), ConvertError> {
-        factors::write(
-            &self.modules,
-            version(self.family, self.velocity),
-            false,
-            path,
-            force,
-        )
+    pub fn write(&self, file: StagedFile) -> Result<(), ConvertError> {
+        let version = version(self.family, self.velocity);
+        factors::write(&self.modules, &[], version, false, file)
     }
 }
 

@@ -1,9 +1,16 @@
-//! Outputs appear complete or not at all: they grow in a hidden sibling that is renamed at the end.
+//! Outputs appear complete or not at all: they grow in a hidden place on the same disk, and are renamed at the end.
+//!
+//! A directory that exists is filled and never renamed, since it may be a mount point, or lie where nothing may be created:
+//! its hidden place is inside. Of single files, only regular ones are replaced, through symbolic links; devices, FIFOs and
+//! descriptors (`/dev/stdout`) are written to when the file is complete.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use sd_models::manifest;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::ConvertError;
@@ -11,54 +18,71 @@ use crate::ConvertError;
 /// A lock in every unfinished directory, held while its process lives, so that the leftovers of a killed one are known.
 const LOCK: &str = ".lock";
 
+/// How unfinished directories inside of existing ones are called.
+const INSIDE: &str = ".partial-";
+
+/// Where an unfinished directory keeps what it is about to replace.
+const RETIRED: &str = ".old";
+
+/// What a disk's topmost folder may hold on its own.
+const OF_THE_DISK: &str = "lost+found";
+
+/// Names of a process's standard output.
+const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+
+/// Most symbolic links that lead to a file.
+const MAX_LINKS: usize = 40;
+
 /// A model directory in the making. Dropping it removes what was written.
 #[derive(Debug)]
 pub struct StagedDir {
     staging: TempDir,
     target: PathBuf,
+    /// Whether it grows inside of its target, which exists.
+    inside: bool,
     replace: bool,
     _lock: File,
 }
 
 impl StagedDir {
-    /// Starts the directory `target`; with `replace`, an existing model directory will be replaced.
+    /// Starts the directory `target`; with `replace`, an existing model directory will be replaced. An empty one is filled.
     ///
     /// # Errors
-    /// The target exists and may not be replaced, or its parent folder cannot be written.
+    /// The target exists and may not be replaced, or its place cannot be written.
     pub fn create(target: &Path, replace: bool) -> Result<Self, ConvertError> {
-        let existing = target.symlink_metadata().is_ok();
-        if existing && !replace {
-            return Err(ConvertError::OutputExists {
-                path: target.to_owned(),
-            });
+        let end = followed(target);
+        let inside = end.symlink_metadata().is_ok();
+        if inside {
+            remove_leftovers(&end, INSIDE);
+            check_replaceable(target, &end, replace)?;
         }
-        if existing && !is_replaceable(target) {
-            return Err(ConvertError::OutputForeign {
-                path: target.to_owned(),
-            });
-        }
-        let name = target
-            .file_name()
-            .ok_or_else(|| ConvertError::OutputForeign {
-                path: target.to_owned(),
-            })?;
-        let parent = match target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        let (folder, prefix) = match (inside, end.file_name()) {
+            (true, _) => (&*end, INSIDE.to_owned()),
+            (false, Some(name)) => {
+                let prefix = format!(".{}{INSIDE}", name.to_string_lossy());
+                (folder_of(&end), prefix)
+            }
+            (false, None) => {
+                return Err(ConvertError::OutputForeign {
+                    path: target.to_owned(),
+                });
+            }
         };
-        fs::create_dir_all(parent).map_err(ConvertError::write(parent))?;
-        let prefix = format!(".{}.partial-", name.to_string_lossy());
-        remove_leftovers(parent, &prefix);
+        fs::create_dir_all(folder).map_err(ConvertError::write(folder))?;
+        remove_leftovers(folder, &prefix);
         let staging = tempfile::Builder::new()
             .prefix(&prefix)
-            .tempdir_in(parent)
-            .map_err(ConvertError::write(parent))?;
+            .tempdir_in(folder)
+            .map_err(ConvertError::write(folder))?;
         let lock =
             File::create(staging.path().join(LOCK)).map_err(ConvertError::write(staging.path()))?;
-        lock.lock().map_err(ConvertError::write(staging.path()))?;
+        if let Err(error) = lock.lock() {
+            tracing::info!(%error, "no locks here: what a killed conversion leaves will stay");
+        }
         Ok(Self {
             staging,
-            target: target.to_owned(),
+            inside,
+            target: end,
             replace,
             _lock: lock,
         })
@@ -88,35 +112,177 @@ impl StagedDir {
     /// # Errors
     /// Another process made the target meanwhile, or it cannot be renamed.
     pub fn commit(self) -> Result<(), ConvertError> {
-        let target = self.target;
-        let lock = self.staging.path().join(LOCK);
-        fs::remove_file(&lock).map_err(ConvertError::write(&lock))?;
-        open_permissions(self.staging.path()).map_err(ConvertError::write(self.staging.path()))?;
-        if self.replace && target.symlink_metadata().is_ok() {
-            let retired = retire(&target).map_err(ConvertError::write(&target))?;
-            if let Err(error) = fs::rename(self.staging.path(), &target) {
-                // Put the old one back: a failed conversion costs nobody a model.
-                let _ = fs::rename(&retired, &target);
-                return Err(ConvertError::Write {
-                    path: target,
-                    source: error,
-                });
-            }
-            let _ = fs::remove_dir_all(&retired);
-        } else {
-            fs::rename(self.staging.path(), &target).map_err(|source| match source.kind() {
-                io::ErrorKind::DirectoryNotEmpty
-                | io::ErrorKind::AlreadyExists
-                | io::ErrorKind::NotADirectory => ConvertError::OutputExists {
-                    path: target.clone(),
-                },
-                _ => ConvertError::Write {
-                    path: target.clone(),
-                    source,
-                },
-            })?;
+        let target = self.target.clone();
+        if self.inside {
+            check_replaceable(&target, &target, self.replace)?;
+            return self.fill().map_err(ConvertError::write(target));
         }
+        let lock = self.path().join(LOCK);
+        fs::remove_file(&lock).map_err(ConvertError::write(&lock))?;
+        fs::rename(self.path(), &target).map_err(|source| match source.kind() {
+            io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory => ConvertError::OutputExists {
+                path: target.clone(),
+            },
+            _ => ConvertError::Write {
+                path: target.clone(),
+                source,
+            },
+        })?;
         let _ = self.staging.keep();
+        Ok(())
+    }
+
+    /// Moves what the target holds out of it, and what was made in. The manifest is the first to go and the last to come:
+    /// whatever happens between, there is no model directory with parts of two.
+    fn fill(&self) -> io::Result<()> {
+        let (staging, retired) = (self.path(), self.path().join(RETIRED));
+        let (new, mut old) = (contents(staging)?, contents(&self.target)?);
+        old.reverse();
+        fs::create_dir(&retired)?;
+        move_all(&old, &self.target, &retired)?;
+        move_all(&new, staging, &self.target).inspect_err(|_| {
+            // A failed conversion costs nobody a model.
+            old.reverse();
+            let _ = move_all(&old, &retired, &self.target);
+        })
+    }
+}
+
+/// A file in the making, whose place was found fit before there is anything to write. Dropping it removes what was written.
+#[derive(Debug)]
+pub struct StagedFile {
+    staging: NamedTempFile,
+    /// Temporary files are private; finished ones follow the user's umask, like any other file.
+    permissions: Permissions,
+    /// What the user calls it.
+    target: PathBuf,
+    place: Place,
+}
+
+/// Where a file goes.
+#[derive(Debug)]
+enum Place {
+    /// A name that is free.
+    New(PathBuf),
+    /// A regular file, whose content is replaced.
+    Existing(PathBuf),
+    /// A device, FIFO or descriptor, which stays what it is.
+    Stream(PathBuf),
+}
+
+impl Place {
+    /// What a user's name stands for.
+    fn of(target: &Path, replace: bool) -> Result<Self, ConvertError> {
+        let stdout = target.as_os_str() == STDOUT[0];
+        let end = followed(if stdout { Path::new(STDOUT[1]) } else { target });
+        let metadata = match fs::metadata(&end) {
+            _ if is_descriptor(&end) => return Ok(Self::Stream(end)),
+            Err(_) => return Ok(Self::New(end)),
+            Ok(metadata) => metadata,
+        };
+        match () {
+            () if metadata.is_dir() => Err(ConvertError::Write {
+                path: target.to_owned(),
+                source: io::ErrorKind::IsADirectory.into(),
+            }),
+            () if !metadata.is_file() => Ok(Self::Stream(end)),
+            () if !replace => Err(ConvertError::OutputExists {
+                path: target.to_owned(),
+            }),
+            // Nothing can be renamed to the name of a file that is mounted: its content will change, if it may.
+            () if is_mounted(&end, &metadata) => writable(&end)
+                .map(|_| Self::Existing(end))
+                .map_err(ConvertError::write(target)),
+            () => Ok(Self::Existing(end)),
+        }
+    }
+}
+
+impl StagedFile {
+    /// Starts the file `target`, which is `-` for standard output; with `replace`, an existing file will be replaced.
+    ///
+    /// # Errors
+    /// It exists and `replace` is off, or it cannot be written.
+    pub fn create(target: &Path, replace: bool) -> Result<Self, ConvertError> {
+        let place = Place::of(target, replace)?;
+        let beside = match &place {
+            Place::New(end) | Place::Existing(end) => temporary(folder_of(end)),
+            Place::Stream(_) => temporary(&env::temp_dir()),
+        };
+        let staging = match (beside, &place) {
+            (Ok(staging), _) => Ok(staging),
+            // Its folder takes no new files, but it can be written itself.
+            (Err(_), Place::Existing(end)) if writable(end).is_ok() => temporary(&env::temp_dir()),
+            (Err(error), _) => Err(error),
+        };
+        let staging = staging.map_err(ConvertError::write(target))?;
+        let metadata = staging.as_file().metadata();
+        Ok(Self {
+            permissions: metadata.map_err(ConvertError::write(target))?.permissions(),
+            staging,
+            target: target.to_owned(),
+            place,
+        })
+    }
+
+    /// What the user calls it.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Writes its content, and gives it its name. `fill` may replace the file that it is given the path of.
+    ///
+    /// # Errors
+    /// `fill` fails, or the file cannot be put into its place.
+    pub fn write(
+        self,
+        fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        fill(self.staging.path())?;
+        let target = self.target.clone();
+        self.put().map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => ConvertError::OutputExists { path: target },
+            _ => ConvertError::Write {
+                path: target,
+                source,
+            },
+        })
+    }
+
+    /// [`Self::write`] of a text.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_text(self, text: &str) -> Result<(), ConvertError> {
+        let target = self.target.clone();
+        self.write(|path| fs::write(path, text).map_err(ConvertError::write(target)))
+    }
+
+    fn put(self) -> io::Result<()> {
+        let complete = self.staging.path().to_owned();
+        // Not every file system has permissions.
+        let _ = fs::set_permissions(&complete, self.permissions);
+        writable(&complete)?.sync_all()?;
+        match self.place {
+            Place::New(end) => match self.staging.persist_noclobber(&end) {
+                // Not every file system can look and rename at once.
+                Err(failed) if failed.error.kind() != io::ErrorKind::AlreadyExists => {
+                    failed.file.persist(end).map(drop)?;
+                }
+                persisted => persisted.map(drop)?,
+            },
+            Place::Existing(end) => {
+                if let Err(failed) = self.staging.persist(&end) {
+                    let mut file = writable(&end).map_err(|_| failed.error)?;
+                    file.set_len(0)?;
+                    copy(&complete, &mut file)?;
+                }
+            }
+            Place::Stream(end) => copy(&complete, &mut OpenOptions::new().append(true).open(end)?)?,
+        }
         Ok(())
     }
 }
@@ -124,52 +290,59 @@ impl StagedDir {
 /// Writes the file `target` whole or not at all.
 ///
 /// # Errors
-/// It exists and `replace` is off, its folder cannot be written, or `fill` fails.
+/// It exists and `replace` is off, it cannot be written, or `fill` fails.
 pub fn write_file(
     target: &Path,
     replace: bool,
     fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
-    if !replace && target.symlink_metadata().is_ok() {
-        return Err(ConvertError::OutputExists {
-            path: target.to_owned(),
-        });
-    }
-    let parent = target
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(parent).map_err(ConvertError::write(parent))?;
-    fill(file.path())?;
-    file.flush()
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(ConvertError::write(target))?;
-    open_permissions(file.path()).map_err(ConvertError::write(target))?;
-    let persisted = if replace {
-        file.persist(target)
-    } else {
-        file.persist_noclobber(target)
-    };
-    persisted.map(drop).map_err(|e| ConvertError::Write {
-        path: target.to_owned(),
-        source: e.error,
-    })
+    StagedFile::create(target, replace)?.write(fill)
 }
 
-/// Writes the text file `target`, replacing an old one, whole or not at all.
-///
-/// # Errors
-/// Its folder cannot be written.
-pub fn write_text(target: &Path, text: &str) -> Result<(), ConvertError> {
-    write_file(target, true, |path| {
-        fs::write(path, text).map_err(ConvertError::write(target))
-    })
+/// Whether a file's name stands for standard output, which then is no place for anything else.
+#[must_use]
+pub fn is_stdout(target: &Path) -> bool {
+    STDOUT.iter().any(|name| target == Path::new(name))
 }
 
 /// Only what this program writes, or nothing at all, may be replaced.
-fn is_replaceable(path: &Path) -> bool {
-    let empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    path.join(sd_models::manifest::FILE_NAME).is_file() || empty()
+fn check_replaceable(target: &Path, end: &Path, replace: bool) -> Result<(), ConvertError> {
+    let path = target.to_owned();
+    let contents = match contents(end) {
+        Ok(contents) => contents,
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => vec![OsString::new()],
+        Err(source) => return Err(ConvertError::Write { path, source }),
+    };
+    match () {
+        () if contents.is_empty() => Ok(()),
+        () if !replace => Err(ConvertError::OutputExists { path }),
+        () if !end.join(manifest::FILE_NAME).is_file() => Err(ConvertError::OutputForeign { path }),
+        () => Ok(()),
+    }
+}
+
+/// What a directory holds but for what is unfinished in it, the manifest last.
+fn contents(folder: &Path) -> io::Result<Vec<OsString>> {
+    let names = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let mut names: Vec<OsString> = names.collect::<Result<_, _>>()?;
+    names.retain(|name| {
+        let hidden = [LOCK, RETIRED, OF_THE_DISK].iter().any(|own| name == own);
+        !hidden && !name.to_string_lossy().starts_with(INSIDE)
+    });
+    names.sort_by_key(|name| name == manifest::FILE_NAME);
+    Ok(names)
+}
+
+/// Moves entries from one directory to another, or, if one cannot be moved, none.
+fn move_all(names: &[OsString], from: &Path, to: &Path) -> io::Result<()> {
+    for (i, name) in names.iter().enumerate() {
+        fs::rename(from.join(name), to.join(name)).inspect_err(|_| {
+            for name in names[..i].iter().rev() {
+                let _ = fs::rename(to.join(name), from.join(name));
+            }
+        })?;
+    }
+    Ok(())
 }
 
 fn remove_leftovers(parent: &Path, prefix: &str) {
@@ -179,7 +352,7 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
         }
         let path = entry.path();
         let abandoned = match File::open(path.join(LOCK)) {
-            Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
+            Ok(lock) => lock.try_lock().is_ok(),
             Err(_) => false,
         };
         if abandoned {
@@ -189,34 +362,59 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
     }
 }
 
-/// Moves the old directory aside, next to itself.
-fn retire(target: &Path) -> io::Result<PathBuf> {
-    let name = target
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let retired = target.with_file_name(format!(".{name}.old-{}", std::process::id()));
-    fs::rename(target, &retired)?;
-    Ok(retired)
+/// Where symbolic links lead, whether there is something or not.
+fn followed(path: &Path) -> PathBuf {
+    let mut end = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&end) {
+            Ok(link) if !is_descriptor(&end) => end = folder_of(&end).join(link),
+            _ => break,
+        }
+    }
+    end
 }
 
-/// Temporary files are private; finished ones follow the user's umask, like any other file.
-#[cfg(unix)]
-fn open_permissions(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let probe = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o777))
-        .tempdir()?;
-    let mut mode = fs::metadata(probe.path())?.permissions().mode() & 0o777;
-    if path.is_file() {
-        mode &= 0o666;
+/// Whether a path is a process's open file, which looks like a link to it.
+fn is_descriptor(path: &Path) -> bool {
+    path.starts_with("/proc") || path.starts_with("/dev/fd")
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+#[cfg(unix)]
+fn is_mounted(path: &Path, metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(folder_of(path)).is_ok_and(|folder| folder.dev() != metadata.dev())
 }
 
 #[cfg(not(unix))]
-fn open_permissions(_path: &Path) -> io::Result<()> {
-    Ok(())
+fn is_mounted(_path: &Path, _metadata: &fs::Metadata) -> bool {
+    false
+}
+
+/// Opens an existing file to write to it.
+fn writable(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
+}
+
+fn copy(complete: &Path, to: &mut File) -> io::Result<()> {
+    io::copy(&mut File::open(complete)?, to).map(drop)
+}
+
+/// A temporary file with the permissions of any other new one.
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }
 
 #[cfg(test)]
@@ -276,5 +474,104 @@ mod tests {
         staged.commit().unwrap();
         assert!(target.join("new").exists() && !target.join("thesis.txt").exists());
         assert_eq!(entries(parent.path()), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_exists_is_filled_and_never_renamed() {
+        use std::os::unix::fs::MetadataExt;
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("out");
+        // As a disk that was just made and mounted.
+        fs::create_dir_all(target.join(OF_THE_DISK)).unwrap();
+        let inode = fs::metadata(&target).unwrap().ino();
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink("out", &link).unwrap();
+        for (name, replace) in [("first", false), ("second", true)] {
+            let staged = StagedDir::create(&link, replace).unwrap();
+            staged.write(name, "").unwrap();
+            staged.write("unet/config.json", name).unwrap();
+            staged.write(manifest::FILE_NAME, "{}").unwrap();
+            staged.commit().unwrap();
+            assert_eq!(fs::metadata(&target).unwrap().ino(), inode);
+            let config = fs::read_to_string(target.join("unet/config.json")).unwrap();
+            assert_eq!((config.as_str(), entries(&target)), (name, 4));
+            assert!(target.join(name).exists() && link.is_symlink());
+        }
+        let again = StagedDir::create(&target, false);
+        assert!(matches!(again, Err(ConvertError::OutputExists { .. })));
+        drop(StagedDir::create(&target, true).unwrap());
+        assert!(target.join("second").exists());
+    }
+
+    #[test]
+    fn what_cannot_be_moved_leaves_both_directories_as_they_were() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(from.path().join("a"), "").unwrap();
+        let names = ["a", "b"].map(OsString::from);
+        assert!(move_all(&names, from.path(), to.path()).is_err());
+        assert_eq!((entries(from.path()), entries(to.path())), (1, 0));
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_replaced_is_found_before_there_is_anything_to_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        fs::write(&file, "old").unwrap();
+        let created = |path: &Path, replace| StagedFile::create(path, replace).map(drop);
+        assert!(matches!(
+            created(&file, false),
+            Err(ConvertError::OutputExists { .. })
+        ));
+        assert!(matches!(
+            created(folder.path(), true),
+            Err(ConvertError::Write { .. })
+        ));
+        assert!(created(&folder.path().join("absent/b"), false).is_err());
+        created(&file, true).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        StagedFile::create(&file, true)
+            .unwrap()
+            .write_text("new")
+            .unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(entries(folder.path()), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_stay_what_they_are() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        symlink("file", path("link")).unwrap();
+        for text in ["new", "newer"] {
+            let file = StagedFile::create(&path("link"), true).unwrap();
+            file.write_text(text).unwrap();
+            assert!(path("link").is_symlink());
+            assert_eq!(fs::read_to_string(path("file")).unwrap(), text);
+        }
+        symlink("/dev/null", path("null")).unwrap();
+        let file = StagedFile::create(&path("null"), false).unwrap();
+        file.write_text("x").unwrap();
+        let null = fs::metadata("/dev/null").unwrap();
+        assert!(null.file_type().is_char_device());
+        let made = std::process::Command::new("mkfifo")
+            .arg(path("fifo"))
+            .status();
+        assert!(made.unwrap().success());
+        let reader = std::thread::spawn({
+            let fifo = path("fifo");
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        let file = StagedFile::create(&path("fifo"), false).unwrap();
+        file.write_text("through").unwrap();
+        assert_eq!(reader.join().unwrap(), "through");
+    }
+
+    #[test]
+    fn standard_output_has_several_names() {
+        assert!(is_stdout(Path::new("-")) && is_stdout(Path::new("/dev/stdout")));
+        assert!(!is_stdout(Path::new("./-")));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::is_stdout;
 use crate::progress::Progress;
 
 /// Options that every subcommand has.
@@ -109,6 +111,18 @@ impl Ui {
         let mut out = io::stdout().lock();
         writeln!(out, "{}", text.to_string().trim_end())?;
         out.flush()
+    }
+
+    /// [`Self::result`] of writing a file, on stderr if that file is stdout.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn written(&self, file: &Path, text: impl fmt::Display) -> io::Result<()> {
+        if is_stdout(file) {
+            self.note(text);
+            return Ok(());
+        }
+        self.result(text)
     }
 
     /// Whether the user wants to stop; true from the first Ctrl-C on.

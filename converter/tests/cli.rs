@@ -642,3 +642,52 @@ fn a_full_disk_costs_no_file_and_leaves_nothing() {
     assert!(stderr.contains("cannot write"), "{stderr}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[test]
+#[cfg(unix)]
+fn a_file_may_go_to_standard_output() {
+    let (_dir, checkpoint) = workplace();
+    for name in ["-", "/dev/stdout"] {
+        let output = sdconvert(&["synth", "--family", "sd15", "--tiny", "-o", name]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("random weights"));
+        assert!(output.stdout == fs::read(&checkpoint).unwrap());
+    }
+    let model = checkpoint.to_str().unwrap();
+    let output = sdconvert(&["build", model, "-o", "-"]);
+    assert_eq!(output.status.code(), Some(2));
+    let (output, _) = build(&checkpoint, &["--report", "/dev/stdout"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["manifest"]["family"], "sd15");
+}
+
+/// As containers mount them: a directory on a file system of its own, and a file over a file.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_mounted_is_written_without_renaming_it() {
+    let unshared = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-ec", script]).output()
+    };
+    if !unshared("mount -t tmpfs tmpfs /mnt").is_ok_and(|output| output.status.success()) {
+        return; // Mounting is not for everybody.
+    }
+    let (dir, checkpoint) = workplace();
+    let (program, model) = (env!("CARGO_BIN_EXE_sdconvert"), checkpoint.display());
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(dir.path().join("file"), "old").unwrap();
+    let script = format!(
+        "cd {}; mount -t tmpfs tmpfs out; {program} build {model} -o out; {program} build {model} -o out --force
+         {program} verify out; test $(ls -A out | wc -l) = 8
+         touch over; mount --bind file over; {program} synth --family taesd --tiny -o over --force
+         mount -o remount,bind,ro over; ! {program} synth --family taesd --tiny -o over --force",
+        dir.path().display()
+    );
+    let output = unshared(&script).unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("cannot write over: "), "{said}");
+    let made = fs::read(dir.path().join("file")).unwrap();
+    assert!(SafeTensors::deserialize(&made).is_ok());
+}

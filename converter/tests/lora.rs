@@ -70,6 +70,11 @@ fn a_module_is_the_same_in_every_spelling() {
             &format!("diffusion_model.{ldm}.lora_down.weight"),
             64,
         ),
+        module(
+            &format!("unet.{ldm}.lora_up.weight"),
+            &format!("unet.{ldm}.lora_down.weight"),
+            64,
+        ),
     ];
     for tensors in spelled {
         let baked = place.bake(&tensors, 1.0);
@@ -295,6 +300,28 @@ fn bundled_embeddings_are_written_beside_the_model() {
     place.refused(&tensors, &["`wide`", "[768]", "[64]"]);
     tensors.remove("bundle_emb.wide.emb_params");
     tensors.insert(
+        "bundle_emb.word.clip_l_out".to_owned(),
+        (vec![1, 64], ramp(64, 0.5)),
+    );
+    place.refused(
+        &tensors,
+        &["`bundle_emb.word.clip_l_out`", "--allow-partial"],
+    );
+    tensors.insert(
+        "bundle_emb.word.clip_l".to_owned(),
+        (vec![1, 64], ramp(64, 0.5)),
+    );
+    let partial = ["--allow-partial", "--force"];
+    let output = place.build(place.write(&tensors).to_str().unwrap(), &partial);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("not supported: `bundle_emb.word.clip_l_out`"),
+        "{said}"
+    );
+    let embedding = Embedding::open(&place.output().join("embeddings/word.safetensors"));
+    assert_eq!(embedding.unwrap().vectors[0].values, ramp(64, 0.5));
+    tensors.remove("bundle_emb.word.clip_l_out");
+    tensors.insert(
         "bundle_emb./etc/x.emb_params".to_owned(),
         (vec![1, 64], ramp(64, 0.5)),
     );
@@ -489,4 +516,85 @@ fn only_the_first_components_may_be_used() {
     }
     assert!(baked(&loha, "1").is_ok());
     assert!(baked(&loha, "1,dyn=1").unwrap_err().contains("`dyn`"));
+}
+
+#[test]
+fn text_encoders_go_by_the_names_of_onetrainer_too() {
+    let place = Place::new("sdxl");
+    let path = "text_model.encoder.layers.0.self_attn.q_proj";
+    for (encoder, spelled, width) in [
+        (
+            Component::TextEncoder,
+            ["lora_te1_", "clip_l.", "lora_te1."],
+            64,
+        ),
+        (
+            Component::TextEncoder2,
+            ["lora_te2_", "clip_g.", "lora_te2."],
+            128,
+        ),
+    ] {
+        let name: Name = (encoder, format!("{path}.weight"));
+        let before = place.model().read_f32(&name).unwrap();
+        let baked = spelled.map(|prefix| {
+            let path = match prefix.ends_with('_') {
+                true => path.replace('.', "_"),
+                false => path.to_owned(),
+            };
+            let mut tensors = Tensors::new();
+            low_rank(&mut tensors, &format!("{prefix}{path}"), width, &[width]);
+            let model = place.bake(&tensors, 1.0).unwrap();
+            model.read_f32(&name).unwrap()
+        });
+        assert!(baked[0] != before && baked[1] == baked[0] && baked[2] == baked[0]);
+    }
+}
+
+#[test]
+fn a_folder_of_peft_is_taken_with_its_scales() {
+    let place = Place::new("sd15");
+    let dotted = QUERY.strip_suffix(".weight").unwrap();
+    let adapter = place.dir.path().join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    let spec = LoraSpec::new(&adapter, 1.0);
+    let baked = || {
+        let model = WithLoras::new(place.model(), std::slice::from_ref(&spec), SINGLE);
+        model.map_err(|e| e.to_string())
+    };
+    fs::write(adapter.join("readme.md"), "").unwrap();
+    let Err(said) = baked() else {
+        panic!("it was accepted")
+    };
+    assert!(
+        said.contains("adapter_model.safetensors") && said.contains("it holds `readme.md`"),
+        "{said}"
+    );
+    let file = place.write(&module(
+        &format!("base_model.model.{dotted}.lora_B.weight"),
+        &format!("base_model.model.{dotted}.lora_A.weight"),
+        64,
+    ));
+    fs::rename(file, adapter.join("adapter_model.safetensors")).unwrap();
+    let config = r#"{"r": 4, "lora_alpha": 4, "rank_pattern": {"to_q": 2}, "alpha_pattern": {"attn1.to_q": 3}}"#;
+    fs::write(adapter.join("adapter_config.json"), config).unwrap();
+    let mut expected = kohya(KOHYA);
+    expected.insert(format!("{KOHYA}.alpha"), (vec![], vec![3.0]));
+    assert_eq!(
+        baked().unwrap().read_f32(&query()).unwrap(),
+        place
+            .bake(&expected, 1.0)
+            .unwrap()
+            .read_f32(&query())
+            .unwrap()
+    );
+    let folder = adapter.to_str().unwrap();
+    let output = sdconvert(&["inspect", folder]);
+    assert!(
+        text(&output.stdout).contains("LoRA of rank 2"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = place.build(&format!("{folder}:0.5:lbw=OUTALL:te=1"), &[]);
+    let said = text(&output.stderr);
+    assert!(said.contains("strength is 0"), "{said}");
 }

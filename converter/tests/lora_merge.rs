@@ -122,7 +122,7 @@ fn loras_that_cannot_be_merged_are_refused() {
     );
     let said = merge(&[(&sd15, "a"), (&sdxl, "b")], &[]);
     assert!(
-        said.contains("made for SDXL, the first LoRA for Stable Diffusion 1.x"),
+        said.contains("made for SDXL, the LoRAs before it for Stable Diffusion 1.x"),
         "{said}"
     );
     let mut opposite = kohya(KOHYA);
@@ -133,4 +133,114 @@ fn loras_that_cannot_be_merged_are_refused() {
         .fill(0.0);
     assert!(merge(&[(&opposite, "a")], &[]).contains("changes nothing"));
     assert!(merge(&[(&kohya(KOHYA), "a"), (&full, "b")], &["--rank", "2"]).contains("[64, 64]"));
+}
+
+/// Writes LoRAs of published widths, a kilobyte each, and merges them.
+fn merged(dir: &Path, files: &[&Tensors]) -> (Option<i32>, String, PathBuf) {
+    let dir = tempfile::tempdir_in(dir).unwrap();
+    let out = dir.path().join("out.safetensors");
+    let place = Place {
+        base: PathBuf::new(),
+        dir,
+    };
+    let mut args = vec!["lora-merge".to_owned()];
+    for (i, tensors) in files.iter().enumerate() {
+        let path = place.dir.path().join(i.to_string());
+        fs::rename(place.write(tensors), &path).unwrap();
+        args.push(format!("{}:0.5", path.display()));
+    }
+    args.extend(["-o".to_owned(), out.to_str().unwrap().to_owned()]);
+    let output = sdconvert(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let (code, said) = (output.status.code(), text(&output.stderr));
+    (code, said, place.dir.keep().join("out.safetensors"))
+}
+
+#[test]
+fn loras_that_touch_other_layers_of_one_family_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_";
+    let sdxl_block = "lora_unet_input_blocks_4_1_transformer_blocks_0_";
+    let lora = |modules: &[(String, usize, usize)]| {
+        let mut tensors = Tensors::new();
+        for (module, rows, columns) in modules {
+            low_rank(&mut tensors, module, *rows, &[*columns]);
+        }
+        tensors
+    };
+    let own = format!("{block}attn1_to_q");
+    let cross = format!("{block}attn2_to_k");
+    let text = "lora_te_text_model_encoder_layers_0_mlp_fc1".to_owned();
+    let slider = lora(&[(own.clone(), 320, 320)]);
+    let usual = lora(&[(own.clone(), 320, 320), (cross.clone(), 320, 768)]);
+    let words = lora(&[(text, 3072, 768)]);
+    let sdxl_own = format!("{sdxl_block}attn1_to_q");
+    let sdxl_slider = lora(&[(sdxl_own.clone(), 640, 640)]);
+    let sdxl = lora(&[
+        (sdxl_own, 640, 640),
+        (format!("{sdxl_block}attn2_to_k"), 640, 2048),
+    ]);
+    for (files, modules) in [
+        ([&slider, &usual], 2),
+        ([&usual, &slider], 2),
+        ([&usual, &words], 3),
+        ([&slider, &words], 2),
+        ([&sdxl_slider, &sdxl], 2),
+        ([&sdxl, &sdxl_slider], 2),
+    ] {
+        let (code, said, out) = merged(dir.path(), &files);
+        assert_eq!(code, Some(0), "{said}");
+        let bytes = fs::read(out).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.len(), 3 * modules);
+        let down = |module: &str| file.tensor(&format!("{module}.lora_down.weight"));
+        if let Ok(both) = down(&own).or_else(|_| down(&format!("{sdxl_block}attn1_to_q"))) {
+            let in_both = files
+                .iter()
+                .filter(|t| t.keys().any(|k| k.contains("attn1")));
+            assert_eq!(both.shape()[0], in_both.count());
+        }
+    }
+    // What only the third contradicts is a contradiction, too.
+    let sd2 = lora(&[(cross, 320, 1024)]);
+    for files in [&[&usual, &sd2][..], &[&slider, &sd2, &usual]] {
+        let (code, said, out) = merged(dir.path(), files);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("it is made for Stable Diffusion"), "{said}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn differences_of_norms_are_added_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let norm = "lora_unet_down_blocks_0_resnets_0_norm1";
+    let mut norms = Tensors::new();
+    for part in ["w_norm", "b_norm"] {
+        norms.insert(format!("{norm}.{part}"), (vec![320], ramp(320, 0.25)));
+    }
+    let mut usual = norms.clone();
+    usual.remove(&format!("{norm}.b_norm"));
+    usual.insert(
+        "bundle_emb.word.clip_l".to_owned(),
+        (vec![1, 768], ramp(768, 0.5)),
+    );
+    let module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    low_rank(&mut usual, module, 320, &[768]);
+    let (code, said, out) = merged(dir.path(), &[&norms, &usual]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("1: the textual inversions in it are left out"),
+        "{said}"
+    );
+    let bytes = fs::read(out).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |part: &str| {
+        let tensor = file.tensor(&format!("{norm}.{part}")).unwrap();
+        let halves = tensor.data().as_chunks().0.iter();
+        halves
+            .map(|b| half::f16::from_le_bytes(*b).to_f32())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((values("w_norm"), file.len()), (ramp(320, 0.25), 5));
+    assert_eq!(values("b_norm"), ramp(320, 0.125));
 }

@@ -38,6 +38,7 @@ fn what_does_not_fit_is_refused() {
         |value| altered(&|t| drop(t.insert(format!("{KOHYA}.alpha"), (vec![], vec![value]))));
     place.refused(&alpha(f32::NAN), &["alpha"]);
     place.refused(&alpha(-1.0), &["alpha is -1"]);
+    place.refused(&alpha(f32::INFINITY), &["alpha is inf"]);
     let infinite = altered(&|t| t.get_mut(&up).unwrap().1[3] = f32::INFINITY);
     place.refused(&infinite, &["lora_up.weight`: it has values that are NaN"]);
     let zero = altered(&|t| t.get_mut(&up).unwrap().1.fill(0.0));
@@ -79,6 +80,26 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
     place.refused(&wide, &["2048 (SDXL)", "the model's 64"]);
     let sdxl = for_sdxl();
     place.refused(&sdxl, &["made for SDXL, this is Stable Diffusion 1.x"]);
+    // There is nothing that a part of it could add.
+    let Err(said) = place.bake(&sdxl, 1.0) else {
+        panic!("it was accepted")
+    };
+    assert!(
+        said.contains("none of its 1 modules") && !said.contains("hint"),
+        "{said}"
+    );
+    // Several families may have its layers, this one among them.
+    let mut words = Tensors::new();
+    low_rank(
+        &mut words,
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        3072,
+        &[768],
+    );
+    let Err(said) = place.bake(&words, 1.0) else {
+        panic!("it was accepted")
+    };
+    assert!(!said.contains("made for"), "{said}");
     let out = place.dir.path().join("model");
     let (base, out_arg) = (place.base.to_str().unwrap(), out.to_str().unwrap());
     let build = |model: &str, lora: &str| {

@@ -43,6 +43,16 @@ pub enum CheckpointError {
         /// What is missing.
         problem: String,
     },
+    /// A variant of weights that no part of a folder has.
+    #[error("{}: no weights of the variant `{wanted}`\nhint: {}", path.display(), variants_hint(variants))]
+    NoVariant {
+        /// The folder.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: String,
+        /// The variants that it has.
+        variants: Vec<String>,
+    },
     /// The list of a model's parts is wrong.
     #[error("{}: {problem}", path.display())]
     Index {
@@ -137,6 +147,13 @@ pub enum CheckpointError {
         /// What it would be for.
         weight: String,
     },
+}
+
+fn variants_hint(variants: &[String]) -> String {
+    match variants {
+        [] => "it has no variants; leave out `--variant`".to_owned(),
+        _ => format!("it has {}", variants.join(", ")),
+    }
 }
 
 /// What is wrong with the list of a model's parts ("shards").

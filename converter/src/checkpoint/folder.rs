@@ -41,7 +41,7 @@ pub struct Folder {
 /// Opens a pipeline's folder, or one component's.
 ///
 /// # Errors
-/// Nothing to convert in it, parts that are missing, or files that cannot be read.
+/// Nothing to convert in it, no part of it with this variant, parts that are missing, or files that cannot be read.
 pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointError> {
     match components(path, variant) {
         Err(CheckpointError::Folder { .. }) if is_converted(path) => Err(CheckpointError::Format {
@@ -60,6 +60,7 @@ fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointEr
         scheduler: read_json(&path.join("scheduler/scheduler_config.json"))?,
         notes: Vec::new(),
     };
+    let mut variants = BTreeSet::new();
     for (name, component) in [
         ("text_encoder", Component::TextEncoder),
         ("text_encoder_2", Component::TextEncoder2),
@@ -69,7 +70,7 @@ fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointEr
     ] {
         let path = path.join(name);
         if path.is_dir() {
-            folder.add(&path, component, variant)?;
+            variants.extend(folder.add(&path, component, variant)?);
         }
     }
     if folder.components.is_empty() {
@@ -81,9 +82,16 @@ fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointEr
                 problem,
             }
         })?;
-        folder.add(path, component, variant)?;
+        variants.extend(folder.add(path, component, variant)?);
     }
-    Ok(folder)
+    match variant {
+        Some(wanted) if !variants.contains(wanted) => Err(CheckpointError::NoVariant {
+            path: path.to_owned(),
+            wanted: wanted.to_owned(),
+            variants: variants.into_iter().collect(),
+        }),
+        _ => Ok(folder),
+    }
 }
 
 /// Whether a folder is, or is of, a pipeline of ONNX graphs.
@@ -114,12 +122,13 @@ fn component_of(config: &Value) -> Option<Component> {
 }
 
 impl Folder {
+    /// Opens a component; returns the variants that there are of it.
     fn add(
         &mut self,
         path: &Path,
         component: Component,
         variant: Option<&str>,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<Vec<String>, CheckpointError> {
         let found = weight_files(path)?;
         let chosen = choose(&found, variant);
         let Some(chosen) = chosen else {
@@ -148,7 +157,7 @@ impl Folder {
                 false => vec![open(&file)?],
             },
         });
-        Ok(())
+        Ok(found.into_iter().filter_map(|file| file.variant).collect())
     }
 }
 
@@ -316,6 +325,36 @@ mod tests {
         ] {
             assert_eq!(of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_variant_that_no_component_has_is_an_error_and_one_that_some_have_is_taken_there() {
+        let pipeline = tempfile::tempdir().unwrap();
+        let view = |bytes| {
+            let dtype = safetensors::Dtype::F32;
+            safetensors::tensor::TensorView::new(dtype, vec![1], bytes).unwrap()
+        };
+        for name in [
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+        ] {
+            let path = pipeline.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            safetensors::serialize_to_file([("x", view(&[0; 4]))], None, &path).unwrap();
+        }
+        let open = |variant| open_folder(pipeline.path(), variant);
+        assert!(open(None).is_ok());
+        let some = open(Some("fp16")).unwrap();
+        assert!(some.components.len() == 2 && some.notes.len() == 1);
+        let Err(error) = open(Some("nope")) else {
+            panic!("it was accepted")
+        };
+        let said = error.to_string();
+        assert!(
+            said.contains("`nope`") && said.contains("it has fp16"),
+            "{said}"
+        );
     }
 
     #[test]

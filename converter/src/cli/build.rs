@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use sd_converter::ConvertError;
 use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::checkpoint::CheckpointError;
 use sd_converter::control::{ControlOnBase, needs_base};
 use sd_converter::lora::{self, LoraBlockWeights, LoraSpec, WithLoras};
 use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
+use sd_converter::output::{StagedFile, is_stdout};
 use sd_converter::replace::Replaced;
 use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
@@ -28,9 +31,9 @@ pub(crate) struct BuildArgs {
     /// Directory to write; it appears when it is complete
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// LoRA to add to the weights, and its strength; repeat for several, which act in this order. Further options
-    /// behind the colon: `unet=U`, `te=T` (unet is te, and te 1, if left out), `lbw=BLOCKS`, `dyn=RANK` (the first
-    /// components of a DyLoRA)
+    /// LoRA to add to the weights (a file, or a folder that PEFT saved), and its strength; repeat for several, which act
+    /// in this order. Further options behind the colon: `unet=U`, `te=T` (unet is te, and te 1, if left out),
+    /// `lbw=BLOCKS`, `dyn=RANK` (the first components of a DyLoRA). As in A1111, `FILE:TE:UNET` are two strengths
     #[arg(long = "lora", value_name = "FILE[:SCALE|:unet=U,te=T]", value_parser = LoraSpec::parse)]
     loras: Vec<LoraSpec>,
     /// Factors of the LoRAs' strength by block: 17 or 26 numbers (SDXL: 12 or 20), a preset (INS, MIDD, ..),
@@ -67,7 +70,7 @@ pub(crate) struct BuildArgs {
     /// Replace the model directory if it exists
     #[arg(long)]
     force: bool,
-    /// Write what was done with every tensor to this JSON file
+    /// Write what was done with every tensor to this JSON file; `-` is standard output
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Print the result as JSON
@@ -82,7 +85,7 @@ fn prediction(name: &str) -> Result<PredictionType, String> {
 fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
     let path = args.checkpoint.as_ref().context("no model given")?;
     if let Some(base) = &args.base {
-        let base = Box::new(Weights::open(base, args.variant.as_deref())?);
+        let base = Box::new(open_beside(base, args, ui)?);
         let source = sd_converter::checkpoint::open(path)?;
         anyhow::ensure!(
             needs_base(&*source),
@@ -97,6 +100,18 @@ fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
         ui.note("the file also holds running averages (EMA) of its UNet; `--ema` takes those");
     }
     Ok(Box::new(weights))
+}
+
+/// Opens a model that is used beside a folder: if only one of the two has the wanted variant, that is what was meant.
+fn open_beside(path: &Path, args: &BuildArgs, ui: &Ui) -> anyhow::Result<Weights> {
+    let beside_folder = args.checkpoint.as_ref().is_some_and(|main| main.is_dir());
+    match Weights::open(path, args.variant.as_deref()) {
+        Err(ConvertError::Checkpoint(e @ CheckpointError::NoVariant { .. })) if beside_folder => {
+            ui.note(e);
+            Ok(Weights::open(path, None)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 /// The LoRAs, with their block weights.
@@ -143,13 +158,21 @@ fn block_weights(text: &str) -> anyhow::Result<LoraBlockWeights> {
 
 pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
+    anyhow::ensure!(
+        !is_stdout(&args.output),
+        UsageError("a model directory cannot go to standard output".to_owned())
+    );
+    let report_file = match &args.report {
+        Some(path) => Some(StagedFile::create(path, true)?),
+        None => None,
+    };
     let loras = lora_specs(args)?;
     let mut model = match &args.recipe {
         Some(path) => Recipe::open(path)?.model()?,
         None => checkpoint(args, ui)?,
     };
     if let Some(path) = &args.vae {
-        let donor = Box::new(Weights::open(path, args.variant.as_deref())?);
+        let donor = Box::new(open_beside(path, args, ui)?);
         model = Box::new(Replaced::new(model, donor, &[Component::Vae])?);
     }
     if !loras.is_empty() {
@@ -177,19 +200,23 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         ui.note(lora::summary(lora));
     }
     let json = report.to_json(&args.output);
-    if let Some(path) = &args.report {
-        sd_converter::output::write_text(path, &format!("{json:#}\n"))?;
+    if let Some(file) = report_file {
+        file.write_text(&format!("{json:#}\n"))?;
     }
     if args.json {
         return Ok(ui.result(json)?);
     }
     let (output, megabytes) = (args.output.display(), report.written as f64 / 1e6);
     ui.note(report.residue.summary());
-    ui.result(format!(
+    let text = format!(
         "{output}: {}, {megabytes:.0} MB in {:.1} s",
         report.kind,
         start.elapsed().as_secs_f64()
-    ))?;
+    );
+    match &args.report {
+        Some(path) => ui.written(path, text)?,
+        None => ui.result(text)?,
+    }
     if report.manifest.components.contains_key("unet") {
         ui.note(format!(
             "next: sdrun txt2img -m {output} -p \"a photo of a cat\""

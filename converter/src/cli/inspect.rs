@@ -1,5 +1,6 @@
 //! `sdconvert inspect`: what is in a file or directory.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -40,10 +41,12 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<()> {
         };
         return Ok(ui.result(text)?);
     }
+    // A LoRA may be a folder, but so may a model.
+    let file = lora::file(&args.file).unwrap_or(Cow::Borrowed(&args.file));
     if let Some(base) = &args.against {
-        return compare_with(args, base, ui);
+        return compare_with(args, &file, base, ui);
     }
-    let report = inspect_file(&args.file)?;
+    let report = inspect_file(&file)?;
     let text = if args.json {
         serde_json::to_string(&report)?
     } else {
@@ -52,9 +55,9 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<()> {
     Ok(ui.result(text)?)
 }
 
-fn compare_with(args: &InspectArgs, base: &Path, ui: &Ui) -> anyhow::Result<()> {
+fn compare_with(args: &InspectArgs, file: &Path, base: &Path, ui: &Ui) -> anyhow::Result<()> {
     let base = Weights::open(base, None)?;
-    if let Ok(embedding) = Embedding::open(&args.file) {
+    if let Ok(embedding) = Embedding::open(file) {
         let widths = [Component::TextEncoder, Component::TextEncoder2].map(|encoder| {
             let table = "text_model.embeddings.token_embedding.weight".to_owned();
             base.entries().get(&(encoder, table)).map(|e| e.shape[1])
@@ -67,10 +70,10 @@ fn compare_with(args: &InspectArgs, base: &Path, ui: &Ui) -> anyhow::Result<()> 
             "a textual inversion of width {wanted:?} {verdict} text encoders of width {known:?}"
         ))?);
     }
-    if !args.file.is_dir() && lora::adapter_key(&*open(&args.file)?).is_some() {
+    if !file.is_dir() && lora::adapter_key(&*open(file)?).is_some() {
         return fit(args, base, ui);
     }
-    let model = Weights::open(&args.file, None)?;
+    let model = Weights::open(file, None)?;
     let bar = ui.bytes("comparing", work_bytes(&model));
     let comparison = compare(&model, &base, &bar)?;
     drop(bar);

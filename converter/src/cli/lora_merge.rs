@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use sd_converter::lora::LoraSpec;
 use sd_converter::lora::merge::merge;
+use sd_converter::output::StagedFile;
 use sd_converter::ui::Ui;
 
 use super::safetensors_file;
@@ -18,7 +19,7 @@ pub(crate) struct LoraMergeArgs {
     /// Largest rank of a module; if left out, ranks add up and only rounding is lost
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
-    /// File to write
+    /// File to write; `-` is standard output
     #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
@@ -28,10 +29,11 @@ pub(crate) struct LoraMergeArgs {
 
 pub(crate) fn run(args: &LoraMergeArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
+    let file = StagedFile::create(&args.output, args.force)?;
     let bar = ui.spinner("merging");
     let merged = merge(&args.loras, args.rank.map(|rank| rank as usize))?;
     drop(bar);
-    merged.write(&args.output, args.force)?;
+    merged.write(file)?;
     for note in &merged.notes {
         ui.note(note);
     }
@@ -39,9 +41,12 @@ pub(crate) fn run(args: &LoraMergeArgs, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("energy kept: {:.1} %", 100.0 * merged.kept));
     }
     let (output, seconds) = (args.output.display(), start.elapsed().as_secs_f64());
-    let (least, most) = merged.ranks;
-    Ok(ui.result(format!(
-        "{output}: {} modules of rank {least} to {most} in {seconds:.1} s",
-        merged.modules()
-    ))?)
+    let ranks = merged.ranks;
+    let ranks = ranks.map(|(least, most)| format!(" of rank {least} to {most}"));
+    let text = format!(
+        "{output}: {} modules{} in {seconds:.1} s",
+        merged.modules(),
+        ranks.unwrap_or_default()
+    );
+    Ok(ui.written(&args.output, text)?)
 }

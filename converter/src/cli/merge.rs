@@ -63,7 +63,7 @@ pub(crate) struct MergeArgs {
     /// Merge even if some tensors belong to nothing that is known; they are not in the result
     #[arg(long)]
     allow_partial: bool,
-    /// File to write
+    /// File to write; `-` is standard output
     #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
@@ -117,11 +117,11 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
         ));
     }
     let (output, seconds) = (args.output.display(), start.elapsed().as_secs_f64());
-    ui.result(format!(
+    let text = format!(
         "{output}: {} weights in {seconds:.1} s",
         model.entries().len()
-    ))?;
-    Ok(())
+    );
+    Ok(ui.written(&args.output, text)?)
 }
 
 /// What a pipeline needs and the result does not have.

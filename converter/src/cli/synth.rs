@@ -18,7 +18,7 @@ pub(crate) struct SynthArgs {
     /// Other seeds give other weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// File to write
+    /// File to write; `-` is standard output
     #[arg(short, long, value_name = "FILE", value_parser = safetensors_file())]
     output: PathBuf,
     /// Replace the file if it exists
@@ -48,8 +48,6 @@ pub(crate) fn run(args: &SynthArgs, ui: &Ui) -> anyhow::Result<()> {
     synth.write(&args.output, args.force, &bar)?;
     drop(bar);
     let output = args.output.display();
-    Ok(ui.result(format!(
-        "{output}: random weights, {:.0} MB",
-        bytes as f64 / 1e6
-    ))?)
+    let text = format!("{output}: random weights, {:.0} MB", bytes as f64 / 1e6);
+    Ok(ui.written(&args.output, text)?)
 }

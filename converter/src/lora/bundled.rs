@@ -11,11 +11,15 @@ use super::{Adapter, LoraError};
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource};
 use crate::embedding::Embedding;
+use crate::error::some_of;
 use crate::model::Model;
 use crate::output::write_file;
 
 /// How their keys begin.
 pub(super) const PREFIX: &str = "bundle_emb.";
+
+/// How the keys end of vectors that `OneTrainer` adds to what text encoders put out.
+const OUTPUT: &str = "_out";
 
 /// A textual inversion, and the word that it is called by.
 #[derive(Clone, Debug)]
@@ -51,11 +55,29 @@ pub(super) fn bundled(
     Ok(all)
 }
 
-/// The textual inversions of a file.
+/// Keys of vectors for which there is no place in a text encoder's input.
+pub(super) fn output_vectors(source: &dyn TensorSource) -> Vec<&String> {
+    let keys = source.tensors().keys();
+    keys.filter(|key| key.starts_with(PREFIX) && key.ends_with(OUTPUT))
+        .collect()
+}
+
+/// What is said of [`output_vectors`] that are left out.
+pub(super) fn without_output(source: &dyn TensorSource) -> Option<String> {
+    let keys = output_vectors(source);
+    (!keys.is_empty()).then(|| {
+        format!(
+            "vectors for what text encoders put out are not supported: {}",
+            some_of(&keys)
+        )
+    })
+}
+
+/// The textual inversions of a file, but for [`output_vectors`].
 pub(super) fn read(source: &dyn TensorSource) -> Result<Vec<Bundled>, LoraError> {
     let mut bundles: BTreeMap<&str, BTreeMap<String, TensorInfo>> = BTreeMap::new();
     for (key, info) in source.tensors() {
-        let Some(rest) = key.strip_prefix(PREFIX) else {
+        let Some(rest) = key.strip_prefix(PREFIX).filter(|_| !key.ends_with(OUTPUT)) else {
             continue;
         };
         let bad = |problem: &str| LoraError::Tensor {

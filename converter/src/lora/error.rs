@@ -1,5 +1,7 @@
 //! What can be wrong with an adapter.
 
+use std::fmt;
+
 /// An adapter that does not fit its model, or a damaged one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,11 @@ pub enum LoraError {
     /// A key that is no part of any known kind.
     #[error("tensor `{0}` is no part of any known kind of LoRA")]
     UnknownPart(String),
+    /// A folder in which no adapter was saved.
+    #[error(
+        "a folder without `adapter_model.safetensors` (PEFT) or `pytorch_lora_weights.safetensors` (diffusers); it holds {0}\nhint: name the LoRA's file"
+    )]
+    NoFile(String),
     /// No adapter at all.
     #[error("no LoRA: none of its {tensors} tensors is a part of one{hint}")]
     NotALora {
@@ -26,26 +33,18 @@ pub enum LoraError {
         hint: &'static str,
     },
     /// Modules that the model has not, or has with other shapes.
-    #[error("it does not fit this model: {}{guess}\nhint: `--allow-partial` adds what fits", misfits(*.modules, *.unmatched, first_unmatched, *.mismatched, first_mismatched))]
+    #[error("it does not fit this model: {misfits}{guess}\nhint: `--allow-partial` adds what fits")]
     DoesNotFit {
-        /// How many modules there are.
-        modules: usize,
-        /// How many have no target.
-        unmatched: usize,
-        /// The first of them.
-        first_unmatched: String,
-        /// How many have another shape than their target.
-        mismatched: usize,
-        /// The first of them, and the shapes.
-        first_mismatched: String,
+        /// Why it does not.
+        misfits: Box<Misfit>,
         /// What it seems to be made for, starting with punctuation, or nothing.
         guess: String,
     },
     /// Not even one module fits, so that even a partial use would do nothing.
-    #[error("none of its {modules} modules fits this model{guess}")]
+    #[error("none of its {} modules fits this model{guess}; {misfits}", misfits.modules)]
     NothingFits {
-        /// How many modules there are.
-        modules: usize,
+        /// Why they do not.
+        misfits: Box<Misfit>,
         /// What it seems to be made for, starting with punctuation, or nothing.
         guess: String,
     },
@@ -130,12 +129,12 @@ pub enum LoraError {
         problem: String,
     },
     /// A LoRA that is merged with those of another family.
-    #[error("it is made for {family}, the first LoRA for {first}")]
+    #[error("it is made for {family}, the LoRAs before it for {others}")]
     OtherFamily {
         /// What it is made for.
         family: String,
-        /// What the first is made for.
-        first: String,
+        /// What those before it are made for.
+        others: String,
     },
     /// Block weights that do not fit the model.
     #[error("{0}")]
@@ -152,6 +151,11 @@ pub enum LoraError {
         /// Widths of the model.
         expected: Vec<usize>,
     },
+    /// A vector that is added to a text encoder's output, as `OneTrainer` can train one.
+    #[error(
+        "`{0}` is a vector for what a text encoder puts out, which is not supported\nhint: `--allow-partial` leaves it out"
+    )]
+    OutputVectors(String),
     /// Weights that are no numbers after the change.
     #[error(
         "it makes `{name}` infinite or NaN\nhint: the strength may be too high, or the file damaged"
@@ -165,23 +169,43 @@ pub enum LoraError {
     NoEffect(&'static str),
 }
 
-fn misfits(
-    modules: usize,
-    unmatched: usize,
-    first_unmatched: &str,
-    mismatched: usize,
-    first_mismatched: &str,
-) -> String {
-    let mut said = Vec::new();
-    if unmatched > 0 {
-        said.push(format!(
-            "{unmatched} of {modules} modules have no target, the first are {first_unmatched}"
-        ));
+/// How many modules do not fit, and why.
+#[derive(Clone, Debug)]
+pub struct Misfit {
+    /// How many modules there are.
+    pub modules: usize,
+    /// How many have no target.
+    pub unmatched: usize,
+    /// The first of them.
+    pub first_unmatched: String,
+    /// How many have another shape than their target.
+    pub mismatched: usize,
+    /// The first of them, and the shapes.
+    pub first_mismatched: String,
+    /// How many are for a layer that the network does not run.
+    pub unused: usize,
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let modules = self.modules;
+        let mut said = Vec::new();
+        if self.unmatched > 0 {
+            said.push(format!(
+                "{} of {modules} modules have no target, the first are {}",
+                self.unmatched, self.first_unmatched
+            ));
+        }
+        if self.mismatched > 0 {
+            said.push(format!(
+                "{} of {modules} modules have other shapes, the first: {}",
+                self.mismatched, self.first_mismatched
+            ));
+        }
+        if said.is_empty() {
+            let unused = self.unused;
+            said.push(format!("{unused} are for a layer that it does not run"));
+        }
+        f.write_str(&said.join("; "))
     }
-    if mismatched > 0 {
-        said.push(format!(
-            "{mismatched} of {modules} modules have other shapes, the first: {first_mismatched}"
-        ));
-    }
-    said.join("; ")
 }

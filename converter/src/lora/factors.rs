@@ -1,16 +1,15 @@
-//! LoRA files as kohya's sd-scripts write them: two factors and an alpha per module.
+//! LoRA files as kohya's sd-scripts write them: two factors and an alpha per module, and `LyCORIS`' differences of norms.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::Path;
 
 use half::f16;
 use safetensors::tensor::{Dtype, View};
 
 use crate::ConvertError;
-use crate::output::write_file;
+use crate::output::StagedFile;
 
-/// One module.
+/// A module on a matrix or convolution.
 #[derive(Debug)]
 pub(crate) struct Factors {
     pub(crate) name: String,
@@ -38,19 +37,44 @@ impl Factors {
     }
 }
 
-/// Writes a LoRA in half or single precision; an existing file is replaced only with `force`. The scale of every module,
-/// alpha over rank, is 1. `version` is what sd-scripts call the base model's version.
+/// A module on a norm.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) name: String,
+    /// Differences, by the ends of their keys.
+    pub(crate) parts: Vec<(&'static str, Vec<f32>)>,
+}
+
+/// Writes a LoRA in half or single precision. The scale of every module, alpha over rank, is 1. `version` is what sd-scripts
+/// call the base model's version.
 ///
 /// # Errors
 /// The file cannot be written.
 pub(crate) fn write(
     modules: &[Factors],
+    norms: &[Norm],
     version: &str,
     single: bool,
-    path: &Path,
-    force: bool,
+    file: StagedFile,
 ) -> Result<(), ConvertError> {
     let mut tensors = Vec::new();
+    let stored = |shape, values: &[f32]| Stored {
+        dtype: if single { Dtype::F32 } else { Dtype::F16 },
+        shape,
+        bytes: match single {
+            true => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            false => values
+                .iter()
+                .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                .collect(),
+        },
+    };
+    for norm in norms {
+        for (part, values) in &norm.parts {
+            let tensor = stored(vec![values.len()], values);
+            tensors.push((format!("{}.{part}", norm.name), tensor));
+        }
+    }
     for module in modules {
         for (part, shape, values) in [
             (
@@ -65,28 +89,21 @@ pub(crate) fn write(
             ),
             ("alpha", Vec::new(), Cow::Owned(vec![module.rank as f32])),
         ] {
-            let tensor = Stored {
-                dtype: if single { Dtype::F32 } else { Dtype::F16 },
-                shape,
-                bytes: match single {
-                    true => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                    false => values
-                        .iter()
-                        .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                        .collect(),
-                },
-            };
-            tensors.push((format!("{}.{part}", module.name), tensor));
+            tensors.push((format!("{}.{part}", module.name), stored(shape, &values)));
         }
     }
     // One entry only: the order of several would vary between runs, and so would the file's hash.
     let version = ("ss_base_model_version".to_owned(), version.to_owned());
-    write_file(path, force, |file| {
+    let target = file.target().to_owned();
+    file.write(|path| {
         let views = tensors.iter().map(|(name, tensor)| (name, tensor));
         let metadata = Some(HashMap::from([version]));
-        safetensors::serialize_to_file(views, metadata, file).map_err(|e| ConvertError::Write {
-            path: path.to_owned(),
-            source: std::io::Error::other(e),
+        safetensors::serialize_to_file(views, metadata, path).map_err(|e| ConvertError::Write {
+            path: target,
+            source: match e {
+                safetensors::SafeTensorError::IoError(source) => source,
+                other => std::io::Error::other(other),
+            },
         })
     })
 }

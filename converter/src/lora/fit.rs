@@ -9,7 +9,8 @@ use sd_models::keys::Component;
 use sd_models::keys::blocks::Blocks;
 
 use super::block_weights::Resolved;
-use super::bundled::{Bundled, bundled};
+use super::bundled::{Bundled, bundled, output_vectors, without_output};
+use super::error::Misfit;
 use super::group::{Group, Parts, group};
 use super::made_for::guess;
 use super::names::{Names, Place, unsupported};
@@ -19,7 +20,7 @@ use super::{
     Change, Delta, FORMATS, Loaded, LoraError, LoraSpec, Target, dora, load, product, vector,
 };
 use crate::ConvertError;
-use crate::checkpoint::{TensorSource, open};
+use crate::checkpoint::TensorSource;
 use crate::error::some_of;
 use crate::model::{Model, Name};
 
@@ -207,7 +208,7 @@ impl Adapter {
         base: &dyn Model,
         allow_partial: bool,
     ) -> Result<Self, ConvertError> {
-        let source = open(&spec.path)?;
+        let source = super::open(&spec.path)?;
         Self::fit(source, spec, base, allow_partial).map_err(|source| ConvertError::Lora {
             path: spec.path.clone(),
             source,
@@ -227,6 +228,10 @@ impl Adapter {
     ) -> Result<Self, LoraError> {
         let embeddings = bundled(&*source, base)?;
         let (groups, mut notes) = groups(&*source, spec.rank)?;
+        if let Some(key) = output_vectors(&*source).first().filter(|_| !allow_partial) {
+            return Err(LoraError::OutputVectors((*key).clone()));
+        }
+        notes.extend(without_output(&*source));
         let unet = base.unet_config().ok();
         let names = Names::of(base.entries().keys(), unet.as_ref());
         let blocks = unet.as_ref().map(Blocks::of);
@@ -288,23 +293,22 @@ impl Adapter {
                 Err(error) => return Err(error),
             }
         }
-        let misfit = !misfits.unmatched.is_empty() || !misfits.mismatched.is_empty();
-        if misfit && !allow_partial {
-            let first: Vec<&String> = misfits.unmatched.iter().take(NAMED).collect();
-            return Err(LoraError::DoesNotFit {
-                modules: count,
-                unmatched: misfits.unmatched.len(),
-                first_unmatched: some_of(&first),
-                mismatched: misfits.mismatched.len(),
-                first_mismatched: first_mismatch.unwrap_or_default(),
-                guess,
-            });
-        }
+        let first: Vec<&String> = misfits.unmatched.iter().take(NAMED).collect();
+        let misfit = Misfit {
+            modules: count,
+            unmatched: misfits.unmatched.len(),
+            first_unmatched: some_of(&first),
+            mismatched: misfits.mismatched.len(),
+            first_mismatched: first_mismatch.unwrap_or_default(),
+            unused: misfits.unused.len(),
+        };
         if modules.is_empty() {
-            return Err(LoraError::NothingFits {
-                modules: count,
-                guess,
-            });
+            let misfits = Box::new(misfit);
+            return Err(LoraError::NothingFits { misfits, guess });
+        }
+        if misfit.unmatched + misfit.mismatched > 0 && !allow_partial {
+            let misfits = Box::new(misfit);
+            return Err(LoraError::DoesNotFit { misfits, guess });
         }
         if !spec.is_off() && !modules.iter().any(Module::is_active) {
             return Err(LoraError::NoEffect(match modules.iter().all(|m| m.zero) {
@@ -325,7 +329,7 @@ impl Adapter {
             misfits,
             block_weights,
             blocks,
-            made_for,
+            made_for: made_for.told(),
             notes,
             energies: Mutex::default(),
             embeddings,

@@ -124,24 +124,21 @@ impl<'a> Parts<'a> {
 
     /// A part's numbers in single precision, in the order in which they lie.
     pub(super) fn singles(&self, role: &'static str) -> Result<Vec<f32>, LoraError> {
-        let (dtype, bytes) = self.stored(role)?;
+        let (dtype, bytes) = self.finite(role)?;
         if !dtype.is_float() {
             return Ok(self.values(role)?.iter().map(|x| *x as f32).collect());
         }
-        let key = &self.group.parts[role];
-        let failed = |problem: String| LoraError::Tensor {
-            key: key.clone(),
-            problem,
-        };
-        if count_non_finite(dtype, &bytes) > 0 {
-            return Err(failed("it has values that are NaN or infinite".to_owned()));
-        }
-        to_f32(dtype, &bytes).map_err(failed)
+        to_f32(dtype, &bytes).map_err(|problem| self.damaged(role, problem))
     }
 
     /// A part's numbers, in the order in which they lie.
     pub(super) fn values(&self, role: &'static str) -> Result<Vec<f64>, LoraError> {
-        let (dtype, bytes) = self.stored(role)?;
+        let (dtype, bytes) = self.finite(role)?;
+        self.decoded(role, dtype, &bytes)
+    }
+
+    /// Numbers of any type, which may be infinite or NaN.
+    fn decoded(&self, role: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>, LoraError> {
         let whole =
             |f: &dyn Fn(&[u8]) -> f64, size: usize| bytes.chunks_exact(size).map(f).collect();
         Ok(match dtype {
@@ -159,46 +156,69 @@ impl<'a> Parts<'a> {
                 2,
             ),
             Dtype::U8 | Dtype::Bool => whole(&|b| b[0].into(), 1),
-            _ => self.singles(role)?.into_iter().map(f64::from).collect(),
+            _ => {
+                let singles = to_f32(dtype, bytes);
+                let singles = singles.map_err(|problem| self.damaged(role, problem))?;
+                singles.into_iter().map(f64::from).collect()
+            }
         })
+    }
+
+    /// A part as it is in the file, if all of it is finite.
+    fn finite(&self, role: &'static str) -> Result<(Dtype, Cow<'a, [u8]>), LoraError> {
+        let (dtype, bytes) = self.stored(role)?;
+        if count_non_finite(dtype, &bytes) > 0 {
+            let problem = "it has values that are NaN or infinite";
+            return Err(self.damaged(role, problem.to_owned()));
+        }
+        Ok((dtype, bytes))
+    }
+
+    fn damaged(&self, role: &str, problem: String) -> LoraError {
+        LoraError::Tensor {
+            key: self.group.parts[role].clone(),
+            problem,
+        }
     }
 
     /// A part as it is in the file.
     fn stored(&self, role: &'static str) -> Result<(Dtype, Cow<'a, [u8]>), LoraError> {
         self.need(role)?;
         let key = &self.group.parts[role];
-        let bytes = self.source.bytes(key).map_err(|e| LoraError::Tensor {
-            key: key.clone(),
-            problem: e.to_string(),
-        })?;
+        let bytes = self.source.bytes(key);
+        let bytes = bytes.map_err(|e| self.damaged(role, e.to_string()))?;
         Ok((self.source.tensors()[key].dtype, bytes))
     }
 
-    /// A part that is one number.
+    /// A part that is one number, which must be finite.
     pub(super) fn number(&self, role: &'static str) -> Result<Option<f64>, LoraError> {
+        if self.has(role) {
+            self.finite(role)?;
+        }
+        self.any_number(role)
+    }
+
+    /// A part that is one number, or infinite, or NaN.
+    fn any_number(&self, role: &'static str) -> Result<Option<f64>, LoraError> {
         let Some(shape) = self.shape(role) else {
             return Ok(None);
         };
         if shape.iter().product::<usize>() != 1 {
-            return Err(LoraError::Tensor {
-                key: self.group.parts[role].clone(),
-                problem: format!("its shape is {shape:?}; one number expected"),
-            });
+            let problem = format!("its shape is {shape:?}; one number expected");
+            return Err(self.damaged(role, problem));
         }
-        Ok(Some(self.values(role)?[0]))
+        let (dtype, bytes) = self.stored(role)?;
+        Ok(Some(self.decoded(role, dtype, &bytes)?[0]))
     }
 
     /// `alpha`, if there is one. Zero stands for "not set", as in the trainers' constructors.
     pub(super) fn alpha(&self) -> Result<Option<f64>, LoraError> {
-        let bad = |alpha| LoraError::BadAlpha {
-            module: self.group.module.clone(),
-            alpha,
-        };
-        match self.number("alpha") {
-            Ok(Some(alpha)) if alpha < 0.0 => Err(bad(alpha)),
-            Ok(alpha) => Ok(alpha.filter(|alpha| *alpha != 0.0)),
-            Err(LoraError::Tensor { problem, .. }) if problem.contains("NaN") => Err(bad(f64::NAN)),
-            Err(e) => Err(e),
+        match self.any_number("alpha")? {
+            Some(alpha) if alpha < 0.0 || !alpha.is_finite() => Err(LoraError::BadAlpha {
+                module: self.group.module.clone(),
+                alpha,
+            }),
+            alpha => Ok(alpha.filter(|alpha| *alpha != 0.0)),
         }
     }
 

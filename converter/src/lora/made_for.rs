@@ -1,4 +1,4 @@
-//! Which family an adapter is made for: the one whose layers have its modules' names and shapes.
+//! Which families an adapter may be made for: those whose layers have its modules' names and shapes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -88,8 +88,60 @@ impl Known {
     }
 }
 
-/// The families that have every module that was tried, if any has, and else what the metadata says.
-pub(super) fn made_for(groups: &[Group], source: &dyn TensorSource) -> Option<String> {
+/// The families that an adapter may be made for: several where the modules that tell them apart are not in the file, none
+/// where nothing tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct MadeFor(Vec<String>);
+
+impl MadeFor {
+    /// The families that have every module that was tried. Metadata decide between several, and if there is none.
+    pub(super) fn of(groups: &[Group], source: &dyn TensorSource) -> Self {
+        let tried = telling(groups);
+        let takes_all = |known: &&Known| {
+            let mut parts = tried.iter().map(|group| Parts { group, source });
+            !tried.is_empty() && parts.all(|parts| known.takes(&parts))
+        };
+        let families = known().iter().filter(takes_all);
+        let families: Vec<String> = families.map(|known| known.family.to_string()).collect();
+        match training::base(source.metadata()) {
+            Some(told) if families.is_empty() || families.iter().any(|f| f == told) => {
+                Self(vec![told.to_owned()])
+            }
+            _ => Self(families),
+        }
+    }
+
+    /// The families that two adapters have in common, if there is no contradiction: what may be for any family has all.
+    pub(super) fn and(&self, other: &Self) -> Option<Self> {
+        match (self.is_unknown(), other.is_unknown()) {
+            (true, _) => Some(other.clone()),
+            (_, true) => Some(self.clone()),
+            _ => {
+                let common = self.0.iter().filter(|family| other.0.contains(family));
+                let common = Self(common.cloned().collect());
+                (!common.is_unknown()).then_some(common)
+            }
+        }
+    }
+
+    /// Whether nothing tells.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether it may be made for this family.
+    pub(super) fn may_be(&self, family: ModelFamily) -> bool {
+        self.is_unknown() || self.0.contains(&family.to_string())
+    }
+
+    /// The families, for people.
+    pub(super) fn told(&self) -> Option<String> {
+        (!self.is_unknown()).then(|| self.0.join(" or "))
+    }
+}
+
+/// Some of an adapter's modules, by which families can be told apart.
+fn telling(groups: &[Group]) -> Vec<&Group> {
     // Cross-attention tells families apart best, then text encoders.
     let rank = |group: &&Group| {
         let flat = group.module.replace('.', "_");
@@ -103,28 +155,11 @@ pub(super) fn made_for(groups: &[Group], source: &dyn TensorSource) -> Option<St
     tried.sort_by_key(rank);
     let (cross, others): (Vec<&Group>, Vec<&Group>) = tried.into_iter().partition(|g| rank(g) == 0);
     let half = TRIED / 2;
-    let tried: Vec<&Group> = cross
+    cross
         .into_iter()
         .take(half)
         .chain(others.into_iter().take(half))
-        .collect();
-    let takes_all = |known: &&Known| {
-        let mut parts = tried.iter().map(|group| Parts { group, source });
-        !tried.is_empty() && parts.all(|parts| known.takes(&parts))
-    };
-    let families: Vec<String> = known()
-        .iter()
-        .filter(takes_all)
-        .map(|k| k.family.to_string())
-        .collect();
-    match &families[..] {
-        [one] => Some(one.clone()),
-        several => {
-            let told = training::base(source.metadata()).map(str::to_owned);
-            let any = (!several.is_empty()).then(|| several.join(" or "));
-            told.or(any)
-        }
-    }
+        .collect()
 }
 
 /// What an adapter is made for, and how it differs from a model, for messages: punctuation and text, or nothing.
@@ -132,16 +167,14 @@ pub(super) fn guess(
     groups: &[Group],
     source: &dyn TensorSource,
     base: &dyn Model,
-) -> (Option<String>, String) {
-    let made_for = made_for(groups, source);
-    let family = base
-        .unet_config()
-        .ok()
-        .map(|cfg| ModelFamily::of(&cfg).to_string());
-    let mut text = match (&made_for, &family) {
-        (Some(lora), Some(model)) if lora != model => {
+) -> (MadeFor, String) {
+    let made_for = MadeFor::of(groups, source);
+    let family = base.unet_config().ok().map(|cfg| ModelFamily::of(&cfg));
+    let mut text = match (made_for.told(), family) {
+        (Some(lora), Some(model)) if !made_for.may_be(model) => {
             format!("; it is made for {lora}, this is {model}")
         }
+        (Some(lora), None) => format!("; it is made for {lora}"),
         _ => String::new(),
     };
     if let (Some(lora), Some(model)) = (text_width(groups, source), model_width(base))

@@ -13,16 +13,22 @@ use sd_models::keys::blocks::Blocks;
 use sd_models::keys::kohya;
 use sd_models::keys::layout::Layout;
 
-use super::factors::{self, Factors};
+use super::bundled::PREFIX;
+use super::factors::{self, Factors, Norm};
 use super::fit::groups;
 use super::group::{Group, Parts};
-use super::made_for::{Known, known, made_for};
+use super::made_for::{Known, MadeFor, known};
 use super::names::Place;
 use super::{Change, Delta, LoraError, LoraSpec, Target, load, product};
 use crate::ConvertError;
-use crate::checkpoint::{Dtype, TensorSource, open};
+use crate::checkpoint::{Dtype, TensorSource};
 use crate::extract::version;
+use crate::output::StagedFile;
 use crate::svd::{Svd, svd};
+
+/// What is wrong with kinds of modules that act on what is there.
+const DEPENDS_ON_MODEL: &str =
+    "its change depends on the model; `sdconvert build --lora` adds it to one";
 
 /// A LoRA file that takes part.
 struct Part {
@@ -35,10 +41,11 @@ struct Part {
 #[derive(Debug)]
 pub struct Merged {
     modules: Vec<Factors>,
+    norms: Vec<Norm>,
     family: ModelFamily,
     single: bool,
-    /// Smallest and largest rank.
-    pub ranks: (usize, usize),
+    /// Smallest and largest rank of those modules that have one.
+    pub ranks: Option<(usize, usize)>,
     /// Part of the changes' energy that is kept.
     pub kept: f64,
     /// What the user should know.
@@ -49,43 +56,42 @@ impl Merged {
     /// How many modules it has.
     #[must_use]
     pub fn modules(&self) -> usize {
-        self.modules.len()
+        self.modules.len() + self.norms.len()
     }
 
-    /// Writes the LoRA under kohya's names; an existing file is replaced only with `force`. It is in single precision if one
-    /// of the files is.
+    /// Writes the LoRA under kohya's names, in single precision if one of the files is.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, path: &Path, force: bool) -> Result<(), ConvertError> {
+    pub fn write(&self, file: StagedFile) -> Result<(), ConvertError> {
         let version = version(self.family, false);
-        factors::write(&self.modules, version, self.single, path, force)
+        factors::write(&self.modules, &self.norms, version, self.single, file)
     }
 }
 
 /// Puts LoRAs together; with `rank`, every module gets at most that rank.
 ///
 /// # Errors
-/// A file cannot be read, is for another family than the first, or has modules that factors cannot hold.
+/// A file cannot be read, is for another family than those before it, or has modules that factors cannot hold.
 pub fn merge(specs: &[LoraSpec], rank: Option<usize>) -> Result<Merged, ConvertError> {
     let (mut parts, mut notes, mut single) = (Vec::new(), Vec::new(), false);
-    let mut families: Vec<String> = Vec::new();
+    let mut families = MadeFor::default();
     for spec in specs {
         let failed = failed(&spec.path);
-        let source = open(&spec.path)?;
+        let source = super::open(&spec.path)?;
         let (groups, told) = groups(&*source, spec.rank).map_err(&failed)?;
         let file = spec.path.display();
         notes.extend(told.into_iter().map(|note| format!("{file}: {note}")));
-        if let Some(family) = made_for(&groups, &*source) {
-            if let Some(first) = families.first().filter(|first| **first != family) {
-                let other = LoraError::OtherFamily {
-                    family,
-                    first: first.clone(),
-                };
-                return Err(failed(other));
-            }
-            families.push(family);
+        if source.tensors().keys().any(|key| key.starts_with(PREFIX)) {
+            notes.push(format!("{file}: the textual inversions in it are left out"));
         }
+        let made_for = MadeFor::of(&groups, &*source);
+        families = families.and(&made_for).ok_or_else(|| {
+            failed(LoraError::OtherFamily {
+                family: made_for.told().unwrap_or_default(),
+                others: families.told().unwrap_or_default(),
+            })
+        })?;
         single |= source
             .tensors()
             .values()
@@ -96,7 +102,7 @@ pub fn merge(specs: &[LoraSpec], rank: Option<usize>) -> Result<Merged, ConvertE
             groups,
         });
     }
-    let known = common(&parts, families.first());
+    let known = common(&parts, &families);
     let mut places: BTreeMap<&Place, Vec<(&Part, &Group)>> = BTreeMap::new();
     for part in &parts {
         for group in &part.groups {
@@ -124,23 +130,33 @@ pub fn merge(specs: &[LoraSpec], rank: Option<usize>) -> Result<Merged, ConvertE
         };
         let name = kohya::module(known.family, &layout, *component, &format!("{path}.weight"));
         let name = name.expect("adapters are for UNets and text encoders");
-        merge_module(name, place, &groups, known, rank)
+        let of_norm = known.shapes[&(*component, format!("{path}.weight"))].len() == 1;
+        Ok(match of_norm {
+            true => Module::Norm(merge_norm(name, place, &groups, known)?),
+            false => Module::Factors(merge_module(name, place, &groups, known, rank)?),
+        })
     });
-    let merged: Vec<(Option<Factors>, [f64; 2])> = merged.collect::<Result<_, _>>()?;
-    let sum = |of: usize| merged.iter().map(|(_, energies)| energies[of]).sum::<f64>();
-    let (all, kept) = (sum(0), sum(1));
-    let modules: Vec<Factors> = merged
-        .into_iter()
-        .filter_map(|(module, _)| module)
-        .collect();
-    let ranks = modules.iter().map(|module| module.rank);
-    let ranks = (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0));
-    if modules.is_empty() {
+    let merged: Vec<Module> = merged.collect::<Result<_, _>>()?;
+    let (mut modules, mut norms, mut all, mut kept) = (Vec::new(), Vec::new(), 0.0, 0.0);
+    for module in merged {
+        match module {
+            Module::Norm(norm) => norms.extend(norm),
+            Module::Factors((factors, energies)) => {
+                modules.extend(factors);
+                all += energies[0];
+                kept += energies[1];
+            }
+        }
+    }
+    let ranks = modules.iter().map(|module: &Factors| module.rank);
+    let ranks = ranks.clone().min().zip(ranks.max());
+    if modules.is_empty() && norms.is_empty() {
         let nothing = LoraError::NoEffect("nothing is left of the files at these strengths");
         return Err(failed(&specs[0].path)(nothing));
     }
     Ok(Merged {
         modules,
+        norms,
         family: known.family,
         single,
         ranks,
@@ -157,11 +173,9 @@ fn failed(path: &Path) -> impl Fn(LoraError) -> ConvertError + use<> {
     }
 }
 
-/// The published model of the files' family, or the one that has most of their modules' names.
-fn common(parts: &[Part], family: Option<&String>) -> &'static Known {
-    let of_family = known()
-        .iter()
-        .find(|k| Some(&k.family.to_string()) == family);
+/// Of the published models that the files may be made for, the one that has most of their modules' names.
+fn common(parts: &[Part], families: &MadeFor) -> &'static Known {
+    let candidates = known().iter().filter(|known| families.may_be(known.family));
     let named = |known: &&Known| {
         let groups = parts.iter().flat_map(|part| &part.groups);
         groups
@@ -169,13 +183,65 @@ fn common(parts: &[Part], family: Option<&String>) -> &'static Known {
             .count()
     };
     // Of several the first: SD 1 before SD 2, which have the same names.
-    let by_names = || known().iter().rev().max_by_key(named);
-    of_family
-        .or_else(by_names)
-        .expect("there are published models")
+    let by_names = candidates.rev().max_by_key(named);
+    // Metadata may name a family that is none of these.
+    by_names.unwrap_or(&known()[0])
 }
 
-/// The modules of one layer as one, with the energy of their change and what is kept of it; none if they cancel out.
+/// The modules of one layer as one; none if they cancel out.
+enum Module {
+    /// With the energy of their change, and what is kept of it.
+    Factors((Option<Factors>, [f64; 2])),
+    /// Exact, since it has as many numbers as the norm.
+    Norm(Option<Norm>),
+}
+
+/// The differences of one norm's parameters as one.
+fn merge_norm(
+    name: String,
+    place: &Place,
+    groups: &[(&Part, &Group)],
+    known: &Known,
+) -> Result<Option<Norm>, ConvertError> {
+    let mut sums = [("w_norm", Vec::new()), ("b_norm", Vec::new())];
+    let mut shape = Vec::new();
+    for (part, group) in groups {
+        let failed = failed(&part.spec.path);
+        let parts = Parts {
+            group,
+            source: &*part.source,
+        };
+        let told = ["w_norm", "b_norm", "diff", "diff_b"];
+        let told = told.into_iter().find_map(|role| parts.shape(role));
+        let wanted = told.map_or_else(|| shape_of(&parts, place, known), |s| vec![product(s)]);
+        let target = Target {
+            shape: if shape.is_empty() { &wanted } else { &shape },
+            has_bias: true,
+        };
+        let loaded = load(&parts, &target).map_err(&failed)?;
+        shape = wanted;
+        let strength = strength(&part.spec, place, known).map_err(&failed)?;
+        for ((_, sum), change) in sums.iter_mut().zip([loaded.weight, loaded.bias]) {
+            match change {
+                Some(Change::Added(delta)) if strength != 0.0 && !delta.is_zero() => {
+                    sum.resize(shape[0], 0.0);
+                    delta.add(0, strength, sum);
+                }
+                Some(Change::Computed(_)) => {
+                    return Err(failed(parts.problem(DEPENDS_ON_MODEL)));
+                }
+                _ => {}
+            }
+        }
+    }
+    let parts: Vec<_> = sums
+        .into_iter()
+        .filter(|(_, sum)| !sum.is_empty())
+        .collect();
+    Ok((!parts.is_empty()).then_some(Norm { name, parts }))
+}
+
+/// The products on one layer as one, with the energy of their change and what is kept of it.
 fn merge_module(
     name: String,
     place: &Place,
@@ -220,9 +286,7 @@ fn merge_module(
                 deltas.push((strength, delta));
             }
             Some(Change::Computed(_)) => {
-                return Err(failed(parts.problem(
-                    "its change depends on the model; `sdconvert build --lora` adds it to one",
-                )));
+                return Err(failed(parts.problem(DEPENDS_ON_MODEL)));
             }
             _ => {}
         }

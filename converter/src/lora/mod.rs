@@ -1,6 +1,7 @@
 //! LoRAs and their relatives: changes to many weights, added to a model before graphs exist.
 //!
-//! `group.rs` splits a file's keys into modules; each kind of module is one file here and one line of `FORMATS`.
+//! `file.rs` finds the file of an adapter that is a folder, `group.rs` splits a file's keys into modules; each kind of module
+//! is one file here and one line of `FORMATS`.
 //! `names.rs` finds the layer that a module is for, `fit.rs` fits a file to a model as a whole, `bake.rs` computes weights,
 //! `report.rs` says what was done. `merge.rs` puts files together. A file must fit in every module: what matches nothing, fits
 //! nowhere or changes nothing is an error.
@@ -13,6 +14,7 @@ mod error;
 #[cfg(test)]
 mod examples;
 pub(crate) mod factors;
+mod file;
 mod fit;
 mod glora;
 mod group;
@@ -35,7 +37,8 @@ mod whole;
 
 pub use bake::{Options, WithLoras};
 pub use block_weights::LoraBlockWeights;
-pub use error::LoraError;
+pub use error::{LoraError, Misfit};
+pub use file::{file, open};
 pub use fit::Adapter;
 pub use report::{Description, ModuleReport, adapter_key, describe, summary};
 pub use spec::LoraSpec;

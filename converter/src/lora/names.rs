@@ -113,6 +113,9 @@ impl Names {
                     "base_model.model.text_encoder.",
                     "text_encoders.clip_l.transformer.",
                     "text_encoders.clip_h.transformer.",
+                    "clip_l.",
+                    "lora_te.",
+                    "lora_te1.",
                 ],
             ),
             Component::TextEncoder2 => (
@@ -122,6 +125,8 @@ impl Names {
                     "text_encoder_2.base_model.model.",
                     "base_model.model.text_encoder_2.",
                     "text_encoders.clip_g.transformer.",
+                    "clip_g.",
+                    "lora_te2.",
                 ],
             ),
             _ => return,
@@ -156,7 +161,8 @@ impl Names {
         for prefix in ["lora_unet_", "oft_unet_"] {
             self.0.insert(format!("{prefix}{flat}"), place.clone());
         }
-        for prefix in ["diffusion_model.", "model.diffusion_model."] {
+        // The last is OneTrainer's.
+        for prefix in ["diffusion_model.", "model.diffusion_model.", "unet."] {
             self.0.insert(format!("{prefix}{path}"), place.clone());
         }
     }

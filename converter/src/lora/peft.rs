@@ -13,7 +13,7 @@ use super::LoraError;
 use crate::checkpoint::TensorSource;
 
 /// Name of PEFT's files without their ending, and of the configuration beside them.
-const MODEL: &str = "adapter_model";
+pub(super) const MODEL: &str = "adapter_model";
 const CONFIG: &str = "adapter_config.json";
 
 /// Entry of a file's metadata.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::block_weights::Resolved;
 use super::fit::{Module, groups, is_telling};
 use super::group::Parts;
-use super::made_for::made_for;
+use super::made_for::MadeFor;
 use super::{Adapter, LoraError, block_weights, bundled, dora, oft, training};
 use crate::checkpoint::TensorSource;
 use crate::model::Name;
@@ -322,7 +322,7 @@ pub struct Description {
     pub kinds: BTreeMap<String, usize>,
     /// Smallest and largest rank.
     pub ranks: Option<[usize; 2]>,
-    /// Family whose layers its modules fit.
+    /// Families whose layers its modules fit.
     pub made_for: Option<String>,
     /// Modules by the first words of their names.
     pub modules: BTreeMap<String, usize>,
@@ -347,7 +347,8 @@ pub fn adapter_key(source: &dyn TensorSource) -> Option<&String> {
 /// # Errors
 /// It is damaged, or of a kind that cannot be added to weights.
 pub fn describe(source: &dyn TensorSource) -> Result<Description, LoraError> {
-    let (groups, notes) = groups(source, None)?;
+    let (groups, mut notes) = groups(source, None)?;
+    notes.extend(bundled::without_output(source));
     let rank = |group| {
         let parts = Parts { group, source };
         let of_first = |role| {
@@ -369,7 +370,7 @@ pub fn describe(source: &dyn TensorSource) -> Result<Description, LoraError> {
     Ok(Description {
         kinds: kinds(groups.iter().map(|group| Parts { group, source })),
         ranks: ranks(groups.iter().filter_map(rank)),
-        made_for: made_for(&groups, source),
+        made_for: MadeFor::of(&groups, source).told(),
         modules,
         trigger_words: training::trigger_words(source.metadata()),
         training: training::settings(source.metadata()),
