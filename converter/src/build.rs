@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use sd_models::graph::{Graph, OPSET, Param};
 use sd_models::keys::Component;
 use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
-use sd_models::tokenizer;
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
@@ -110,6 +109,7 @@ impl BuildPlan {
             warnings.push(residue.unknown_summary());
         }
         warnings.extend(schedule_warning(&*model));
+        warnings.extend(design.warnings.iter().cloned());
         Ok(Self {
             model,
             options,
@@ -296,9 +296,9 @@ impl BuildPlan {
         for (name, value) in self.design.configs.iter().chain([&own]) {
             staged.write(name, &format!("{value:#}\n"))?;
         }
-        for (folder, pad) in &self.design.tokenizers {
-            for (name, content) in tokenizer::files(*pad) {
-                staged.write(&format!("{folder}/{name}"), &content)?;
+        for (folder, files) in &self.design.tokenizers {
+            for (name, content) in files {
+                staged.write(&format!("{folder}/{name}"), content)?;
             }
         }
         Ok(())

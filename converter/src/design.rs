@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use sd_models::arch::{
-    Activation, ClipTextConfig, ControlNetConfig, TaesdConfig, UNetConfig, VaeConfig,
-    clip_text_encoder, controlled_unet, controlnet, taesd_decoder, taesd_encoder, unet,
-    vae_decoder, vae_encoder,
+    ClipTextConfig, ControlNetConfig, TaesdConfig, UNetConfig, VaeConfig, clip_text_encoder,
+    controlled_unet, controlnet, taesd_decoder, taesd_encoder, unet, vae_decoder, vae_encoder,
 };
 use sd_models::diffusers::{self, Pipeline};
 use sd_models::family::{ModelFamily, Purpose};
@@ -14,10 +13,12 @@ use sd_models::keys::Component;
 use sd_models::manifest::{Latent, PredictionType};
 use sd_models::presets::Trunk;
 use sd_models::structure::{self, StructureError};
-use sd_models::tokenizer::Pad;
+use sd_models::tokenizer;
+use sd_models::tokenizer::folder::{Files, Parts};
 use serde_json::Value;
 
 use crate::ConvertError;
+use crate::config::Config;
 use crate::model::Model;
 use crate::prediction::Prediction;
 
@@ -60,8 +61,10 @@ pub(crate) struct Design {
     pub(crate) networks: Vec<Network>,
     /// Configuration files by path.
     pub(crate) configs: Vec<(String, Value)>,
-    /// Folders of tokenizers.
-    pub(crate) tokenizers: Vec<(&'static str, Pad)>,
+    /// Files of tokenizers by folder.
+    pub(crate) tokenizers: Vec<(&'static str, Files)>,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Design {
@@ -99,13 +102,12 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
     let family = ModelFamily::of(&unet_cfg);
     let encoders = text_encoders(model, family)?;
     let vae_cfg = vae(model, family)?;
-    let config = Config {
-        model,
-        component: Component::UNet,
-    };
+    let config = Config::of(model, Component::UNet)?;
     config.apply_heads(&mut unet_cfg)?;
     config.agrees("in_channels", unet_cfg.in_channels)?;
+    config.agrees("out_channels", unet_cfg.out_channels)?;
     config.agrees("cross_attention_dim", unet_cfg.cross_attention_dim)?;
+    config.agrees_by_level("block_out_channels", &widths(&unet_cfg))?;
     let purpose = Purpose::of(unet_cfg.in_channels, vae_cfg.latent_channels).ok_or_else(|| {
         ConvertError::UnsupportedFamily {
             path: model.path().to_owned(),
@@ -126,14 +128,13 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
     let latent = Latent {
         channels: vae_cfg.latent_channels,
         downscale: 1 << (vae_cfg.channels.len() - 1),
-        scaling_factor: hints
-            .configs
-            .get(&Component::Vae)
-            .and_then(|config| config["scaling_factor"].as_f64())
+        scaling_factor: Config::of(model, Component::Vae)?
+            .scaling_factor()?
             .unwrap_or(family.scaling_factor()),
     };
     let velocity = prediction.kind == PredictionType::VPrediction;
-    let resolution = resolution(model, family.resolution(velocity), latent.downscale);
+    let trained = config.sample_size().map(|side| side * latent.downscale);
+    let resolution = resolution(model, trained, family.resolution(velocity));
     let trunk = Trunk::of(&unet_cfg, family);
     let (evidence, kind) = describe(&unet_cfg, trunk, purpose, family);
 
@@ -144,12 +145,19 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
         ("vae_decoder/config.json".to_owned(), vae_config),
     ];
     let mut tokenizers = Vec::new();
+    let mut warnings = Vec::new();
     for (component, cfg) in &encoders {
-        let pad = family.pad(*component);
         let (folder, tokenizer) = text_folders(*component);
-        let config = diffusers::text_encoder(cfg, pad);
+        let (files, parts) = tokenizer_of(model, family, *component, cfg)?;
+        let config = diffusers::text_encoder(cfg, parts.start, parts.pad);
         configs.push((format!("{folder}/config.json"), config));
-        tokenizers.push((tokenizer, pad));
+        tokenizers.push((tokenizer, files));
+        let unreachable = cfg.vocab_size - (parts.last().1 as usize + 1).min(cfg.vocab_size);
+        if unreachable > 0 {
+            warnings.push(format!(
+                "{unreachable} tokens of the {component} are not in its tokenizer, so that no prompt reaches them"
+            ));
+        }
     }
     let mut evidence = format!("{evidence}; {}", prediction.evidence);
     if model.has(Component::ControlNet) {
@@ -163,10 +171,14 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
         .clone()
         .unwrap_or_else(|| diffusers::scheduler(described));
     let class = scheduler["_class_name"].as_str().unwrap_or_default();
-    configs.push((
-        "model_index.json".to_owned(),
-        diffusers::model_index(described, class),
-    ));
+    let mut index = diffusers::model_index(described, class);
+    let given = hints.index.as_ref();
+    for flag in ["force_zeros_for_empty_prompt", "requires_aesthetics_score"] {
+        if let Some(value) = given.and_then(|index| index[flag].as_bool()) {
+            index[flag] = value.into();
+        }
+    }
+    configs.push(("model_index.json".to_owned(), index));
     configs.push(("scheduler/scheduler_config.json".to_owned(), scheduler));
     configs.push((
         "unet/config.json".to_owned(),
@@ -184,6 +196,7 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
         networks,
         configs,
         tokenizers,
+        warnings,
     })
 }
 
@@ -262,12 +275,13 @@ fn describe(
 fn control(model: &dyn Model) -> Result<Design, ConvertError> {
     let mut cfg = structure::controlnet_config(&model.shapes(Component::ControlNet))
         .map_err(in_file(model))?;
-    let config = Config {
-        model,
-        component: Component::ControlNet,
-    };
+    let config = Config::of(model, Component::ControlNet)?;
     config.apply_heads(&mut cfg.trunk)?;
     config.agrees("in_channels", cfg.trunk.in_channels)?;
+    config.agrees("conditioning_channels", cfg.hint_channels)?;
+    config.agrees("cross_attention_dim", cfg.trunk.cross_attention_dim)?;
+    config.agrees_by_level("block_out_channels", &widths(&cfg.trunk))?;
+    config.agrees_by_level("conditioning_embedding_out_channels", &cfg.hint_widths)?;
     let family = ModelFamily::of(&cfg.trunk);
     let graph = controlnet(&cfg).map_err(unfit(model))?;
     Ok(Design {
@@ -289,6 +303,7 @@ fn control(model: &dyn Model) -> Result<Design, ConvertError> {
             diffusers::controlnet(&cfg),
         )],
         tokenizers: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 
@@ -310,6 +325,7 @@ fn control_evidence(cfg: &ControlNetConfig) -> String {
 fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
     let shapes = model.shapes(Component::Taesd);
     let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
+    Config::of(model, Component::Taesd)?;
     let mut networks = Vec::new();
     let mut configs = Vec::new();
     for (half, folder, graph) in [
@@ -341,6 +357,7 @@ fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
         networks,
         configs,
         tokenizers: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 
@@ -369,16 +386,19 @@ fn text_encoders(
                 ),
             });
         }
-        let config = Config { model, component };
-        let activation = match config.get("hidden_act").and_then(Value::as_str) {
-            Some("quick_gelu") => Activation::QuickGelu,
-            Some("gelu") => Activation::Gelu,
-            _ => published.activation,
-        };
+        let config = Config::of(model, component)?;
+        let activation = config.activation().unwrap_or(published.activation);
         let mut cfg = structure::clip_text_config(&model.shapes(component), activation)
             .map_err(in_file(model))?;
         config.agrees("hidden_size", cfg.hidden_size)?;
+        config.agrees("intermediate_size", cfg.intermediate_size)?;
         config.agrees("num_hidden_layers", cfg.layers)?;
+        config.agrees("max_position_embeddings", cfg.positions)?;
+        config.agrees("vocab_size", cfg.vocab_size)?;
+        if let Some(width) = cfg.projection {
+            config.agrees("projection_dim", width)?;
+        }
+        config.apply_text(&mut cfg)?;
         // A projection that should be there and is not will be missed by name.
         cfg.projection = cfg
             .projection
@@ -412,7 +432,43 @@ fn vae(model: &dyn Model, family: ModelFamily) -> Result<VaeConfig, ConvertError
                 .to_owned(),
         });
     }
-    structure::vae_config(&shapes).map_err(in_file(model))
+    let cfg = structure::vae_config(&shapes).map_err(in_file(model))?;
+    let config = Config::of(model, Component::Vae)?;
+    config.agrees("latent_channels", cfg.latent_channels)?;
+    config.agrees("layers_per_block", cfg.layers_per_block)?;
+    config.agrees_by_level("block_out_channels", &cfg.channels)?;
+    Ok(cfg)
+}
+
+/// The files of a text encoder's tokenizer, and what they say: its folder's, or CLIP's.
+fn tokenizer_of(
+    model: &dyn Model,
+    family: ModelFamily,
+    component: Component,
+    cfg: &ClipTextConfig,
+) -> Result<(Files, Parts), ConvertError> {
+    let Some(folder) = model.hints().tokenizers.get(&component) else {
+        let files = tokenizer::files(family.pad(component));
+        let parts = Parts::read(&files).expect("CLIP's own files are whole");
+        return Ok((files, parts));
+    };
+    let (parts, files) = folder.read()?;
+    let (token, id) = parts.last();
+    if id as usize >= cfg.vocab_size {
+        return Err(ConvertError::TokenOutOfRange {
+            path: folder.path.clone(),
+            token: token.to_owned(),
+            id,
+            component,
+            rows: cfg.vocab_size,
+        });
+    }
+    Ok((files, parts))
+}
+
+/// Channels of each level.
+fn widths(cfg: &UNetConfig) -> Vec<usize> {
+    cfg.levels.iter().map(|level| level.channels).collect()
 }
 
 /// The text encoders' embeddings, side by side, are the UNet's context, and the last one's pooled output is added.
@@ -452,68 +508,10 @@ fn check_text_width(
     }
 }
 
-/// What a component's `config.json` says. Shapes decide; the rest is taken from here.
-struct Config<'a> {
-    model: &'a dyn Model,
-    component: Component,
-}
-
-impl Config<'_> {
-    fn get(&self, field: &str) -> Option<&Value> {
-        let config = self.model.hints().configs.get(&self.component)?;
-        config.get(field).filter(|value| !value.is_null())
-    }
-
-    /// # Errors
-    /// The configuration says something else than the weights.
-    fn agrees(&self, field: &'static str, weights: usize) -> Result<(), ConvertError> {
-        match self.get(field).and_then(Value::as_u64) {
-            Some(config) if config != weights as u64 => {
-                Err(self.contradiction(field, config.to_string(), weights.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn contradiction(&self, field: &'static str, config: String, weights: String) -> ConvertError {
-        ConvertError::ConfigContradictsWeights {
-            path: self.model.path().to_owned(),
-            component: self.component,
-            field,
-            config,
-            weights,
-        }
-    }
-
-    /// The numbers of heads, which diffusers calls `attention_head_dim` by a historic mistake.
-    fn apply_heads(&self, cfg: &mut UNetConfig) -> Result<(), ConvertError> {
-        const FIELD: &str = "attention_head_dim";
-        let Some(value) = self.get("num_attention_heads").or_else(|| self.get(FIELD)) else {
-            return Ok(());
-        };
-        let heads = |i: usize| value.as_u64().or_else(|| value.get(i)?.as_u64());
-        for (i, level) in cfg.levels.iter_mut().enumerate() {
-            match heads(i).map(|n| n as usize) {
-                Some(n) if n > 0 && level.channels % n == 0 => level.heads = n,
-                _ => {
-                    let weights = format!("level {i} has {} channels", level.channels);
-                    return Err(self.contradiction(FIELD, value.to_string(), weights));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Side in pixels that the files declare, or the family's.
-fn resolution(model: &dyn Model, usual: usize, downscale: usize) -> usize {
-    let hints = model.hints();
-    let declared = hints.metadata.get("modelspec.resolution");
+fn resolution(model: &dyn Model, configured: Option<usize>, usual: usize) -> usize {
+    let declared = model.hints().metadata.get("modelspec.resolution");
     let declared = declared.and_then(|text| text.split('x').next()?.trim().parse::<usize>().ok());
-    let configured = hints.configs.get(&Component::UNet);
-    let configured = configured
-        .and_then(|config| config["sample_size"].as_u64())
-        .map(|side| side as usize * downscale);
     declared
         .or(configured)
         .filter(|n| n % 8 == 0 && (64..=4096).contains(n))

@@ -69,6 +69,32 @@ pub enum ConvertError {
         /// What the weights say.
         weights: String,
     },
+    /// A configuration file says something that our graphs do not compute.
+    #[error("{}: {field} is {found}; supported is {supported}", path.display())]
+    ConfigUnsupported {
+        /// The file.
+        path: PathBuf,
+        /// Name in the configuration.
+        field: &'static str,
+        /// What the configuration says.
+        found: String,
+        /// What it may say.
+        supported: String,
+    },
+    /// A tokenizer has tokens that the text encoder does not know.
+    #[error("{}: token `{token}` has id {id}, but the {component} has {rows} tokens\nhint: save the text encoder again after `resize_token_embeddings`, or take the token out", path.display())]
+    TokenOutOfRange {
+        /// The tokenizer's folder.
+        path: PathBuf,
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Whose tokens.
+        component: Component,
+        /// Rows of its table.
+        rows: usize,
+    },
     /// Tensors do not form a known network.
     #[error("{}: {source}", path.display())]
     Structure {

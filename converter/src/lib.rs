@@ -11,6 +11,7 @@
 pub mod against;
 pub mod build;
 pub mod checkpoint;
+mod config;
 pub mod control;
 mod design;
 pub mod embedding;

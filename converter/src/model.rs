@@ -14,6 +14,7 @@ use sd_models::structure::{self, Shapes};
 use serde_json::Value;
 
 use crate::ConvertError;
+use crate::checkpoint::folder::{ConfigFile, TokenizerFolder};
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, to_f32};
 use crate::error::some_of;
 use crate::lora::Adapter;
@@ -126,9 +127,13 @@ impl<'a> Tensor<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
     /// Configuration of each component, in diffusers' form.
-    pub configs: BTreeMap<Component, Value>,
+    pub configs: BTreeMap<Component, ConfigFile>,
+    /// Tokenizer of each text encoder; where there is none, it is CLIP's.
+    pub tokenizers: BTreeMap<Component, TokenizerFolder>,
     /// Configuration of the scheduler.
     pub scheduler: Option<Value>,
+    /// The `model_index.json` of a pipeline's folder.
+    pub index: Option<Value>,
     /// Free-form text in the first file.
     pub metadata: BTreeMap<String, String>,
     /// Whether a tensor or a sibling file says that the UNet predicts velocity, and which.

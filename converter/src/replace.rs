@@ -61,6 +61,10 @@ impl Replaced {
                 Some(config) => hints.configs.insert(*component, config.clone()),
                 None => hints.configs.remove(component),
             };
+            match donor.hints().tokenizers.get(component) {
+                Some(folder) => hints.tokenizers.insert(*component, folder.clone()),
+                None => hints.tokenizers.remove(component),
+            };
         }
         Ok(Self {
             base,

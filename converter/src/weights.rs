@@ -121,7 +121,9 @@ impl Weights {
                 weights.hints.configs.insert(component.component, config);
             }
         }
+        weights.hints.tokenizers = folder.tokenizers;
         weights.hints.scheduler = folder.scheduler;
+        weights.hints.index = folder.index;
         weights.hints.notes = folder.notes;
         weights.finish()
     }

@@ -3,13 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::arch::{
-    Activation, ClipTextConfig, ControlNetConfig, Level, MidBlock, Projection, TaesdConfig,
-    UNetConfig, VaeConfig,
+    Activation, ClipTextConfig, ControlNetConfig, Level, MidBlock, PooledAt, Projection,
+    TaesdConfig, UNetConfig, VaeConfig,
 };
 use crate::family::{ModelFamily, Purpose};
 use crate::keys::Component;
 use crate::manifest::PredictionType;
-use crate::tokenizer::Pad;
 
 /// Version of diffusers whose file formats are written.
 const DIFFUSERS_VERSION: &str = "0.39.0";
@@ -290,6 +289,9 @@ pub fn vae(cfg: &VaeConfig, scaling_factor: f64, sample_size: usize) -> Value {
     })
 }
 
+/// The `eos_token_id` of old configurations, by which transformers knows that the pooled output is taken at the largest id.
+pub const POOLED_AT_LARGEST_ID: u32 = 2;
+
 fn text_encoder_class(cfg: &ClipTextConfig) -> &'static str {
     match cfg.projection {
         Some(_) => "CLIPTextModelWithProjection",
@@ -297,23 +299,23 @@ fn text_encoder_class(cfg: &ClipTextConfig) -> &'static str {
     }
 }
 
-/// `text_encoder/config.json`.
+/// `text_encoder/config.json`, with the ids of the first token and of the padding.
 #[must_use]
-pub fn text_encoder(cfg: &ClipTextConfig, pad: Pad) -> Value {
+pub fn text_encoder(cfg: &ClipTextConfig, start: u32, pad: u32) -> Value {
     let activation = match cfg.activation {
         Activation::QuickGelu => "quick_gelu",
         Activation::Gelu => "gelu",
     };
-    let pad = match pad {
-        Pad::EndOfText => 49407,
-        Pad::Exclamation => 0,
+    let end = match cfg.pooled_at {
+        PooledAt::LargestId => POOLED_AT_LARGEST_ID,
+        PooledAt::First(id) => id,
     };
     json!({
         "architectures": [text_encoder_class(cfg)],
         "attention_dropout": 0.0,
-        "bos_token_id": 49406,
+        "bos_token_id": start,
         "dropout": 0.0,
-        "eos_token_id": 49407,
+        "eos_token_id": end,
         "hidden_act": activation,
         "hidden_size": cfg.hidden_size,
         "initializer_factor": 1.0,

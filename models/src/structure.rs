@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::arch::{
-    Activation, AddedConditioning, ClipTextConfig, ControlNetConfig, Level, MidBlock, Projection,
-    TIME_ID_WIDTH, TaesdConfig, UNetConfig, VaeConfig,
+    Activation, AddedConditioning, ClipTextConfig, ControlNetConfig, Level, MidBlock, PooledAt,
+    Projection, TIME_ID_WIDTH, TaesdConfig, UNetConfig, VaeConfig,
 };
 use crate::family::ModelFamily;
 
@@ -296,6 +296,7 @@ pub fn clip_text_config(
         layers,
         heads: tokens[1] / 64,
         activation,
+        pooled_at: PooledAt::LargestId,
         projection: match shapes.contains_key("text_projection.weight") {
             true => Some(reader.rank("text_projection.weight", 2, "the pooled width")?[0]),
             false => None,

@@ -3,9 +3,11 @@
 //! The vocabulary follows from the list of merges: 256 byte symbols, the same with an end-of-word mark, one token per
 //! merge, and the two special tokens (OpenAI CLIP, `simple_tokenizer.py`).
 
-use std::fmt::Write;
+pub mod folder;
 
 use serde_json::json;
+
+use folder::{Files, vocab_json};
 
 /// The merges, one pair per line, in the order of their learning. See `assets/SOURCES.md`.
 const MERGES: &str = include_str!("../assets/clip_merges.txt");
@@ -36,19 +38,24 @@ pub fn byte_alphabet() -> impl Iterator<Item = char> {
         .chain((0x100..0x144u32).map(|c| char::from_u32(c).expect("far below the surrogates")))
 }
 
+/// Pairs of symbols, in the order of their merging.
+fn merges() -> impl Iterator<Item = &'static str> {
+    MERGES.lines()
+}
+
 /// Every token, in the order of ids.
 #[must_use]
 pub fn vocabulary() -> Vec<String> {
     let mut tokens: Vec<String> = byte_alphabet().map(String::from).collect();
     tokens.extend(byte_alphabet().map(|c| format!("{c}{END_OF_WORD}")));
-    tokens.extend(MERGES.lines().map(|pair| pair.replacen(' ', "", 1)));
+    tokens.extend(merges().map(|pair| pair.replacen(' ', "", 1)));
     tokens.extend([START_OF_TEXT.to_owned(), END_OF_TEXT.to_owned()]);
     tokens
 }
 
 /// Names and contents of the files in a `tokenizer` folder, as transformers' `CLIPTokenizer` reads them.
 #[must_use]
-pub fn files(pad: Pad) -> Vec<(&'static str, String)> {
+pub fn files(pad: Pad) -> Files {
     let pad = match pad {
         Pad::EndOfText => END_OF_TEXT,
         Pad::Exclamation => "!",
@@ -71,22 +78,13 @@ pub fn files(pad: Pad) -> Vec<(&'static str, String)> {
         "pad_token": pad,
         "unk_token": special(END_OF_TEXT),
     });
-    vec![
-        ("vocab.json", vocab_json()),
+    let tokens: Vec<(String, u32)> = vocabulary().into_iter().zip(0..).collect();
+    Files::from([
+        ("vocab.json", vocab_json(&tokens)),
         ("merges.txt", format!("#version: 0.2\n{MERGES}")),
         ("tokenizer_config.json", format!("{config:#}\n")),
         ("special_tokens_map.json", format!("{tokens_map:#}\n")),
-    ]
-}
-
-/// The vocabulary as a JSON object in the order of ids.
-fn vocab_json() -> String {
-    let mut text = String::from("{");
-    for (id, token) in vocabulary().iter().enumerate() {
-        let separator = if id == 0 { "" } else { "," };
-        let _ = write!(text, "{separator}{}:{id}", json!(token));
-    }
-    text + "}"
+    ])
 }
 
 #[cfg(test)]

@@ -6,24 +6,68 @@ use std::path::{Path, PathBuf};
 
 use sd_models::keys::Component;
 use sd_models::manifest;
+use sd_models::tokenizer::folder::{self as tokenizer, Parts};
 use serde_json::Value;
 
 use super::safetensors::USE_OF_GRAPHS;
 use super::scaled::dequantized;
 use super::{CheckpointError, IndexError, TensorSource, open, open_stored};
 
-/// Largest JSON file that is read.
-const MAX_JSON: u64 = 64 << 20;
+/// Largest file of text that is read.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// Names without extension of the files that hold weights.
 const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
+
+/// A configuration file.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub json: Value,
+}
+
+/// The folder of a text encoder's tokenizer.
+#[derive(Clone, Debug)]
+pub struct TokenizerFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its files hold.
+    pub files: tokenizer::Files,
+}
+
+impl TokenizerFolder {
+    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
+        let mut files = tokenizer::Files::new();
+        for name in tokenizer::FILES {
+            if let Some(text) = read_text(&path.join(name))? {
+                files.insert(name, text);
+            }
+        }
+        Ok(Self { path, files })
+    }
+
+    /// What the files say, and the files with a vocabulary in the form that every reader takes.
+    ///
+    /// # Errors
+    /// They are not those of a CLIP tokenizer.
+    pub fn read(&self) -> Result<(Parts, tokenizer::Files), CheckpointError> {
+        let both = Parts::read(&self.files)
+            .and_then(|parts| Ok((parts, tokenizer::completed(self.files.clone())?)));
+        both.map_err(|e| CheckpointError::Config {
+            path: self.path.join(e.file),
+            problem: e.problem,
+        })
+    }
+}
 
 /// One component of a folder.
 pub struct ComponentFolder {
     /// Which.
     pub component: Component,
     /// Its `config.json`, if there is one.
-    pub config: Option<Value>,
+    pub config: Option<ConfigFile>,
     /// Its files of weights.
     pub files: Vec<Box<dyn TensorSource>>,
 }
@@ -32,8 +76,12 @@ pub struct ComponentFolder {
 pub struct Folder {
     /// Its components.
     pub components: Vec<ComponentFolder>,
+    /// The tokenizers of its text encoders.
+    pub tokenizers: BTreeMap<Component, TokenizerFolder>,
     /// Its `scheduler/scheduler_config.json`.
     pub scheduler: Option<Value>,
+    /// Its `model_index.json`.
+    pub index: Option<Value>,
     /// What the user should know of the choice of files.
     pub notes: Vec<String>,
 }
@@ -57,7 +105,9 @@ pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, Checkpo
 fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointError> {
     let mut folder = Folder {
         components: Vec::new(),
+        tokenizers: BTreeMap::new(),
         scheduler: read_json(&path.join("scheduler/scheduler_config.json"))?,
+        index: read_json(&path.join("model_index.json"))?,
         notes: Vec::new(),
     };
     let mut variants = BTreeSet::new();
@@ -71,6 +121,22 @@ fn components(path: &Path, variant: Option<&str>) -> Result<Folder, CheckpointEr
         let path = path.join(name);
         if path.is_dir() {
             variants.extend(folder.add(&path, component, variant)?);
+        }
+    }
+    for (name, component) in [
+        ("tokenizer", Component::TextEncoder),
+        ("tokenizer_2", Component::TextEncoder2),
+    ] {
+        let tokenizer = path.join(name);
+        if tokenizer.is_dir() {
+            folder
+                .tokenizers
+                .insert(component, TokenizerFolder::open(tokenizer)?);
+        } else if folder.components.iter().any(|c| c.component == component) {
+            let missing = tokenizer.display();
+            folder
+                .notes
+                .push(format!("{missing}: there is no tokenizer; taking CLIP's"));
         }
     }
     if folder.components.is_empty() {
@@ -149,9 +215,10 @@ impl Folder {
             ));
         }
         let file = path.join(&chosen.name);
+        let config = path.join("config.json");
         self.components.push(ComponentFolder {
             component,
-            config: read_json(&path.join("config.json"))?,
+            config: read_json(&config)?.map(|json| ConfigFile { path: config, json }),
             files: match chosen.index {
                 true => open_parts(path, &file)?,
                 false => vec![open(&file)?],
@@ -279,18 +346,27 @@ fn open_parts(folder: &Path, index: &Path) -> Result<Vec<Box<dyn TensorSource>>,
 
 /// A JSON file's content, or nothing where there is no such file.
 fn read_json(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    let parse = |text: String| serde_json::from_str(&text);
+    let json = read_text(path)?.map(parse).transpose();
+    json.map_err(|e| CheckpointError::Config {
+        path: path.to_owned(),
+        problem: format!("not JSON: {e}"),
+    })
+}
+
+/// A small file's content, or nothing where there is no such file.
+fn read_text(path: &Path) -> Result<Option<String>, CheckpointError> {
     let config = |problem: String| CheckpointError::Config {
         path: path.to_owned(),
         problem,
     };
     match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_JSON => {
+        Ok(metadata) if metadata.len() > MAX_TEXT => {
             Err(config(format!("it has {} bytes", metadata.len())))
         }
         Ok(_) => {
-            let text = fs::read_to_string(path).map_err(|e| config(e.to_string()))?;
-            let json = serde_json::from_str(&text).map_err(|e| config(format!("not JSON: {e}")))?;
-            Ok(Some(json))
+            let text = fs::read_to_string(path);
+            text.map(Some).map_err(|e| config(e.to_string()))
         }
         Err(_) => Ok(None),
     }

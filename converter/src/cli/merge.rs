@@ -108,6 +108,14 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
     for text in absent(&*model)? {
         ui.warn(text);
     }
+    for folder in model.hints().tokenizers.values() {
+        if !folder.read().is_ok_and(|(parts, _)| parts.is_clip()) {
+            let path = folder.path.display();
+            ui.warn(format!(
+                "{path}: a single file holds no tokenizer, and this one is not CLIP's"
+            ));
+        }
+    }
     let bar = ui.bytes("merging", work_bytes(&*model));
     let non_finite = save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
     drop(bar);

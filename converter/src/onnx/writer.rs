@@ -341,6 +341,7 @@ fn value_info(graph: &Graph, value: Value) -> ValueInfoProto {
     let elem_type = match info.dtype {
         DType::F32 => data_type::FLOAT,
         DType::I64 => data_type::INT64,
+        DType::Bool => data_type::BOOL,
     };
     let dim = info
         .shape

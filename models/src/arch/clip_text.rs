@@ -14,6 +14,15 @@ pub enum Activation {
     Gelu,
 }
 
+/// The token at which the pooled output is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PooledAt {
+    /// The first one with the largest id: the end token, unless a token was added to the vocabulary.
+    LargestId,
+    /// The first one with this id.
+    First(u32),
+}
+
 /// Shape of a text encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClipTextConfig {
@@ -31,6 +40,8 @@ pub struct ClipTextConfig {
     pub heads: usize,
     /// Feed-forward nonlinearity.
     pub activation: Activation,
+    /// Where the pooled output is taken.
+    pub pooled_at: PooledAt,
     /// Width that the pooled output is projected to, where it is.
     pub projection: Option<usize>,
 }
@@ -47,6 +58,7 @@ impl ClipTextConfig {
             layers: 12,
             heads: 12,
             activation: Activation::QuickGelu,
+            pooled_at: PooledAt::LargestId,
             projection: None,
         }
     }
@@ -119,8 +131,11 @@ pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
         Ok((states, normed))
     })?;
 
-    // The end token has the largest id of the vocabulary; the first one counts, since padding may repeat it.
-    let end = g.argmax(ids, 1);
+    // The first end token counts, since padding may repeat it.
+    let end = match cfg.pooled_at {
+        PooledAt::LargestId => g.argmax(ids, 1),
+        PooledAt::First(id) => g.first_of(ids, i64::from(id), 1),
+    };
     let last = normed[cfg.layers];
     let pooled = g.pick_row_per_batch(last, end);
     // In transformers' order, on which optimum's pipelines rely.
@@ -216,6 +231,20 @@ mod tests {
                 (tensors, parameters)
             );
         }
+    }
+
+    #[test]
+    fn the_pooled_output_is_taken_where_the_configuration_says() {
+        let operators = |pooled_at| {
+            let cfg = ClipTextConfig {
+                pooled_at,
+                ..ClipTextConfig::clip_l().narrowed(64, 1)
+            };
+            let graph = clip_text_encoder(&cfg).unwrap().to_string();
+            ["Equal", "ArgMax"].map(|op| graph.contains(op))
+        };
+        assert_eq!(operators(PooledAt::LargestId), [false, true]);
+        assert_eq!(operators(PooledAt::First(49407)), [true, true]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod unet;
 mod vae;
 
 pub use crate::nn::Projection;
-pub use clip_text::{Activation, ClipTextConfig, clip_text_encoder};
+pub use clip_text::{Activation, ClipTextConfig, PooledAt, clip_text_encoder};
 pub use controlnet::{ControlNetConfig, controlnet};
 pub use taesd::{TaesdConfig, taesd_decoder, taesd_encoder};
 pub use unet::{

@@ -33,6 +33,8 @@ pub enum DType {
     F32,
     /// Signed 64-bit integer.
     I64,
+    /// True or false.
+    Bool,
 }
 
 impl fmt::Display for DType {
@@ -40,6 +42,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::I64 => "i64",
+            Self::Bool => "bool",
         })
     }
 }

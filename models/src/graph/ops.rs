@@ -336,6 +336,19 @@ impl GraphBuilder {
         )
     }
 
+    /// Position of the first `value` in the integers `x` along `axis`, which stays as 1; 0 where there is none.
+    pub fn first_of(&mut self, x: Value, value: i64, axis: usize) -> Value {
+        /// The number of `INT64` among ONNX's types.
+        const INT64: i64 = 7;
+        let value = self.constant_i64(&[value]);
+        let shape = self.shape(x).to_vec();
+        let inputs = vec![Some(x), Some(value)];
+        let equal = self.typed_node("Equal", inputs, DType::Bool, shape.clone(), vec![]);
+        let to = vec![("to", Attr::Int(INT64))];
+        let equal = self.typed_node("Cast", vec![Some(equal)], DType::I64, shape, to);
+        self.argmax(equal, axis)
+    }
+
     /// LayerNorm over the last dimension.
     ///
     /// # Errors

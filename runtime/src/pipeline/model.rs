@@ -106,6 +106,7 @@ impl ModelDir {
             None => configs.family()?,
         };
         let tokenizer = ClipTokenizer::from_dir(&path.join("tokenizer"))?;
+        check_tokens(path, &tokenizer)?;
         Ok(Self {
             path: path.to_owned(),
             manifest,
@@ -222,6 +223,23 @@ impl ModelDir {
     #[must_use]
     pub fn hash(&self) -> Option<&str> {
         self.manifest.as_ref()?.sources.first()?.sha256.get(..10)
+    }
+}
+
+/// A token behind the text encoder's last one would be looked up outside of its table.
+fn check_tokens(path: &Path, tokenizer: &ClipTokenizer) -> Result<(), PipelineError> {
+    let config = path.join("text_encoder/config.json");
+    if !config.is_file() {
+        return Ok(());
+    }
+    let rows = read_json(&config)?["vocab_size"].as_u64();
+    let (token, id) = tokenizer.last();
+    match rows {
+        Some(rows) if u64::from(id) >= rows => Err(PipelineError::NotAModel {
+            path: path.join("tokenizer"),
+            problem: format!("token `{token}` has id {id}, but the text encoder has {rows} tokens"),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -4,12 +4,17 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use sd_models::tokenizer::{END_OF_TEXT, END_OF_WORD, START_OF_TEXT};
+use sd_models::tokenizer::folder::{FILES, Files, Parts};
+use sd_models::tokenizer::{END_OF_TEXT, END_OF_WORD};
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::{SplitDelimiterBehavior, Tokenizer};
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::tokenizer::{
+    AddedToken, NormalizedString, Normalizer, SplitDelimiterBehavior, TokenizerImpl,
+};
 
 use super::TextError;
 use super::clean::clean;
@@ -17,11 +22,24 @@ use super::clean::clean;
 /// Words, single digits, runs of other signs: what CLIP splits text into before it looks for pairs.
 const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// [`clean`] as a step of the tokenizer: added tokens are found before it or after it.
+#[derive(Clone, Debug)]
+struct Clean;
+
+impl Normalizer for Clean {
+    fn normalize(&self, text: &mut NormalizedString) -> tokenizers::Result<()> {
+        *text = clean(text.get()).into();
+        Ok(())
+    }
+}
+
 /// A tokenizer and its special tokens.
 #[derive(Clone, Debug)]
 pub struct ClipTokenizer {
-    tokenizer: Tokenizer,
-    vocab_size: usize,
+    tokenizer: TokenizerImpl<BPE, Clean, Sequence, PostProcessorWrapper, DecoderWrapper>,
+    /// Tokens that follow an added token: the further vectors of a textual inversion.
+    followers: HashMap<u32, Vec<u32>>,
+    last: (String, u32),
     start: u32,
     end: u32,
     pad: u32,
@@ -34,73 +52,102 @@ impl ClipTokenizer {
     /// # Errors
     /// A file is missing or is no CLIP vocabulary.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        let read = |name: &str| {
+        let mut files = Files::new();
+        for name in FILES {
             let path = dir.join(name);
-            fs::read_to_string(&path).map_err(|source| TextError::Read { path, source })
-        };
-        let wrong = |name: &str, problem: String| TextError::Tokenizer {
-            path: dir.join(name),
+            if path.is_file() {
+                let text = fs::read_to_string(&path);
+                files.insert(
+                    name,
+                    text.map_err(|source| TextError::Read { path, source })?,
+                );
+            }
+        }
+        let parts = Parts::read(&files).map_err(|e| TextError::Tokenizer {
+            path: dir.join(e.file),
+            problem: e.problem,
+        })?;
+        let wrong = |problem: String| TextError::Tokenizer {
+            path: dir.to_owned(),
             problem,
         };
-        let vocab: HashMap<String, u32> = serde_json::from_str(&read("vocab.json")?)
-            .map_err(|e| wrong("vocab.json", format!("not a map from token to id: {e}")))?;
-        let merges = parse_merges(&read("merges.txt")?).map_err(|line| {
-            wrong(
-                "merges.txt",
-                format!("line {line} is not a pair of symbols"),
-            )
-        })?;
-        let special: serde_json::Value = serde_json::from_str(&read("special_tokens_map.json")?)
-            .map_err(|e| wrong("special_tokens_map.json", e.to_string()))?;
-        let id = |token: &str| {
-            let missing = || wrong("vocab.json", format!("it has no token `{token}`"));
-            vocab.get(token).copied().ok_or_else(missing)
+        if let Some([a, b]) = same_when_cleaned(&parts) {
+            return Err(wrong(format!(
+                "its added tokens `{a}` and `{b}` are the same in lower case"
+            )));
+        }
+        let (last, last_id) = parts.last();
+        let last = (last.to_owned(), last_id);
+        let followers = followers(&parts);
+        let comma = format!(",{END_OF_WORD}");
+        let comma = match parts.vocabulary.get(&comma) {
+            Some(comma) => *comma,
+            None => return Err(wrong(format!("its vocabulary has no token `{comma}`"))),
         };
-        let pad = &special["pad_token"];
-        let pad = pad
-            .as_str()
-            .or(pad["content"].as_str())
-            .unwrap_or(END_OF_TEXT);
-        let (start, end, pad) = (id(START_OF_TEXT)?, id(END_OF_TEXT)?, id(pad)?);
-        let comma = id(&format!(",{END_OF_WORD}"))?;
-        let vocab_size = vocab.len();
+        // Added tokens keep their ids by being in the vocabulary; no merge makes them.
+        let added = parts.added.iter().map(|t| (t.content.clone(), t.id));
+        let vocabulary = parts.vocabulary.into_iter().chain(added);
         let bpe = BPE::builder()
             .vocab_and_merges(
-                vocab
-                    .into_iter()
-                    .collect::<tokenizers::models::bpe::Vocab>(),
-                merges,
+                vocabulary.collect::<tokenizers::models::bpe::Vocab>(),
+                parts.merges,
             )
             .unk_token(END_OF_TEXT.to_owned())
             .end_of_word_suffix(END_OF_WORD.to_owned())
             .build()
-            .map_err(|e| wrong("merges.txt", e.to_string()))?;
+            .map_err(|e| wrong(e.to_string()))?;
         let pattern = SplitPattern::Regex(PATTERN.to_owned());
         let words = Split::new(pattern, SplitDelimiterBehavior::Removed, true)
             .expect("the pattern is valid");
         let bytes = ByteLevel::new(false, true, false);
-        let mut tokenizer = Tokenizer::new(bpe);
+        let mut tokenizer = TokenizerImpl::new(bpe);
         tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+        let added = parts.added.into_iter().map(|token| AddedToken {
+            content: token.content,
+            single_word: token.single_word,
+            lstrip: token.lstrip,
+            rstrip: token.rstrip,
+            normalized: token.normalized,
+            special: false,
+        });
+        tokenizer
+            .with_normalizer(Some(Clean))
+            .and_then(|tokenizer| tokenizer.add_tokens(added))
+            .map_err(|e| wrong(format!("its added tokens cannot be searched for: {e}")))?;
         Ok(Self {
             tokenizer,
-            vocab_size,
-            start,
-            end,
-            pad,
+            followers,
+            last,
+            start: parts.start,
+            end: parts.end,
+            pad: parts.pad,
             comma,
         })
     }
 
-    /// Ids of a text, without special tokens; their spellings in the text are text.
+    /// Ids of a text, without special tokens; their spellings in the text are text. A textual inversion of several
+    /// vectors is called by its first token, as in diffusers: `cat` stands for `cat cat_1 cat_2` where these are there.
     ///
     /// # Errors
     /// None in practice: every byte has a token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self
             .tokenizer
-            .encode(clean(text), false)
+            .encode_fast(text, false)
             .map_err(|e| TextError::Tokenize(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let with_followers = encoding.get_ids().iter().flat_map(|id| {
+            let followers = self.followers.get(id);
+            [*id]
+                .into_iter()
+                .chain(followers.into_iter().flatten().copied())
+        });
+        Ok(with_followers.collect())
+    }
+
+    /// The token with the largest id.
+    #[must_use]
+    pub fn last(&self) -> (&str, u32) {
+        (&self.last.0, self.last.1)
     }
 
     /// First token of every chunk.
@@ -126,26 +173,28 @@ impl ClipTokenizer {
     pub fn comma(&self) -> u32 {
         self.comma
     }
-
-    /// Number of tokens.
-    #[must_use]
-    pub fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
 }
 
-/// Pairs of a `merges.txt`, or the number of the line that is none.
-fn parse_merges(text: &str) -> Result<Vec<(String, String)>, usize> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
-    lines
-        .map(|(i, line)| {
-            let (a, b) = line.split_once(' ').ok_or(i + 1)?;
-            Ok((a.to_owned(), b.to_owned()))
-        })
-        .collect()
+/// Two added tokens that are looked for in cleaned text, where they have one spelling.
+fn same_when_cleaned(parts: &Parts) -> Option<[&str; 2]> {
+    let mut known = HashMap::new();
+    let mut normalized = parts.added.iter().filter(|token| token.normalized);
+    normalized.find_map(|token| {
+        let first = known.insert(clean(&token.content), &*token.content)?;
+        Some([first, &*token.content])
+    })
+}
+
+/// The ids of `X_1`, `X_2` .. for every added token `X` that has such.
+fn followers(parts: &Parts) -> HashMap<u32, Vec<u32>> {
+    let tokens = parts.added.iter().map(|token| (&*token.content, token.id));
+    let ids: HashMap<&str, u32> = tokens.collect();
+    let further = |(content, id): (&&str, &u32)| {
+        let named = (1..).map_while(|i| ids.get(&*format!("{content}_{i}")).copied());
+        let named: Vec<u32> = named.collect();
+        (!named.is_empty()).then_some((*id, named))
+    };
+    ids.iter().filter_map(further).collect()
 }
 
 #[cfg(test)]
@@ -153,12 +202,23 @@ pub(crate) mod tests {
     use super::*;
     use sd_models::tokenizer::{Pad, files};
 
-    pub(crate) fn tokenizer(pad: Pad) -> ClipTokenizer {
+    fn of_files(files: &Files) -> Result<ClipTokenizer, TextError> {
         let dir = tempfile::tempdir().unwrap();
-        for (name, content) in files(pad) {
+        for (name, content) in files {
             fs::write(dir.path().join(name), content).unwrap();
         }
-        ClipTokenizer::from_dir(dir.path()).unwrap()
+        ClipTokenizer::from_dir(dir.path())
+    }
+
+    pub(crate) fn tokenizer(pad: Pad) -> ClipTokenizer {
+        of_files(&files(pad)).unwrap()
+    }
+
+    /// CLIP's files with one more, or another.
+    fn with(name: &'static str, content: &str) -> Result<ClipTokenizer, TextError> {
+        let mut files = files(Pad::EndOfText);
+        files.insert(name, content.to_owned());
+        of_files(&files)
     }
 
     #[test]
@@ -214,6 +274,74 @@ pub(crate) mod tests {
     fn special_tokens_in_a_prompt_are_text() {
         let ids = tokenizer(Pad::EndOfText).encode("<|endoftext|>").unwrap();
         assert!(ids.len() > 1 && !ids.contains(&49407), "{ids:?}");
+    }
+
+    /// Of transformers' `CLIPTokenizer` (`tests/golden/clip_tokenizers.py`).
+    #[test]
+    fn added_tokens_and_other_vocabularies_give_the_ids_of_transformers() {
+        let golden = include_str!("../../../tests/golden/clip_tokenizers.json");
+        let cases: serde_json::Value = serde_json::from_str(golden).unwrap();
+        for (name, case) in cases.as_object().unwrap() {
+            let changed = |name: &str| case["files"][name].as_str().map(str::to_owned);
+            let mut of_case = match changed("tokenizer.json") {
+                Some(_) => Files::new(),
+                None => files(Pad::EndOfText),
+            };
+            of_case.extend(
+                FILES
+                    .iter()
+                    .filter_map(|name| Some((*name, changed(name)?))),
+            );
+            let clip = of_files(&of_case).unwrap();
+            for pair in case["ids"].as_array().unwrap() {
+                let text = pair[0].as_str().unwrap();
+                let ids: Vec<u32> = serde_json::from_value(pair[1].clone()).unwrap();
+                assert_eq!(clip.encode(text).unwrap(), ids, "{name}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_textual_inversion_of_several_vectors_is_called_by_its_first_token() {
+        let added = r#"{"<cat>": 49408, "<cat>_1": 49409, "<cat>_2": 49410, "<dog>": 49411}"#;
+        let clip = with("added_tokens.json", added).unwrap();
+        let ids = clip.encode("a <cat> <dog>").unwrap();
+        assert_eq!(ids, [320, 49408, 49409, 49410, 49411]);
+        assert_eq!(clip.last(), ("<dog>", 49411));
+    }
+
+    #[test]
+    fn added_tokens_that_cannot_be_told_apart_are_errors() {
+        let error = |name, content| with(name, content).unwrap_err().to_string();
+        let said = error("added_tokens.json", r#"{"cat</w>": 49408}"#);
+        let expected = "token `cat</w>` has the ids 2368 and 49408";
+        assert!(
+            said.contains("added_tokens.json") && said.contains(expected),
+            "{said}"
+        );
+        let said = error("added_tokens.json", r#"{"<A>": 49408, "<a>": 49409}"#);
+        assert!(said.contains("`<A>` and `<a>` are the same"), "{said}");
+        let said = error(
+            "tokenizer_config.json",
+            r#"{"pad_token": "[PAD]", "added_tokens_decoder": {}}"#,
+        );
+        assert!(said.contains("no token `[PAD]`"), "{said}");
+    }
+
+    #[test]
+    fn special_tokens_are_those_of_the_folder() {
+        let config = r#"{
+            "bos_token": "<begin>", "eos_token": {"content": "<stop>"}, "pad_token": "!",
+            "added_tokens_decoder": {
+                "49408": {"content": "<begin>", "special": true},
+                "49409": {"content": "<stop>", "special": true}
+            }
+        }"#;
+        let clip = with("tokenizer_config.json", config).unwrap();
+        assert_eq!((clip.start(), clip.end(), clip.pad()), (49408, 49409, 0));
+        // Their spellings are text.
+        assert_eq!(clip.encode("stop!").unwrap(), [1691, 256]);
+        assert!(clip.encode("<stop>").unwrap().len() > 1);
     }
 
     #[test]
