@@ -13,7 +13,9 @@ use sd_converter::onnx::proto::{
 use sd_models::manifest::PredictionType;
 use sd_runtime::engine::{Cancel, EngineError};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{self, Destination, Dump, ModelDir, PipelineError, Plans, Request};
+use sd_runtime::pipeline::{
+    self, Destination, Dump, Micro, ModelDir, PipelineError, Plans, Request,
+};
 use sd_runtime::profile::{A1111, DIFFUSERS, PROFILES, Profile};
 use sd_runtime::sampler::{EULER, EULER_ANCESTRAL, METHODS, PLMS};
 use sdrt_tests::{Made, Reference, demo_model, engine, make, psnr, relative_l2, synthetic};
@@ -144,7 +146,7 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
     assert!(psnr_with(&stressed) < 45.0);
     assert!(
         psnr_with(&Request {
-            negative_prompt: "a green square".to_owned(),
+            negative_prompt: Some("a green square".to_owned()),
             ..circle()
         }) < 45.0
     );
@@ -190,7 +192,7 @@ fn clip_skip_takes_an_earlier_layer() {
 #[test]
 fn infotexts_say_how_the_picture_was_made() {
     let request = Request {
-        negative_prompt: "fog".to_owned(),
+        negative_prompt: Some("fog".to_owned()),
         ..circle()
     };
     let text = &run(&request, None).plans[0].infotext;
@@ -367,11 +369,9 @@ fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
     let made = make(&sd21, &request(64), None).unwrap();
     assert_eq!(made.pictures[0].width, 64);
     for (family, said) in [
-        ("sdxl", "StableDiffusionXLPipeline"),
-        ("sdxl-refiner", "StableDiffusionXLImg2ImgPipeline"),
-        ("sd15-inpaint", "StableDiffusionInpaintPipeline"),
-        ("instruct-pix2pix", "StableDiffusionInstructPix2PixPipeline"),
-        ("sd15-lcm", "LatentConsistencyModelPipeline"),
+        ("sd15-inpaint", "`sdrun inpaint`"),
+        ("sdxl-inpaint", "`sdrun inpaint`"),
+        ("instruct-pix2pix", "`sdrun img2img`"),
         ("controlnet-sd15", "only controlnet"),
         ("taesd", "only vae_decoder and vae_encoder"),
     ] {
@@ -482,7 +482,7 @@ fn clip_skip_acts_where_the_profiles_program_applies_it() {
         let request = Request {
             profile,
             clip_skip,
-            negative_prompt: "fog".to_owned(),
+            negative_prompt: Some("fog".to_owned()),
             steps: 1,
             width: Some(64),
             height: Some(64),
@@ -651,4 +651,87 @@ fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
         rewrite(&path, component, make_half);
     }
     assert!(psnr(&made(&circle()), &plain) > 30.0);
+}
+
+#[test]
+fn models_of_every_family_for_text_to_image_draw() {
+    for family in [
+        "sdxl",
+        "ssd-1b",
+        "vega",
+        "koala-700m",
+        "bk-sdm-tiny",
+        "sd-turbo",
+        "sd15-lcm",
+        "sdxl-lcm",
+    ] {
+        let (_dir, path) = synthetic(family);
+        for profile in PROFILES {
+            let request = Request {
+                profile,
+                width: Some(64),
+                height: Some(72),
+                steps: 2,
+                sampler: Some(&EULER),
+                ..circle()
+            };
+            let made = make(&path, &request, None).unwrap_or_else(|e| panic!("{family}: {e}"));
+            let picture = &made.pictures[0];
+            assert_eq!((picture.width, picture.height), (64, 72), "{family}");
+        }
+    }
+    let (_dir, refiner) = synthetic("sdxl-refiner");
+    let error = make(&refiner, &circle(), None).unwrap_err().to_string();
+    assert!(error.contains("SDXL base model"), "{error}");
+}
+
+#[test]
+fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
+    let (_dir, path) = synthetic("sdxl");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    let dumped = |request: &Request| {
+        let mut dump = Dump::default();
+        make(&path, request, Some(&mut dump)).unwrap();
+        dump.write(&Destination::find(&file).unwrap()).unwrap();
+        Reference::open(&file)
+    };
+    let request = |profile, negative: Option<&str>| Request {
+        profile,
+        negative_prompt: negative.map(str::to_owned),
+        sampler: Some(&EULER),
+        width: Some(64),
+        height: Some(128),
+        steps: 1,
+        ..circle()
+    };
+    let plain = dumped(&request(&A1111, None));
+    let ids: Vec<f32> = plain.get("time_ids").into_iter().collect();
+    assert_eq!(ids, [128.0, 64.0, 0.0, 0.0, 128.0, 64.0]);
+    assert_eq!(plain.ids("token_ids_2").shape(), [1, 77]);
+    let width = plain.get("text_embeddings").shape()[2];
+    assert!(plain.get("pooled").shape()[1] < width);
+    for (profile, negative, zeros) in [
+        (&A1111, None, true),
+        (&A1111, Some(""), true),
+        (&A1111, Some("fog"), false),
+        (&DIFFUSERS, None, true),
+        (&DIFFUSERS, Some(""), false),
+    ] {
+        let dump = dumped(&request(profile, negative));
+        for name in ["text_embeddings_uncond", "pooled_uncond"] {
+            let found = dump.get(name).iter().all(|&x| x == 0.0);
+            assert_eq!(found, zeros, "{} {negative:?} {name}", profile.name);
+        }
+    }
+    let told = Request {
+        micro: Micro {
+            original_size: Some([1000, 2000]),
+            target_size: Some([512, 256]),
+            crop: [3, 5],
+        },
+        ..request(&A1111, None)
+    };
+    let ids: Vec<f32> = dumped(&told).get("time_ids").into_iter().collect();
+    assert_eq!(ids, [2000.0, 1000.0, 5.0, 3.0, 256.0, 512.0]);
 }

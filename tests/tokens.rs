@@ -93,7 +93,7 @@ fn encode(model: &ModelDir, dir: &Path, prompt: &str) -> [ArrayD<f32>; 2] {
         &[],
         &Cancel::new(),
     );
-    let clip = &model.tokenizer;
+    let clip = &model.texts[0].tokenizer;
     let mut ids = vec![clip.start()];
     ids.extend(clip.encode(prompt).unwrap());
     ids.extend([clip.end(), clip.pad()]);
@@ -112,7 +112,7 @@ fn an_added_token_reaches_its_vector_and_leaves_the_pooled_output_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     write_folder(dir.path(), END);
     let model = convert(dir.path());
-    let ids = model.tokenizer.encode("a <cat-toy>").unwrap();
+    let ids = model.texts[0].tokenizer.encode("a <cat-toy>").unwrap();
     assert_eq!(ids, [320, ADDED]);
     let [states, pooled] = encode(&model, dir.path(), "a <cat-toy>");
     let [expected, _] = encode(&model, dir.path(), "a cat");

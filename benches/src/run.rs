@@ -47,7 +47,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
     };
     let engine = Engine::start(&options)?;
     let side = args.size.unwrap_or(model.default_size[0]) / model.latent.downscale;
-    let (chunk, _) = truncated("a lighthouse at dusk", &model.tokenizer)?;
+    let (chunk, _) = truncated("a lighthouse at dusk", &model.texts[0].tokenizer)?;
     let ids =
         Array::from_shape_fn((1, chunk.ids.len()), |(_, i)| i64::from(chunk.ids[i])).into_dyn();
     let mut latents = ArrayD::zeros(IxDyn(&[1, model.latent.channels, side, side]));

@@ -6,13 +6,15 @@
 mod guidance;
 mod noise_table;
 mod prediction;
+mod unet;
 
 use ndarray::Array4;
 
-pub use guidance::{Guided, guide};
+pub use guidance::{Guided, guide, rescale};
 pub(crate) use noise_table::TIMESTEPS;
 pub use noise_table::{NoiseTable, Precision};
 pub use prediction::denoised;
+pub use unet::Unet;
 
 use crate::engine::EngineError;
 

@@ -198,6 +198,13 @@ impl Network {
         Ok(self.declared(name)?.batch())
     }
 
+    /// Whether it has an input of this name.
+    #[must_use]
+    pub fn has_input(&self, name: &str) -> bool {
+        let mut inputs = self.session.inputs().iter();
+        inputs.any(|outlet| outlet.name() == name)
+    }
+
     fn declared(&self, name: &str) -> Result<Declared, EngineError> {
         let mut inputs = self.session.inputs().iter();
         let Some(outlet) = inputs.find(|outlet| outlet.name() == name) else {

@@ -83,12 +83,14 @@ pub enum PipelineError {
         source: ConfigError,
     },
     /// The directory holds a pipeline that is not run yet.
-    #[error("{}: {kind}, which cannot be run yet\nhint: Stable Diffusion 1 and 2 models for text to image can", path.display())]
+    #[error("{}: {kind}, which makes no pictures from text\nhint: {hint}", path.display())]
     Unsupported {
         /// The directory.
         path: PathBuf,
         /// What it holds.
         kind: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// The folder is no model directory.
     #[error("{}: {problem}\nhint: `sdconvert build CHECKPOINT -o DIR` makes model directories", path.display())]

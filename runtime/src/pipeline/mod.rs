@@ -22,5 +22,5 @@ pub use image_io::Picture;
 pub use model::ModelDir;
 pub use output::Destination;
 pub use plan::{Plan, Plans};
-pub use request::Request;
+pub use request::{Micro, Request};
 pub use run::{Outcome, Timing, run};

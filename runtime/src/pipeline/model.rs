@@ -6,12 +6,37 @@ use std::path::{Path, PathBuf};
 
 use sd_models::diffusers::{self, Pipeline, prediction_name, prediction_type};
 use sd_models::family::ModelFamily;
+use sd_models::keys::Component;
 use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
 use super::PipelineError;
 use crate::profile::{ConfigError, Trained};
 use crate::text::ClipTokenizer;
+
+/// A text encoder and its tokenizer.
+#[derive(Debug)]
+pub struct Text {
+    /// Its folder.
+    pub component: &'static str,
+    /// Its tokenizer.
+    pub tokenizer: ClipTokenizer,
+}
+
+impl Text {
+    fn open(path: &Path, component: Component) -> Result<Self, PipelineError> {
+        let (component, tokenizer) = match component {
+            Component::TextEncoder2 => ("text_encoder_2", "tokenizer_2"),
+            _ => ("text_encoder", "tokenizer"),
+        };
+        let tokenizer = ClipTokenizer::from_dir(&path.join(tokenizer))?;
+        check_tokens(path, component, &tokenizer)?;
+        Ok(Self {
+            component,
+            tokenizer,
+        })
+    }
+}
 
 /// What a model directory says of itself.
 #[derive(Debug)]
@@ -28,8 +53,10 @@ pub struct ModelDir {
     pub default_size: [usize; 2],
     /// Its `scheduler_config.json`.
     pub scheduler: Value,
-    /// Its tokenizer.
-    pub tokenizer: ClipTokenizer,
+    /// Its text encoders, in the order in which their embeddings lie side by side.
+    pub texts: Vec<Text>,
+    /// Whether empty negative prompts are zeros, as its `model_index.json` says.
+    pub force_zeros: bool,
     /// Text encoders and conditioning.
     pub family: ModelFamily,
     /// What was missing or contradicts itself in its files, and how that is understood.
@@ -70,7 +97,12 @@ impl ModelDir {
         } else {
             return Err(not_a_model(path, what_it_is(path)));
         };
-        check_pipeline(path, manifest.as_ref())?;
+        let index_path = path.join("model_index.json");
+        let index = match index_path.is_file() {
+            true => read_json(&index_path)?,
+            false => Value::Null,
+        };
+        check_pipeline(path, manifest.as_ref(), &index)?;
         let mut configs = Configs {
             path,
             notes: Vec::new(),
@@ -103,10 +135,11 @@ impl ModelDir {
         };
         let family = match manifest.as_ref().and_then(|manifest| manifest.family) {
             Some(family) => family,
-            None => configs.family()?,
+            None => configs.family(&index)?,
         };
-        let tokenizer = ClipTokenizer::from_dir(&path.join("tokenizer"))?;
-        check_tokens(path, &tokenizer)?;
+        let encoders = family.text_encoders(false).into_iter();
+        let texts = encoders.map(|(component, _)| Text::open(path, component));
+        let texts = texts.collect::<Result<_, _>>()?;
         Ok(Self {
             path: path.to_owned(),
             manifest,
@@ -114,7 +147,8 @@ impl ModelDir {
             prediction,
             default_size,
             scheduler,
-            tokenizer,
+            texts,
+            force_zeros: index["force_zeros_for_empty_prompt"] == true,
             family,
             notes: configs.notes,
         })
@@ -168,10 +202,15 @@ impl ModelDir {
         const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
         // Scores and their softmax; graphs of ours take the heads one by one.
-        let scores = |heads: u64| 2 * 4 * heads * pixels * pixels;
+        let scores = |heads: u64, tokens: u64| 2 * 4 * heads * tokens * tokens;
         let heads = if self.manifest.is_some() { 1 } else { 8 };
-        let unet = self.weights("unet") + scores(heads) + UNET * pixels;
-        let decoder = self.weights("vae_decoder") + scores(1) + DECODER * pixels;
+        // SDXL's finest level does not attend.
+        let tokens = match self.family.time_ids() {
+            Some(_) => pixels / 4,
+            None => pixels,
+        };
+        let unet = self.weights("unet") + scores(heads, tokens) + UNET * pixels;
+        let decoder = self.weights("vae_decoder") + scores(1, pixels) + DECODER * pixels;
         unet.max(decoder)
     }
 
@@ -227,8 +266,12 @@ impl ModelDir {
 }
 
 /// A token behind the text encoder's last one would be looked up outside of its table.
-fn check_tokens(path: &Path, tokenizer: &ClipTokenizer) -> Result<(), PipelineError> {
-    let config = path.join("text_encoder/config.json");
+fn check_tokens(
+    path: &Path,
+    component: &str,
+    tokenizer: &ClipTokenizer,
+) -> Result<(), PipelineError> {
+    let config = path.join(component).join("config.json");
     if !config.is_file() {
         return Ok(());
     }
@@ -236,38 +279,63 @@ fn check_tokens(path: &Path, tokenizer: &ClipTokenizer) -> Result<(), PipelineEr
     let (token, id) = tokenizer.last();
     match rows {
         Some(rows) if u64::from(id) >= rows => Err(PipelineError::NotAModel {
-            path: path.join("tokenizer"),
+            path: path.join(component.replace("text_encoder", "tokenizer")),
             problem: format!("token `{token}` has id {id}, but the text encoder has {rows} tokens"),
         }),
         _ => Ok(()),
     }
 }
 
+/// diffusers' pipelines that make pictures from text, without the prefixes of ONNX ones.
+const TEXT_TO_IMAGE: [&str; 6] = [
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+];
+
 /// Other pipelines have further networks or inputs.
-fn check_pipeline(path: &Path, manifest: Option<&Manifest>) -> Result<(), PipelineError> {
-    const SUPPORTED: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
-    let unsupported = |kind: String| PipelineError::Unsupported {
+fn check_pipeline(
+    path: &Path,
+    manifest: Option<&Manifest>,
+    index: &Value,
+) -> Result<(), PipelineError> {
+    let unsupported = |kind: String, hint: &'static str| PipelineError::Unsupported {
         path: path.to_owned(),
         kind,
+        hint,
     };
     if let Some(manifest) = manifest
         && !manifest.components.contains_key("unet")
     {
         let networks: Vec<&str> = manifest.components.keys().map(String::as_str).collect();
-        return Err(unsupported(format!("only {}", networks.join(" and "))));
+        let hint = "a model with a UNet makes pictures; this goes beside one";
+        return Err(unsupported(
+            format!("only {}", networks.join(" and ")),
+            hint,
+        ));
     }
-    let index = path.join("model_index.json");
-    if !index.is_file() {
+    let class = pipeline_class(index);
+    if class.is_empty() || TEXT_TO_IMAGE.contains(&class) {
         return Ok(());
     }
-    let index = read_json(&index)?;
+    let hint = if class.contains("Inpaint") {
+        "it is made for inpainting: `sdrun inpaint` is the command that will run it; this version does not have it yet"
+    } else if class.contains("Pix2Pix") {
+        "it edits pictures: `sdrun img2img` is the command that will run it; this version does not have it yet"
+    } else {
+        "Stable Diffusion 1, 2 and XL models for text to image can be run"
+    };
+    Err(unsupported(format!("a {class}"), hint))
+}
+
+/// The class that a `model_index.json` names, without the prefixes of ONNX pipelines.
+fn pipeline_class(index: &Value) -> &str {
     let class = index["_class_name"].as_str().unwrap_or_default();
     let bare = ["Onnx", "ORT"].iter().find_map(|p| class.strip_prefix(p));
-    if SUPPORTED.contains(&bare.unwrap_or(class)) {
-        Ok(())
-    } else {
-        Err(unsupported(format!("a {class}")))
-    }
+    bare.unwrap_or(class)
 }
 
 /// The configuration files of a folder. Those of other programs may lack some.
@@ -288,8 +356,15 @@ impl Configs<'_> {
         Ok(Value::Null)
     }
 
-    /// The family: OpenCLIP's activation tells Stable Diffusion 2 from 1.
-    fn family(&mut self) -> Result<ModelFamily, PipelineError> {
+    /// The family: SDXL's pipelines are called so, and OpenCLIP's activation tells Stable Diffusion 2 from 1.
+    fn family(&mut self, index: &Value) -> Result<ModelFamily, PipelineError> {
+        let has = |component: &str| self.path.join(component).is_dir();
+        match (has("text_encoder"), has("text_encoder_2")) {
+            (true, true) => return Ok(ModelFamily::Sdxl),
+            (false, true) => return Ok(ModelFamily::SdxlRefiner),
+            _ if pipeline_class(index).contains("XL") => return Ok(ModelFamily::Sdxl),
+            _ => {}
+        }
         let text = self.read("text_encoder/config.json")?;
         Ok(match text["hidden_act"] == "gelu" {
             true => ModelFamily::Sd21,

@@ -11,6 +11,7 @@ use crate::noise::Rng;
 use crate::profile::Profile;
 use crate::sampler::{Options, Sampler, Schedule};
 use crate::sigmas::Spread;
+use crate::text::Layer;
 use crate::text::lora_tags::untag;
 
 /// One picture, with nothing left open.
@@ -20,6 +21,8 @@ pub struct Plan {
     pub prompt: String,
     /// What should not be seen, without tags of LoRAs.
     pub negative_prompt: String,
+    /// Whether it has no text, not even an empty one.
+    pub zero_negative: bool,
     /// Width and height in pixels.
     pub size: [usize; 2],
     /// Its latents: 1, channels, height, width.
@@ -42,8 +45,12 @@ pub struct Plan {
     pub calls: usize,
     /// How strongly the prompt is followed; 1 is without guidance.
     pub guidance_scale: f64,
-    /// Which layers of the text encoder are used for prompt and negative prompt, counted from the end.
-    pub clip_skip: [usize; 2],
+    /// How much of the prompt's spread guidance gives back.
+    pub guidance_rescale: f64,
+    /// What the UNet is told beside the prompt, of families that take that.
+    pub time_ids: Option<Vec<f32>>,
+    /// Which states of the text encoders are used for prompt and negative prompt.
+    pub layers: [Layer; 2],
     /// Whose rules are followed.
     pub profile: Profile,
     /// Settings as A1111 writes them.
@@ -72,6 +79,13 @@ impl Plans {
     /// What cannot be, is out of range, does not fit into memory or is not in the model.
     pub fn resolve(request: &Request, model: &ModelDir, limit: u64) -> Result<Self, PipelineError> {
         request.check()?;
+        if model.family == ModelFamily::SdxlRefiner {
+            return Err(PipelineError::Unsupported {
+                path: model.path.clone(),
+                kind: "SDXL's refiner".to_owned(),
+                hint: "it goes on with what an SDXL base model began",
+            });
+        }
         let (profile, trained) = (request.profile, model.trained());
         let in_config = |source| model.scheduler_error(source);
         let sampler = match request.sampler {
@@ -98,10 +112,16 @@ impl Plans {
         if (profile.guidance_scale)(request.guidance_scale) == 0.0 {
             notes.push("guidance 0 follows the negative prompt only".to_owned());
         }
-        let clip_skip = clip_skip(request, model, &mut notes);
+        let layers = layers(request, model, &mut notes);
         let ignore = request.ignore_lora_tags;
         let untag = |prompt: &str| untag(prompt, model.manifest.as_ref(), ignore);
-        let untagged = [untag(&request.prompt)?, untag(&request.negative_prompt)?];
+        let negative = request.negative_prompt.as_deref();
+        let untagged = [
+            untag(&request.prompt)?,
+            untag(negative.unwrap_or_default())?,
+        ];
+        let xl = model.family.time_ids().is_some();
+        let zero_negative = xl && (profile.zero_negative)(negative, model.force_zeros);
         for untagged in &untagged {
             notes.extend_from_slice(&untagged.notes);
             let ignored = untagged.ignored.iter();
@@ -118,6 +138,7 @@ impl Plans {
             Plan {
                 prompt: prompt.clone(),
                 negative_prompt: negative_prompt.clone(),
+                zero_negative,
                 size,
                 latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
                 seed,
@@ -129,9 +150,15 @@ impl Plans {
                 options: request.options,
                 calls: (sampler.calls)(&schedule),
                 guidance_scale: (profile.guidance_scale)(request.guidance_scale),
-                clip_skip,
+                guidance_rescale: request.guidance_rescale,
+                time_ids: xl.then(|| request.micro.time_ids(size)),
+                layers,
                 profile,
-                infotext: infotext::infotext(&request.prompt, &request.negative_prompt, &settings),
+                infotext: infotext::infotext(
+                    &request.prompt,
+                    negative.unwrap_or_default(),
+                    &settings,
+                ),
                 settings,
             }
         };
@@ -144,17 +171,28 @@ impl Plans {
     }
 }
 
-/// Which layers are used for prompt and negative prompt.
-fn clip_skip(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [usize; 2] {
+/// Which states are used for prompt and negative prompt.
+fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Layer; 2] {
     let (profile, skip) = (request.profile, request.clip_skip);
-    if skip > 1 && model.family == ModelFamily::Sd21 && !profile.clip_skip_open_clip {
+    let (family, acts) = match model.family {
+        ModelFamily::Sd21 => ("Stable Diffusion 2", profile.clip_skip_open_clip),
+        ModelFamily::Sdxl | ModelFamily::SdxlRefiner => ("SDXL", profile.clip_skip_xl),
+        _ => ("Stable Diffusion 1", true),
+    };
+    if skip > 1 && !acts {
         let name = profile.name;
         notes.push(format!(
-            "clip skip has no effect on Stable Diffusion 2's text encoder under {name}'s rules"
+            "clip skip has no effect on {family} under {name}'s rules"
         ));
-        return [1, 1];
     }
-    [skip, if profile.clip_skip_negative { skip } else { 1 }]
+    let skip = if acts { skip } else { 1 };
+    let negative = if profile.clip_skip_negative { skip } else { 1 };
+    // SDXL was trained on the state before the last layer.
+    let layer = |skip| match model.family.time_ids() {
+        Some(_) => Layer::Raw(skip + 1),
+        None => Layer::Normed(skip),
+    };
+    [layer(skip), layer(negative)]
 }
 
 /// The settings in A1111's words and order.
@@ -182,6 +220,21 @@ fn settings(
     pairs.push(("Model", model.title()));
     if request.clip_skip > 1 {
         pairs.push(("Clip skip", request.clip_skip.to_string()));
+    }
+    if request.guidance_rescale > 0.0 {
+        pairs.push(("Guidance rescale", request.guidance_rescale.to_string()));
+    }
+    let pair = |[x, y]: [usize; 2], sign| format!("{x}{sign}{y}");
+    for (key, size) in [
+        ("Original size", request.micro.original_size),
+        ("Target size", request.micro.target_size),
+    ] {
+        if let Some(size) = size {
+            pairs.push((key, pair(size, 'x')));
+        }
+    }
+    if request.micro.crop != [0, 0] {
+        pairs.push(("Crop", pair(request.micro.crop, ',')));
     }
     let rng = match request.rng {
         Rng::TorchCpu => "CPU",

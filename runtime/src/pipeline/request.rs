@@ -13,8 +13,8 @@ use crate::sigmas::Spread;
 pub struct Request {
     /// What should be seen.
     pub prompt: String,
-    /// What should not be seen.
-    pub negative_prompt: String,
+    /// What should not be seen. Programs differ in whether none is the same as an empty one.
+    pub negative_prompt: Option<String>,
     /// Width in pixels; the model's default if absent.
     pub width: Option<usize>,
     /// Height in pixels; the model's default if absent.
@@ -23,6 +23,10 @@ pub struct Request {
     pub steps: usize,
     /// How strongly the prompt is followed; 1 is without guidance. Below 1 it depends on the profile.
     pub guidance_scale: f64,
+    /// How much of the prompt's spread guidance gives back, 0 to 1.
+    pub guidance_rescale: f64,
+    /// What an SDXL is told of the picture.
+    pub micro: Micro,
     /// Seed of the first picture; the next ones count on.
     pub seed: u64,
     /// How many pictures.
@@ -45,16 +49,41 @@ pub struct Request {
     pub ignore_lora_tags: bool,
 }
 
+/// What SDXL and its refiner are told of a picture, beside the prompt (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Micro {
+    /// Width and height of the picture before cropping; the picture's own if absent.
+    pub original_size: Option<[usize; 2]>,
+    /// Width and height that are aimed at; the picture's own if absent.
+    pub target_size: Option<[usize; 2]>,
+    /// Left and top edge of the crop in pixels.
+    pub crop: [usize; 2],
+}
+
+impl Micro {
+    /// The numbers as SDXL takes them: heights before widths, tops before lefts.
+    pub(super) fn time_ids(self, size: [usize; 2]) -> Vec<f32> {
+        let original = self.original_size.unwrap_or(size);
+        let target = self.target_size.unwrap_or(size);
+        [original, self.crop, target]
+            .into_iter()
+            .flat_map(|[x, y]| [y as f32, x as f32])
+            .collect()
+    }
+}
+
 impl Default for Request {
     /// A1111's settings.
     fn default() -> Self {
         Self {
             prompt: String::new(),
-            negative_prompt: String::new(),
+            negative_prompt: None,
             width: None,
             height: None,
             steps: 20,
             guidance_scale: 7.0,
+            guidance_rescale: 0.0,
+            micro: Micro::default(),
             seed: 0,
             batch: 1,
             sampler: None,
@@ -84,6 +113,7 @@ impl Request {
         in_range("batch", self.batch as f64, 1.0, 1000.0)?;
         in_range("clip-skip", self.clip_skip as f64, 1.0, 12.0)?;
         in_range("cfg", self.guidance_scale, 0.0, 100.0)?;
+        in_range("guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
         let options = self.options;
         if let Some(eta) = options.eta {
             in_range("eta", eta, 0.0, 1.0)?;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Plans};
-use crate::denoise::Guided;
+use crate::denoise::{Guided, Unet};
 use crate::engine::{Cancel, Engine};
-use crate::text::TextEncoder;
+use crate::text::{Condition, Encoded, TextEncoder};
 
 /// How long the stages took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,25 +65,30 @@ pub fn run(
     listener(Event::Stage(Stage::Encode));
     let start = Instant::now();
     // The plans of a request differ in their seeds only.
-    let chunks = stages::read_prompts(first, model, listener)?;
-    let mut encoder = TextEncoder::new(load("text_encoder", &[("batch", 1)])?);
-    let conditions = stages::encode(first, &chunks, &mut encoder, cancel)?;
-    drop(encoder);
+    let mut encoded = Vec::new();
+    for (i, text) in model.texts.iter().enumerate() {
+        // What there is to say of a prompt is said once.
+        let mut silent = |_: Event<'_>| ();
+        let chunks = match i {
+            0 => stages::read_prompts(first, &text.tokenizer, listener)?,
+            _ => stages::read_prompts(first, &text.tokenizer, &mut silent)?,
+        };
+        let mut encoder = TextEncoder::new(load(text.component, &[("batch", 1)])?);
+        encoded.push(stages::encode(first, &chunks, &mut encoder, cancel)?);
+    }
+    let conditions = stages::conditions(first, &encoded)?;
     timing.encode = start.elapsed();
     if let Some(dump) = dump.as_deref_mut() {
         dump.set_all(first);
-        for (conditioning, suffix) in [(&conditions.cond, ""), (&conditions.uncond, "_uncond")] {
-            dump.add_ids(format!("token_ids{suffix}"), &conditioning.token_ids.view());
-            let name = format!("text_embeddings{suffix}");
-            dump.append(&name, &conditioning.embeddings.view());
-        }
+        dump.add_text(&encoded, &conditions);
     }
+    drop(encoded);
 
     listener(Event::Stage(Stage::Load));
     let start = Instant::now();
     let [_, _, height, width] = first.latent_shape;
     let dims = [("batch", 1), ("height", height), ("width", width)];
-    let mut unet = load("unet", &dims)?;
+    let mut unet = Unet::new(load("unet", &dims)?, model.prediction);
     timing.load = start.elapsed();
 
     listener(Event::Stage(Stage::Denoise {
@@ -100,10 +105,10 @@ pub fn run(
         }
         let mut guided = Guided {
             unet: &mut unet,
-            prediction: model.prediction,
-            cond: &conditions.cond.embeddings,
-            uncond: &conditions.uncond.embeddings,
+            cond: &conditions[0],
+            uncond: &conditions[1],
             scale: plan.guidance_scale,
+            rescale: plan.guidance_rescale,
             cancel,
         };
         let watched = Watched {
@@ -147,5 +152,24 @@ impl Dump {
         self.set("prompt", &plan.prompt);
         self.set("negative_prompt", &plan.negative_prompt);
         self.set("profile", plan.profile.name);
+    }
+
+    /// Adds tokens and embeddings of prompt and negative prompt.
+    fn add_text(&mut self, encoded: &[[Encoded; 2]], conditions: &[Condition; 2]) {
+        for (i, suffix) in ["", "_uncond"].into_iter().enumerate() {
+            for (both, number) in encoded.iter().zip(["", "_2"]) {
+                let name = format!("token_ids{suffix}{number}");
+                self.add_ids(name, &both[i].token_ids.view());
+            }
+            let condition = &conditions[i];
+            let name = format!("text_embeddings{suffix}");
+            self.append(&name, &condition.context.view());
+            if let Some(pooled) = &condition.pooled {
+                self.append(&format!("pooled{suffix}"), &pooled.view());
+            }
+        }
+        if let Some(time_ids) = &conditions[0].time_ids {
+            self.append("time_ids", &time_ids.view());
+        }
     }
 }

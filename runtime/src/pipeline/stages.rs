@@ -10,22 +10,16 @@ use crate::engine::{Cancel, EngineError, Input, Network};
 use crate::noise::NoiseSource;
 use crate::profile::Prompts;
 use crate::sampler::Run;
-use crate::text::{Chunk, ClipTokenizer, Conditioning, TextEncoder, TextError, chunks, prompt};
+use crate::text::{
+    Chunk, ClipTokenizer, Condition, Encoded, TextEncoder, TextError, chunks, prompt,
+};
 
-/// What the UNet is told to show, and not to show.
-#[derive(Clone, Debug)]
-pub(super) struct Conditions {
-    pub(super) cond: Conditioning,
-    pub(super) uncond: Conditioning,
-}
-
-/// Chunks of a plan's prompt and negative prompt.
+/// Chunks of a plan's prompt and negative prompt for one text encoder.
 pub(super) fn read_prompts(
     plan: &Plan,
-    model: &ModelDir,
+    clip: &ClipTokenizer,
     listener: &mut Listener<'_>,
 ) -> Result<[Vec<Chunk>; 2], TextError> {
-    let clip = &model.tokenizer;
     let cond = read_prompt(plan, &plan.prompt, false, clip, listener)?;
     let uncond = read_prompt(plan, &plan.negative_prompt, true, clip, listener)?;
     Ok([cond, uncond])
@@ -62,18 +56,35 @@ fn read_prompt(
     }
 }
 
-/// Chunks to embeddings.
+/// Prompt and negative prompt through one text encoder.
 pub(super) fn encode(
     plan: &Plan,
-    [cond, uncond]: &[Vec<Chunk>; 2],
+    chunks: &[Vec<Chunk>; 2],
     encoder: &mut TextEncoder,
     cancel: &Cancel,
-) -> Result<Conditions, TextError> {
-    let [skip, negative_skip] = plan.clip_skip;
-    Ok(Conditions {
-        cond: encoder.encode(cond, skip, cancel)?,
-        uncond: encoder.encode(uncond, negative_skip, cancel)?,
-    })
+) -> Result<[Encoded; 2], TextError> {
+    let [cond, uncond] = chunks;
+    let [layer, negative] = plan.layers;
+    Ok([
+        encoder.encode(cond, layer, cancel)?,
+        encoder.encode(uncond, negative, cancel)?,
+    ])
+}
+
+/// What all text encoders say of prompt and negative prompt.
+pub(super) fn conditions(
+    plan: &Plan,
+    encoded: &[[Encoded; 2]],
+) -> Result<[Condition; 2], TextError> {
+    let join = |i: usize| {
+        let of_each: Vec<Encoded> = encoded.iter().map(|both| both[i].clone()).collect();
+        Condition::join(&of_each, plan.time_ids.as_deref())
+    };
+    let (cond, mut uncond) = (join(0)?, join(1)?);
+    if plan.zero_negative {
+        uncond = uncond.without_text();
+    }
+    Ok([cond, uncond])
 }
 
 /// The first noise: a draw of the plan's generator, or what the user gives.

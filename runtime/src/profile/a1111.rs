@@ -14,6 +14,8 @@ pub static A1111: Rules = Rules {
     schedule: |_, spread, count, _| Ok(schedule(spread, count)),
     guidance_scale: |asked| asked,
     prompts: Prompts::Attention,
+    zero_negative: |negative, _| negative.is_none_or(str::is_empty),
+    clip_skip_xl: false,
     clip_skip_negative: true,
     // The web UI leaves OpenCLIP as it was trained.
     clip_skip_open_clip: false,

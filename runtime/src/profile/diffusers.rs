@@ -17,6 +17,8 @@ pub static DIFFUSERS: Rules = Rules {
     // Pipelines guide above 1 only.
     guidance_scale: |asked| asked.max(1.0),
     prompts: Prompts::Plain,
+    zero_negative: |negative, forced| negative.is_none() && forced,
+    clip_skip_xl: true,
     // Pipelines hand the number to the prompt's encoding only.
     clip_skip_negative: false,
     clip_skip_open_clip: true,

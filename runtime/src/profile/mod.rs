@@ -39,6 +39,11 @@ pub struct Rules {
     pub guidance_scale: fn(f64) -> f64,
     /// How prompts become tokens.
     pub prompts: Prompts,
+    /// Whether SDXL gets zeros instead of the embedding of this negative prompt; the second value is what the model's
+    /// `force_zeros_for_empty_prompt` says.
+    pub zero_negative: fn(Option<&str>, bool) -> bool,
+    /// Whether clip skip acts on SDXL's text encoders.
+    pub clip_skip_xl: bool,
     /// Whether clip skip acts on negative prompts, too.
     pub clip_skip_negative: bool,
     /// Whether clip skip acts on `OpenCLIP`'s text encoder.

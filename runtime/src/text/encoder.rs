@@ -1,18 +1,29 @@
-//! Chunks to embeddings, through CLIP's text transformer.
+//! Chunks to embeddings, through CLIP's text transformers.
 
-use ndarray::{Array2, Array3, Axis, concatenate};
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
 use super::emphasis::emphasize;
 use super::{Chunk, TextError};
 use crate::engine::{Cancel, Input, Network};
 
-/// A prompt as the UNet sees it.
+/// Which state of a text transformer the UNet sees. Layers count from the end: 1 is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// After this layer and the final norm: Stable Diffusion 1 and 2.
+    Normed(usize),
+    /// After this layer, without the norm: SDXL takes 2.
+    Raw(usize),
+}
+
+/// A prompt as one text encoder sees it.
 #[derive(Clone, Debug)]
-pub struct Conditioning {
+pub struct Encoded {
     /// Token ids, [chunks, 77].
     pub token_ids: Array2<i64>,
-    /// Hidden states after the final norm, emphasis applied, [1, 77 chunks, width].
-    pub embeddings: Array3<f32>,
+    /// Hidden states, emphasis applied, [1, 77 chunks, width].
+    pub states: Array3<f32>,
+    /// Projection of the first chunk's end token, [1, width], of encoders that have one.
+    pub pooled: Option<Array2<f32>>,
 }
 
 /// CLIP's text transformer.
@@ -22,73 +33,94 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
+    /// Name of the pooled output of encoders with a projection.
+    const POOLED: &'static str = "text_embeds";
+
     /// Takes a loaded `text_encoder`.
     #[must_use]
     pub fn new(network: Network) -> Self {
         Self { network }
     }
 
-    /// Name of the output for a layer counted from the end: 1 is the last one, 2 the one before.
-    fn output(&self, clip_skip: usize) -> Result<String, TextError> {
-        if clip_skip == 1 {
-            return Ok("last_hidden_state".to_owned());
-        }
-        // The state after the layer, and then the final norm.
-        let inner = self
-            .network
-            .outputs()
-            .filter(|name| name.starts_with("normed_hidden_states."));
-        let layers = inner.count();
-        if (1..=layers).contains(&clip_skip) {
-            Ok(format!("normed_hidden_states.{}", layers + 1 - clip_skip))
-        } else {
-            Err(TextError::ClipSkip { clip_skip, layers })
+    /// Name of the output for a layer.
+    fn output(&self, layer: Layer) -> Result<String, TextError> {
+        let states = |prefix: &str| {
+            let names = self.network.outputs();
+            names.filter(|name| name.starts_with(prefix)).count()
+        };
+        let missing = |clip_skip, layers| TextError::ClipSkip { clip_skip, layers };
+        match layer {
+            Layer::Normed(1) => Ok("last_hidden_state".to_owned()),
+            Layer::Normed(n) => match states("normed_hidden_states.") {
+                inner if (1..=inner).contains(&n) => {
+                    Ok(format!("normed_hidden_states.{}", inner + 1 - n))
+                }
+                inner => Err(missing(n, inner)),
+            },
+            // There is one state more than layers: the embedded tokens.
+            Layer::Raw(n) => match states("hidden_states.") {
+                states if (1..=states).contains(&n) => Ok(format!("hidden_states.{}", states - n)),
+                states => Err(missing(n, states.saturating_sub(1))),
+            },
         }
     }
 
-    /// Encodes chunks one by one and joins them along the tokens. `clip_skip` counts layers from the end: 1 is the last.
+    /// Encodes chunks one by one and joins them along the tokens.
     ///
     /// # Errors
-    /// More than there are layers, a network that does not return inner ones or another shape than [1, 77, width].
+    /// The network does not return the layer, fails, or returns another shape than [1, 77, width].
     pub fn encode(
         &mut self,
         chunks: &[Chunk],
-        clip_skip: usize,
+        layer: Layer,
         cancel: &Cancel,
-    ) -> Result<Conditioning, TextError> {
-        let output_name = self.output(clip_skip)?;
+    ) -> Result<Encoded, TextError> {
+        let output = self.output(layer)?;
+        let mut outputs = vec![output.as_str()];
+        if self.network.outputs().any(|name| name == Self::POOLED) {
+            outputs.push(Self::POOLED);
+        }
         let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
-        let mut encoded = Vec::new();
+        let (mut encoded, mut pooled) = (Vec::new(), None);
         for chunk in chunks {
             let row = Array2::from_shape_fn((1, chunk.ids.len()), |(_, i)| i64::from(chunk.ids[i]));
-            let input = Input::Ids(row.view().into_dyn());
-            let output = self
-                .network
-                .run(&[("input_ids", input)], &[&output_name], cancel)?
-                .remove(0);
-            let found = output.shape().to_vec();
-            let expected = || format!("[1, {}, width]", chunk.ids.len());
-            let mut states: Array3<f32> = match output.into_dimensionality() {
-                Ok(states) if found[..2] == [1, chunk.ids.len()] => states,
-                _ => {
-                    return Err(TextError::Shape {
-                        found,
-                        expected: expected(),
-                    });
-                }
-            };
-            let values = states.as_slice_mut().expect("outputs are contiguous");
-            emphasize(values, &chunk.weights);
+            let input = [("input_ids", Input::Ids(row.view().into_dyn()))];
+            let mut results = self.network.run(&input, &outputs, cancel)?.into_iter();
+            let states = results.next().expect("an output for every name");
+            let mut states: Array3<f32> = shaped::<Ix3>(states, &[1, chunk.ids.len()])?;
+            emphasize(
+                states.as_slice_mut().expect("outputs are contiguous"),
+                &chunk.weights,
+            );
             ids.append(Axis(0), row.view())
                 .expect("every chunk has 77 tokens");
             encoded.push(states);
+            // The first chunk speaks for all.
+            if let (None, Some(output)) = (&pooled, results.next()) {
+                pooled = Some(shaped::<Ix2>(output, &[1])?);
+            }
         }
         let views: Vec<_> = encoded.iter().map(|states| states.view()).collect();
-        let embeddings =
-            concatenate(Axis(1), &views).expect("chunks of one network have one width");
-        Ok(Conditioning {
+        let states = concatenate(Axis(1), &views).expect("chunks of one network have one width");
+        Ok(Encoded {
             token_ids: ids,
-            embeddings,
+            states,
+            pooled,
         })
+    }
+}
+
+/// An output whose shape begins as expected and has one dimension more.
+fn shaped<D: ndarray::Dimension>(
+    output: ArrayD<f32>,
+    expected: &[usize],
+) -> Result<ndarray::Array<f32, D>, TextError> {
+    let found = output.shape().to_vec();
+    match output.into_dimensionality() {
+        Ok(output) if found.starts_with(expected) => Ok(output),
+        _ => Err(TextError::Shape {
+            found,
+            expected: format!("{expected:?} and a width"),
+        }),
     }
 }

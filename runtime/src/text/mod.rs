@@ -2,6 +2,7 @@
 
 pub mod chunks;
 pub mod clean;
+mod condition;
 pub mod emphasis;
 pub mod encoder;
 mod error;
@@ -10,6 +11,7 @@ pub mod prompt;
 pub mod tokenizer;
 
 pub use chunks::Chunk;
-pub use encoder::{Conditioning, TextEncoder};
+pub use condition::Condition;
+pub use encoder::{Encoded, Layer, TextEncoder};
 pub use error::TextError;
 pub use tokenizer::ClipTokenizer;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use sd_converter::ui::{Ui, UsageError};
 use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
-use sd_runtime::pipeline::{Destination, Dump, ModelDir, Plans, Request, Timing, run as make};
+use sd_runtime::pipeline::{
+    Destination, Dump, Micro, ModelDir, Plans, Request, Timing, run as make,
+};
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
 use sd_runtime::sigmas::Spread;
@@ -25,14 +27,8 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// What it should not show
-    #[arg(
-        short,
-        long,
-        default_value = "",
-        value_name = "TEXT",
-        allow_hyphen_values = true
-    )]
-    negative: String,
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    negative: Option<String>,
     /// Width in pixels, a multiple of 8; the model's own if left out
     #[arg(short = 'W', long, value_name = "N")]
     width: Option<usize>,
@@ -54,6 +50,18 @@ pub(crate) struct Txt2ImgArgs {
     /// Spread of the noise levels: automatic, normal or karras
     #[arg(long, default_value = "automatic", value_name = "NAME")]
     schedule: String,
+    /// How much of the prompt's spread guidance gives back, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "F")]
+    guidance_rescale: f64,
+    /// Size before cropping that an SDXL is told; the picture's own if left out
+    #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "SDXL")]
+    original_size: Option<[usize; 2]>,
+    /// Size aimed at that an SDXL is told; the picture's own if left out
+    #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "SDXL")]
+    target_size: Option<[usize; 2]>,
+    /// Left and top edge of the crop that an SDXL is told
+    #[arg(long, value_name = "X,Y", value_parser = parse_crop, default_value = "0,0", hide_default_value = true, help_heading = "SDXL")]
+    crop: [usize; 2],
     /// How much of each step's noise is drawn anew; 0 for DDIM and 1 for ancestral samplers if left out
     #[arg(long, value_name = "F", help_heading = "Sampler options")]
     eta: Option<f64>,
@@ -115,6 +123,21 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
     }
     let fixed = text.parse().map(Seed::Fixed);
     fixed.map_err(|_| format!("expected 0 to {}, or -1 for a random one", u64::MAX))
+}
+
+fn parse_size(text: &str) -> Result<[usize; 2], String> {
+    parse_pair(text, 'x')
+}
+
+fn parse_crop(text: &str) -> Result<[usize; 2], String> {
+    parse_pair(text, ',')
+}
+
+fn parse_pair(text: &str, sign: char) -> Result<[usize; 2], String> {
+    let pair = text.to_lowercase();
+    let pair = pair.split_once(sign);
+    let pair = pair.and_then(|(x, y)| Some([x.trim().parse().ok()?, y.trim().parse().ok()?]));
+    pair.ok_or_else(|| format!("expected two numbers with `{sign}` between them"))
 }
 
 /// Where a run's results go.
@@ -221,6 +244,12 @@ impl Txt2ImgArgs {
             height: self.height,
             steps: self.steps,
             guidance_scale: self.cfg,
+            guidance_rescale: self.guidance_rescale,
+            micro: Micro {
+                original_size: self.original_size,
+                target_size: self.target_size,
+                crop: self.crop,
+            },
             seed: match self.seed {
                 Some(Seed::Fixed(seed)) => seed,
                 Some(Seed::Random) | None => random_seed(),
