@@ -125,7 +125,7 @@ fn prompts_may_ask_for_loras_that_are_in_the_model() {
     let (_dir, model) = with_loras(&[(PIXEL, 0.7)], None);
     let drawn = |prompt: &str| {
         let request = Request {
-            steps: 2,
+            steps: Some(2),
             ..request(prompt, 10)
         };
         make(&model.path, &request, None)
@@ -148,7 +148,7 @@ fn prompts_may_ask_for_loras_that_are_in_the_model() {
 fn request(prompt: &str, seed: u64) -> Request {
     Request {
         prompt: prompt.to_owned(),
-        guidance_scale: 5.0,
+        guidance_scale: Some(5.0),
         seed,
         sampler: Some(&EULER),
         spread: Some(Spread::Uniform),

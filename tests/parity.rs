@@ -155,7 +155,7 @@ fn whole_runs_of_the_demo_model_end_where_diffusers_does() {
             let what = format!("prompt{i}.{name}");
             let request = Request {
                 prompt: prompt.to_owned(),
-                guidance_scale: 5.0,
+                guidance_scale: Some(5.0),
                 seed: i as u64 + 1,
                 sampler: Some(sampler),
                 spread,

@@ -23,9 +23,9 @@ use sdrt_tests::{Made, Reference, demo_model, engine, make, psnr, relative_l2, s
 fn circle() -> Request {
     Request {
         prompt: "a large red circle on a blue background".to_owned(),
-        guidance_scale: 5.0,
+        guidance_scale: Some(5.0),
         seed: 1,
-        steps: 8,
+        steps: Some(8),
         ..Request::default()
     }
 }
@@ -51,7 +51,7 @@ fn every_sampler_of_every_profile_draws_the_prompt() {
             let request = Request {
                 sampler: Some(sampler),
                 profile,
-                steps: 20,
+                steps: Some(20),
                 ..circle()
             };
             let made = run(&request, None);
@@ -90,7 +90,7 @@ fn sizes_that_are_no_multiple_of_the_unets_stride_work() {
         let request = Request {
             width: Some(width),
             height: Some(height),
-            steps: 2,
+            steps: Some(2),
             ..circle()
         };
         let picture = &run(&request, None).pictures[0];
@@ -155,7 +155,7 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
     let mut dump = Dump::default();
     let long = Request {
         prompt: "a red circle, ".repeat(25),
-        steps: 1,
+        steps: Some(1),
         ..circle()
     };
     run(&long, Some(&mut dump));
@@ -228,7 +228,7 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
         ),
         (
             Request {
-                steps: 0,
+                steps: Some(0),
                 ..circle()
             },
             "steps",
@@ -242,7 +242,7 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
         ),
         (
             Request {
-                guidance_scale: f64::NAN,
+                guidance_scale: Some(f64::NAN),
                 ..circle()
             },
             "cfg",
@@ -334,7 +334,7 @@ fn directories_of_other_programs_run_without_a_manifest() {
 fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot() {
     let request = Request {
         profile: &DIFFUSERS,
-        steps: 2,
+        steps: Some(2),
         ..circle()
     };
     assert_eq!(run(&request, None).plans[0].sampler, &PLMS);
@@ -360,7 +360,7 @@ fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
     let request = |size| Request {
         width: Some(size),
         height: Some(size),
-        steps: 2,
+        steps: Some(2),
         ..circle()
     };
     let (_dir, sd21) = synthetic("sd21");
@@ -411,7 +411,7 @@ fn a_prediction_type_corrected_by_hand_is_followed_and_said() {
     for profile in PROFILES {
         let request = Request {
             profile,
-            steps: 2,
+            steps: Some(2),
             ..circle()
         };
         let velocity = run_in(&path, &request);
@@ -437,13 +437,13 @@ fn settings_that_a_profile_never_reads_do_not_stop_it() {
     run_in(
         &path,
         &Request {
-            steps: 1,
+            steps: Some(1),
             ..circle()
         },
     );
     let request = Request {
         profile: &DIFFUSERS,
-        steps: 1,
+        steps: Some(1),
         ..circle()
     };
     let error = make(&path, &request, None).unwrap_err().to_string();
@@ -456,9 +456,9 @@ fn diffusers_guides_above_1_only_and_a1111_at_any_scale() {
     let made = |profile, guidance_scale| {
         let request = Request {
             profile,
-            guidance_scale,
+            guidance_scale: Some(guidance_scale),
             sampler: Some(&EULER),
-            steps: 3,
+            steps: Some(3),
             ..circle()
         };
         let mut made = run(&request, None);
@@ -483,7 +483,7 @@ fn clip_skip_acts_where_the_profiles_program_applies_it() {
             profile,
             clip_skip,
             negative_prompt: Some("fog".to_owned()),
-            steps: 1,
+            steps: Some(1),
             width: Some(64),
             height: Some(64),
             ..circle()
@@ -642,7 +642,7 @@ fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
     assert!(psnr(&made(&circle()), &plain) > 50.0);
     // Without guidance there is nothing to fill the second place with but the first.
     let unguided = Request {
-        guidance_scale: 1.0,
+        guidance_scale: Some(1.0),
         ..circle()
     };
     assert!(psnr(&made(&unguided), &picture(&unguided)) > 50.0);
@@ -671,7 +671,7 @@ fn models_of_every_family_for_text_to_image_draw() {
                 profile,
                 width: Some(64),
                 height: Some(72),
-                steps: 2,
+                steps: Some(2),
                 sampler: Some(&EULER),
                 ..circle()
             };
@@ -702,7 +702,7 @@ fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
         sampler: Some(&EULER),
         width: Some(64),
         height: Some(128),
-        steps: 1,
+        steps: Some(1),
         ..circle()
     };
     let plain = dumped(&request(&A1111, None));
@@ -734,4 +734,37 @@ fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
     };
     let ids: Vec<f32> = dumped(&told).get("time_ids").into_iter().collect();
     assert_eq!(ids, [2000.0, 1000.0, 5.0, 3.0, 256.0, 512.0]);
+}
+
+#[test]
+fn distilled_models_get_the_settings_that_they_are_made_for_unless_told_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny-lightning-4step");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let open = Request {
+        prompt: "a red circle".to_owned(),
+        ..Request::default()
+    };
+    let model = ModelDir::open(&path).unwrap();
+    let plans = Plans::resolve(&open, &model, u64::MAX).unwrap();
+    let plan = &plans.plans[0];
+    assert_eq!((plan.steps, plan.guidance_scale), (4, 1.0));
+    assert_eq!(plan.sampler, &EULER);
+    assert!(
+        plans.notes.iter().any(|n| n.contains("Lightning")),
+        "{:?}",
+        plans.notes
+    );
+    let told = Request {
+        steps: Some(9),
+        guidance_scale: Some(2.0),
+        sampler: Some(&PLMS),
+        ..open
+    };
+    let plans = Plans::resolve(&told, &model, u64::MAX).unwrap();
+    let plan = &plans.plans[0];
+    assert_eq!((plan.steps, plan.guidance_scale), (9, 2.0));
+    assert_eq!(plan.sampler, &PLMS);
+    assert!(plans.notes.is_empty(), "{:?}", plans.notes);
 }

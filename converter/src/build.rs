@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use sd_models::defaults::Defaults;
 use sd_models::graph::{Graph, OPSET, Param};
 use sd_models::keys::Component;
 use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
@@ -243,7 +244,15 @@ impl BuildPlan {
         let metadata = &self.model.hints().metadata;
         let stem = self.model.path().file_stem();
         let stem = stem.map(|s| s.to_string_lossy().into_owned());
+        let title = metadata.get("modelspec.title").cloned();
         let design = &self.design;
+        let adapters = self.model.adapters();
+        let names = adapters.iter().rev().map(|adapter| adapter.name());
+        let mut names = names.chain(stem.clone()).chain(title.clone());
+        let defaults = match design.embeds_guidance {
+            true => Some(Defaults::embedded_guidance()),
+            false => names.find_map(|name| Defaults::by_name(&name)),
+        };
         Manifest {
             schema: manifest::SCHEMA,
             converter: format!("sdconvert {}", env!("CARGO_PKG_VERSION")),
@@ -253,15 +262,12 @@ impl BuildPlan {
             prediction_type: design.prediction,
             latent: design.latent,
             default_size: [design.resolution; 2],
+            defaults: defaults.filter(|_| components.contains_key("unet")),
             components,
             loras: self.loras(&sources),
             sources,
             license: metadata.get("modelspec.license").cloned(),
-            title: metadata
-                .get("modelspec.title")
-                .cloned()
-                .or(stem)
-                .unwrap_or_default(),
+            title: title.or(stem).unwrap_or_default(),
         }
     }
 

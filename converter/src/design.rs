@@ -58,6 +58,8 @@ pub(crate) struct Design {
     pub(crate) latent: Latent,
     /// Side in pixels that the model was trained at.
     pub(crate) resolution: usize,
+    /// Whether guidance is an input of the UNet.
+    pub(crate) embeds_guidance: bool,
     pub(crate) networks: Vec<Network>,
     /// Configuration files by path.
     pub(crate) configs: Vec<(String, Value)>,
@@ -96,18 +98,11 @@ impl Design {
 }
 
 fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, ConvertError> {
-    let structure = in_file(model);
-    let mut unet_cfg =
-        structure::unet_config(&model.shapes(Component::UNet)).map_err(&structure)?;
+    let config = Config::of(model, Component::UNet)?;
+    let unet_cfg = unet_config(model, &config)?;
     let family = ModelFamily::of(&unet_cfg);
     let encoders = text_encoders(model, family)?;
     let vae_cfg = vae(model, family)?;
-    let config = Config::of(model, Component::UNet)?;
-    config.apply_heads(&mut unet_cfg)?;
-    config.agrees("in_channels", unet_cfg.in_channels)?;
-    config.agrees("out_channels", unet_cfg.out_channels)?;
-    config.agrees("cross_attention_dim", unet_cfg.cross_attention_dim)?;
-    config.agrees_by_level("block_out_channels", &widths(&unet_cfg))?;
     let purpose = Purpose::of(unet_cfg.in_channels, vae_cfg.latent_channels).ok_or_else(|| {
         ConvertError::UnsupportedFamily {
             path: model.path().to_owned(),
@@ -193,11 +188,24 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
         prediction: prediction.kind,
         latent,
         resolution,
+        embeds_guidance: unet_cfg.guidance_width.is_some(),
         networks,
         configs,
         tokenizers,
         warnings,
     })
+}
+
+/// The UNet that the shapes show, with what only its configuration says.
+fn unet_config(model: &dyn Model, config: &Config<'_>) -> Result<UNetConfig, ConvertError> {
+    let shapes = model.shapes(Component::UNet);
+    let mut cfg = structure::unet_config(&shapes).map_err(in_file(model))?;
+    config.apply_heads(&mut cfg)?;
+    config.agrees("in_channels", cfg.in_channels)?;
+    config.agrees("out_channels", cfg.out_channels)?;
+    config.agrees("cross_attention_dim", cfg.cross_attention_dim)?;
+    config.agrees_by_level("block_out_channels", &widths(&cfg))?;
+    Ok(cfg)
 }
 
 /// Folders of a text encoder and its tokenizer.
@@ -297,6 +305,7 @@ fn control(model: &dyn Model) -> Result<Design, ConvertError> {
             scaling_factor: family.scaling_factor(),
         },
         resolution: family.resolution(false),
+        embeds_guidance: false,
         networks: vec![Network::new("controlnet", Component::ControlNet, graph)],
         configs: vec![(
             "controlnet/config.json".to_owned(),
@@ -354,6 +363,7 @@ fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
             scaling_factor: 1.0,
         },
         resolution: 512,
+        embeds_guidance: false,
         networks,
         configs,
         tokenizers: Vec::new(),

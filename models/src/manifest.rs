@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::defaults::Defaults;
 use crate::family::{ModelFamily, Purpose};
 
 /// File name of the manifest, at the top of the model directory.
@@ -43,6 +44,9 @@ pub struct Manifest {
     pub latent: Latent,
     /// Width and height in pixels that the model makes by default.
     pub default_size: [usize; 2],
+    /// What it is run with, if that is not the usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<Defaults>,
     /// By folder name: `text_encoder`, `unet`, `vae_encoder`, `vae_decoder`.
     pub components: BTreeMap<String, Component>,
     /// Every file that weights were taken from.
@@ -213,6 +217,7 @@ mod tests {
                 scaling_factor: 0.18215,
             },
             default_size: [512, 512],
+            defaults: None,
             components: BTreeMap::from([(
                 "unet".to_owned(),
                 Component {

@@ -199,6 +199,9 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     for lora in &report.manifest.loras {
         ui.note(lora::summary(lora));
     }
+    if let Some(defaults) = &report.manifest.defaults {
+        ui.note(format!("sdrun will use {defaults}, unless told otherwise"));
+    }
     let json = report.to_json(&args.output);
     if let Some(file) = report_file {
         file.write_text(&format!("{json:#}\n"))?;

@@ -7,6 +7,7 @@ pub mod library;
 pub mod memory;
 mod network;
 pub mod setup;
+mod verified;
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub use cancel::Cancel;
 pub use ep::Ep;
 pub use error::EngineError;
 pub use network::{Input, Network};
+use verified::Verified;
 
 /// How the engine is started.
 #[derive(Clone, Debug, Default)]
@@ -135,7 +137,7 @@ impl Engine {
         let files = manifest
             .and_then(|m| m.components.get(component))
             .map(|c| &c.files);
-        network::check_files(&folder, files, cancel)?;
+        network::check_files(&folder, files, &Verified::new(), cancel)?;
         Network::load(self, &folder.join(graph), dims, cancel)
     }
 }

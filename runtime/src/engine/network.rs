@@ -16,7 +16,7 @@ use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 use sd_models::manifest;
 use sha2::{Digest, Sha256};
 
-use super::{Cancel, Engine, EngineError};
+use super::{Cancel, Engine, EngineError, Verified};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -311,10 +311,11 @@ fn optimization_level(model: &Path) -> GraphOptimizationLevel {
     }
 }
 
-/// Compares a component's files with the manifest: length first, then content.
+/// Compares a component's files with the manifest: length first, then content, unless that is known from before.
 pub(super) fn check_files(
     folder: &Path,
     files: Option<&BTreeMap<String, manifest::File>>,
+    verified: &Verified,
     cancel: &Cancel,
 ) -> Result<(), EngineError> {
     let model = folder.join("model.onnx");
@@ -343,34 +344,44 @@ pub(super) fn check_files(
                 expected.size
             )));
         }
-        if cancel.is_cancelled() {
-            return Err(EngineError::Interrupted);
+        if verified.knows(&path, &expected.sha256) {
+            continue;
         }
-        let sha256 = sha256(&path).map_err(|source| EngineError::Read {
+        let read = |source| EngineError::Read {
             path: path.clone(),
             source,
-        })?;
+        };
+        let before = path.metadata().map_err(read)?;
+        let sha256 = hash(&path, &|| cancel.is_cancelled()).map_err(read)?;
+        let sha256 = sha256.ok_or(EngineError::Interrupted)?;
         if sha256 != expected.sha256 {
             return Err(damaged(format!(
                 "its SHA-256 is {sha256}, but the manifest says {}",
                 expected.sha256
             )));
         }
+        verified.remember(&path, &before, &sha256);
     }
     Ok(())
 }
 
 /// SHA-256 of a file, in hexadecimal.
 pub(super) fn sha256(path: &Path) -> io::Result<String> {
+    Ok(hash(path, &|| false)?.unwrap_or_default())
+}
+
+/// SHA-256 of a file, in hexadecimal, unless somebody wants to stop meanwhile.
+fn hash(path: &Path, stop: &dyn Fn() -> bool) -> io::Result<Option<String>> {
     let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
-    loop {
+    while !stop() {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(manifest::hex(&hash.finalize())),
+            Ok(0) => return Ok(Some(manifest::hex(&hash.finalize()))),
             Ok(n) => hash.update(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -382,8 +393,9 @@ mod tests {
     fn missing_truncated_and_altered_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.onnx");
+        let verified = Verified::at(dir.path().join("verified.json"));
         let problem = |files: &BTreeMap<String, manifest::File>| {
-            check_files(dir.path(), Some(files), &Cancel::new())
+            check_files(dir.path(), Some(files), &verified, &Cancel::new())
                 .unwrap_err()
                 .to_string()
         };
@@ -396,7 +408,7 @@ mod tests {
         fs::write(&path, "abd").unwrap();
         assert!(problem(&files).contains("SHA-256"));
         fs::write(&path, "abc").unwrap();
-        check_files(dir.path(), Some(&files), &Cancel::new()).unwrap();
+        check_files(dir.path(), Some(&files), &verified, &Cancel::new()).unwrap();
         let data = files["model.onnx"].clone();
         files.insert("model.onnx_data".to_owned(), data);
         assert!(problem(&files).contains("model.onnx_data: it is missing"));

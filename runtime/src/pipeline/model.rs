@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use sd_models::defaults::Defaults;
 use sd_models::diffusers::{self, Pipeline, prediction_name, prediction_type};
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
@@ -51,6 +52,8 @@ pub struct ModelDir {
     pub prediction: PredictionType,
     /// Width and height that the model makes by default.
     pub default_size: [usize; 2],
+    /// What it is run with, if that is not the usual.
+    pub defaults: Option<Defaults>,
     /// Its `scheduler_config.json`.
     pub scheduler: Value,
     /// Its text encoders, in the order in which their embeddings lie side by side.
@@ -137,6 +140,15 @@ impl ModelDir {
             Some(family) => family,
             None => configs.family(&index)?,
         };
+        let defaults = match &manifest {
+            Some(manifest) => manifest.defaults.clone(),
+            None if pipeline_class(&index).starts_with("LatentConsistency") => {
+                Some(Defaults::embedded_guidance())
+            }
+            None => path
+                .file_name()
+                .and_then(|name| Defaults::by_name(&name.to_string_lossy())),
+        };
         let encoders = family.text_encoders(false).into_iter();
         let texts = encoders.map(|(component, _)| Text::open(path, component));
         let texts = texts.collect::<Result<_, _>>()?;
@@ -146,6 +158,7 @@ impl ModelDir {
             latent,
             prediction,
             default_size,
+            defaults,
             scheduler,
             texts,
             force_zeros: index["force_zeros_for_empty_prompt"] == true,

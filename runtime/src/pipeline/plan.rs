@@ -9,7 +9,7 @@ use super::request::check_side;
 use super::{ModelDir, PipelineError, Request, infotext};
 use crate::noise::Rng;
 use crate::profile::Profile;
-use crate::sampler::{Options, Sampler, Schedule};
+use crate::sampler::{self, Options, Sampler, Schedule};
 use crate::sigmas::Spread;
 use crate::text::Layer;
 use crate::text::lora_tags::untag;
@@ -39,6 +39,8 @@ pub struct Plan {
     pub spread: Option<Spread>,
     /// What it runs over.
     pub schedule: Arc<Schedule>,
+    /// Steps as they are counted in settings.
+    pub steps: usize,
     /// Its options.
     pub options: Options,
     /// How many calls of the denoiser it takes.
@@ -88,17 +90,22 @@ impl Plans {
         }
         let (profile, trained) = (request.profile, model.trained());
         let in_config = |source| model.scheduler_error(source);
-        let sampler = match request.sampler {
+        let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
+        let usual = Usual::of(request, model);
+        notes.extend(usual.note);
+        let sampler = match request.sampler.or(usual.sampler) {
             Some(sampler) => sampler,
             None => (profile.sampler)(&trained).map_err(in_config)?,
         };
         request.check_for(sampler)?;
-        let spread = match request.spread {
+        let spread = match request.spread.or(usual.spread) {
             _ if !(profile.spreads)(sampler) => None,
             Some(spread) => Some(spread),
             None => Some((profile.automatic)(sampler, &trained).map_err(in_config)?),
         };
-        let schedule = (profile.schedule)(sampler, spread, request.steps, &trained);
+        let steps = request.steps.unwrap_or(usual.steps);
+        let guidance_scale = request.guidance_scale.unwrap_or(usual.guidance_scale);
+        let schedule = (profile.schedule)(sampler, spread, steps, &trained);
         let schedule = Arc::new(schedule.map_err(in_config)?);
         let size = [
             request.width.unwrap_or(model.default_size[0]),
@@ -108,8 +115,7 @@ impl Plans {
         check_side("height", size[1])?;
         let memory = model.memory_within(size, limit)?;
 
-        let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
-        if (profile.guidance_scale)(request.guidance_scale) == 0.0 {
+        if (profile.guidance_scale)(guidance_scale) == 0.0 {
             notes.push("guidance 0 follows the negative prompt only".to_owned());
         }
         let layers = layers(request, model, &mut notes);
@@ -133,7 +139,14 @@ impl Plans {
 
         let plan = |i: usize| {
             let seed = request.seed.wrapping_add(i as u64);
-            let settings = settings(request, model, seed, (sampler, spread), size, &ignored);
+            let settings = settings(
+                request,
+                model,
+                seed,
+                (sampler, spread, steps, guidance_scale),
+                size,
+                &ignored,
+            );
             let factor = model.latent.downscale;
             Plan {
                 prompt: prompt.clone(),
@@ -147,9 +160,10 @@ impl Plans {
                 sampler,
                 spread,
                 schedule: Arc::clone(&schedule),
+                steps,
                 options: request.options,
                 calls: (sampler.calls)(&schedule),
-                guidance_scale: (profile.guidance_scale)(request.guidance_scale),
+                guidance_scale: (profile.guidance_scale)(guidance_scale),
                 guidance_rescale: request.guidance_rescale,
                 time_ids: xl.then(|| request.micro.time_ids(size)),
                 layers,
@@ -168,6 +182,45 @@ impl Plans {
             notes,
             warnings,
         })
+    }
+}
+
+/// What a request leaves open, where it does not depend on the profile.
+struct Usual {
+    sampler: Option<Sampler>,
+    spread: Option<Spread>,
+    steps: usize,
+    guidance_scale: f64,
+    note: Option<String>,
+}
+
+impl Usual {
+    /// Distilled models ask for settings of their own, everything else gets A1111's. Who chooses a solver chooses its
+    /// spread, too.
+    fn of(request: &Request, model: &ModelDir) -> Self {
+        const STEPS: usize = 20;
+        const GUIDANCE: f64 = 7.0;
+        let Some(defaults) = &model.defaults else {
+            return Self {
+                sampler: None,
+                spread: None,
+                steps: STEPS,
+                guidance_scale: GUIDANCE,
+                note: None,
+            };
+        };
+        let open = request.sampler.is_none()
+            || request.steps.is_none()
+            || request.guidance_scale.is_none();
+        let of_solver = Some(defaults).filter(|_| request.sampler.is_none());
+        let spread = of_solver.and_then(|d| d.schedule.as_ref()?.parse().ok());
+        Self {
+            sampler: of_solver.and_then(|d| Some(sampler::parse(&d.sampler).ok()?.0)),
+            spread,
+            steps: defaults.steps,
+            guidance_scale: defaults.guidance_scale,
+            note: open.then(|| format!("this model is made for {defaults}")),
+        }
     }
 }
 
@@ -200,18 +253,18 @@ fn settings(
     request: &Request,
     model: &ModelDir,
     seed: u64,
-    (sampler, spread): (Sampler, Option<Spread>),
+    (sampler, spread, steps, guidance_scale): (Sampler, Option<Spread>, usize, f64),
     size: [usize; 2],
     ignored_loras: &str,
 ) -> Vec<(&'static str, String)> {
     let mut pairs = vec![
-        ("Steps", request.steps.to_string()),
+        ("Steps", steps.to_string()),
         ("Sampler", sampler.name.to_owned()),
     ];
     if let Some(spread) = spread {
         pairs.push(("Schedule type", spread.name().to_owned()));
     }
-    pairs.push(("CFG scale", request.guidance_scale.to_string()));
+    pairs.push(("CFG scale", guidance_scale.to_string()));
     pairs.push(("Seed", seed.to_string()));
     pairs.push(("Size", format!("{}x{}", size[0], size[1])));
     if let Some(hash) = model.hash() {

@@ -19,10 +19,11 @@ pub struct Request {
     pub width: Option<usize>,
     /// Height in pixels; the model's default if absent.
     pub height: Option<usize>,
-    /// Steps of the sampler, 1 to 1000.
-    pub steps: usize,
-    /// How strongly the prompt is followed; 1 is without guidance. Below 1 it depends on the profile.
-    pub guidance_scale: f64,
+    /// Steps of the sampler, 1 to 1000; what the model is made for if absent, or 20.
+    pub steps: Option<usize>,
+    /// How strongly the prompt is followed; 1 is without guidance, below 1 it depends on the profile. What the model is made
+    /// for if absent, or 7.
+    pub guidance_scale: Option<f64>,
     /// How much of the prompt's spread guidance gives back, 0 to 1.
     pub guidance_rescale: f64,
     /// What an SDXL is told of the picture.
@@ -31,7 +32,7 @@ pub struct Request {
     pub seed: u64,
     /// How many pictures.
     pub batch: usize,
-    /// The solver; the profile's default if absent.
+    /// The solver; what the model is made for if absent, or the profile's default.
     pub sampler: Option<Sampler>,
     /// The solver's options.
     pub options: Options,
@@ -80,8 +81,8 @@ impl Default for Request {
             negative_prompt: None,
             width: None,
             height: None,
-            steps: 20,
-            guidance_scale: 7.0,
+            steps: None,
+            guidance_scale: None,
             guidance_rescale: 0.0,
             micro: Micro::default(),
             seed: 0,
@@ -109,10 +110,14 @@ impl Request {
                 check_side(side, value)?;
             }
         }
-        in_range("steps", self.steps as f64, 1.0, 1000.0)?;
+        if let Some(steps) = self.steps {
+            in_range("steps", steps as f64, 1.0, 1000.0)?;
+        }
         in_range("batch", self.batch as f64, 1.0, 1000.0)?;
         in_range("clip-skip", self.clip_skip as f64, 1.0, 12.0)?;
-        in_range("cfg", self.guidance_scale, 0.0, 100.0)?;
+        if let Some(scale) = self.guidance_scale {
+            in_range("cfg", scale, 0.0, 100.0)?;
+        }
         in_range("guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
         let options = self.options;
         if let Some(eta) = options.eta {

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
     let model = demo_model::directory(ui)?;
     let request = Request {
         prompt: PROMPT.to_owned(),
-        guidance_scale: 5.0,
+        guidance_scale: Some(5.0),
         seed: 1,
         ..Request::default()
     };

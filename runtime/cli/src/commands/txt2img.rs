@@ -35,12 +35,12 @@ pub(crate) struct Txt2ImgArgs {
     /// Height in pixels, a multiple of 8; the model's own if left out
     #[arg(short = 'H', long, value_name = "N")]
     height: Option<usize>,
-    /// Steps of the sampler
-    #[arg(long, default_value_t = 20, value_name = "N")]
-    steps: usize,
-    /// How strongly the prompt is followed; 1 is without guidance (diffusers: up to 1), 0 follows the negative prompt only
-    #[arg(long, default_value_t = 7.0, value_name = "F")]
-    cfg: f64,
+    /// Steps of the sampler; 20, or what the model is made for, if left out
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// How strongly the prompt is followed; 1 is without guidance (diffusers: up to 1), 0 follows the negative prompt only; 7, or what the model is made for, if left out
+    #[arg(long, value_name = "F")]
+    cfg: Option<f64>,
     /// Seed of the noise; a random one if left out or -1
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_seed)]
     seed: Option<Seed>,
@@ -318,11 +318,10 @@ pub(crate) fn generate(
         picture.write_png(&to, &plan.infotext)?;
         written.push((to, plan.seed));
     }
-    report(request, &plans, outcome.timing, &written, output, ui)
+    report(&plans, outcome.timing, &written, output, ui)
 }
 
 fn report(
-    request: &Request,
     plans: &Plans,
     timing: Timing,
     written: &[(Destination, u64)],
@@ -342,7 +341,7 @@ fn report(
             "images": images,
             "sampler": plan.sampler.name,
             "schedule": plan.spread.map(Spread::name),
-            "steps": request.steps,
+            "steps": plan.steps,
             "model_calls": plan.calls,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
