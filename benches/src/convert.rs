@@ -9,8 +9,8 @@ use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::lora::{LoraSpec, Options, WithLoras};
 use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
-use sd_converter::ui::Ui;
 use sd_converter::weights::Weights;
+use sd_ui::Ui;
 
 use crate::memory::peak_during;
 use crate::spread;

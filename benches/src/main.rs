@@ -7,7 +7,7 @@ mod run;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sd_converter::ui::{Ui, UiArgs};
+use sd_ui::{Ui, UiArgs};
 
 /// How fast, and with how much memory?
 #[derive(Debug, Parser)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ndarray::{Array, ArrayD, IxDyn, arr0};
-use sd_converter::ui::Ui;
 use sd_runtime::engine::{Cancel, Engine, EngineOptions, Ep, Input};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::ModelDir;
 use sd_runtime::text::chunks::truncated;
+use sd_ui::Ui;
 use serde_json::{Value, json};
 
 use crate::memory::{peak_during, status_bytes};

@@ -3,8 +3,7 @@
 //! [`checkpoint`] reads files tensor by tensor; [`weights`] gives their tensors canonical names and so makes a
 //! [`model`], from which [`merge`], [`lora`], [`replace`] and [`control`] make others. [`build`] turns models into the directory that
 //! `sdrun` and diffusers run ([`onnx`] writes the graphs), [`save`] into a checkpoint, [`extract`] two of them into a LoRA.
-//! [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories,
-//! [`ui`] is how the programs talk to people.
+//! [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories.
 //!
 //! What is deliberately not here: running models. This crate never touches ONNX Runtime.
 
@@ -30,7 +29,6 @@ pub mod replace;
 pub mod save;
 mod svd;
 pub mod synth;
-pub mod ui;
 pub mod verify;
 pub mod weights;
 

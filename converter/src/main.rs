@@ -5,7 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sd_converter::ui::{Ui, UiArgs};
+use sd_ui::{Ui, UiArgs};
 
 /// Stable Diffusion checkpoints to ONNX model directories, without Python
 #[derive(Debug, Parser)]

@@ -19,3 +19,13 @@ impl Progress for Unwatched {
         false
     }
 }
+
+impl Progress for sd_ui::Bar {
+    fn advance(&self, bytes: u64) {
+        sd_ui::Bar::advance(self, bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupted()
+    }
+}

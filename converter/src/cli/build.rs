@@ -11,13 +11,13 @@ use sd_converter::control::{ControlOnBase, needs_base};
 use sd_converter::lora::{self, LoraBlockWeights, LoraSpec, WithLoras};
 use sd_converter::merge::Recipe;
 use sd_converter::model::Model;
-use sd_converter::output::{StagedFile, is_stdout};
+use sd_converter::output::StagedFile;
 use sd_converter::replace::Replaced;
-use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
 use sd_models::diffusers::prediction_type;
 use sd_models::keys::Component;
 use sd_models::manifest::PredictionType;
+use sd_ui::{Ui, UsageError, is_stdout};
 
 /// Convert a checkpoint into an ONNX model directory
 #[derive(Debug, clap::Args)]

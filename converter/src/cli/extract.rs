@@ -6,8 +6,8 @@ use std::time::Instant;
 use sd_converter::extract::{Options, Rank, extract};
 use sd_converter::output::StagedFile;
 use sd_converter::save::work_bytes;
-use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
+use sd_ui::{Ui, UsageError};
 
 use super::safetensors_file;
 

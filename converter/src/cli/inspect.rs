@@ -12,10 +12,10 @@ use sd_converter::lora::{self, LoraSpec, WithLoras};
 use sd_converter::model::{Model, Name};
 use sd_converter::progress::Progress;
 use sd_converter::save::work_bytes;
-use sd_converter::ui::{Interrupted, Ui};
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use sd_models::manifest::{self, hex};
+use sd_ui::{Interrupted, Ui};
 use sha2::{Digest, Sha256};
 
 /// Say what a file or a model directory holds, and whether it can be converted

@@ -6,7 +6,7 @@ use std::time::Instant;
 use sd_converter::lora::LoraSpec;
 use sd_converter::lora::merge::merge;
 use sd_converter::output::StagedFile;
-use sd_converter::ui::Ui;
+use sd_ui::Ui;
 
 use super::safetensors_file;
 

@@ -12,10 +12,10 @@ use sd_converter::merge::{
 use sd_converter::model::Model;
 use sd_converter::replace::Replaced;
 use sd_converter::save::{save, work_bytes};
-use sd_converter::ui::{Ui, UsageError};
 use sd_converter::weights::Weights;
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
+use sd_ui::{Ui, UsageError};
 
 use super::safetensors_file;
 

@@ -11,7 +11,7 @@ mod verify;
 use std::path::PathBuf;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use sd_converter::ui::Ui;
+use sd_ui::Ui;
 
 /// Ends of names by which programs take a file for one of another format than safetensors.
 const OTHER_FORMATS: [&str; 8] = ["ckpt", "pt", "pth", "bin", "pkl", "onnx", "gguf", "zip"];

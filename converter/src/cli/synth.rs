@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sd_converter::synth::{Kind, Synth};
-use sd_converter::ui::Ui;
+use sd_ui::Ui;
 
 use super::safetensors_file;
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use sd_converter::inspect::inspect_file;
-use sd_converter::ui::Ui;
 use sd_converter::verify::{read_manifest, verify_dir, work_bytes};
+use sd_ui::Ui;
 
 /// Check a model directory (hashes, graphs, weights) or a checkpoint's header
 #[derive(Debug, clap::Args)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::SafetensorsFile;
-use sd_converter::ui::Ui;
 use sd_converter::weights::Weights;
 use sd_models::demo;
 use sd_runtime::engine::library::data_dir;
 use sd_runtime::pipeline::ModelDir;
+use sd_ui::Ui;
 
 /// Opens the demo model, converting it if this version has not done so yet.
 pub(crate) fn directory(ui: &Ui) -> anyhow::Result<ModelDir> {

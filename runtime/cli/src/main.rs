@@ -7,7 +7,7 @@ mod progress;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sd_converter::ui::{Ui, UiArgs};
+use sd_ui::{Ui, UiArgs};
 
 /// Pictures from text with Stable Diffusion, offline, on the CPU
 #[derive(Debug, Parser)]

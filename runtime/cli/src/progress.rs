@@ -1,7 +1,7 @@
 //! A run on the terminal: what is done, how fast, how long still.
 
-use sd_converter::ui::{Bar, Ui};
 use sd_runtime::pipeline::{Event, Stage};
+use sd_ui::{Bar, Ui};
 
 /// Follows a run.
 #[derive(Debug)]

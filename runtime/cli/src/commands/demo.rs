@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use sd_converter::ui::Ui;
 use sd_models::demo::PROMPT;
 use sd_runtime::engine::{EngineError, setup};
 use sd_runtime::pipeline::Request;
+use sd_ui::Ui;
 
 use super::EngineArgs;
 use super::txt2img::{Output, generate};

@@ -1,8 +1,8 @@
 //! `sdrun doctor`: is everything there?
 
-use sd_converter::ui::Ui;
 use sd_runtime::engine::Ep;
 use sd_runtime::engine::library::{VARIABLE, data_dir};
+use sd_ui::Ui;
 
 /// Check the ONNX Runtime library and its providers
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,8 @@ mod txt2img;
 use std::num::NonZero;
 use std::path::PathBuf;
 
-use sd_converter::ui::Ui;
 use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, Ep};
+use sd_ui::Ui;
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use sd_converter::ui::{Ui, UsageError};
 use sd_runtime::engine::{Ep, setup};
+use sd_ui::{Ui, UsageError};
 
 use super::EngineArgs;
 

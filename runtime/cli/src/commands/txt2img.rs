@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use sd_converter::ui::{Ui, UsageError};
 use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{
@@ -11,6 +10,7 @@ use sd_runtime::pipeline::{
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
 use sd_runtime::sigmas::Spread;
+use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
 use super::{EngineArgs, cancel_with};

@@ -10,9 +10,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::is_stdout;
-use crate::progress::Progress;
-
 /// Options that every subcommand has.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct UiArgs {
@@ -236,6 +233,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// Names of a process's standard output.
+pub const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+
+/// Whether a file's name stands for standard output, which then is no place for anything else.
+#[must_use]
+pub fn is_stdout(target: &Path) -> bool {
+    STDOUT.iter().any(|name| target == Path::new(name))
+}
+
 /// Writes a line to stderr; if nobody reads it, that is fine.
 fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
@@ -253,14 +259,15 @@ impl Bar {
     pub fn set(&self, n: u64) {
         self.bar.set_position(n);
     }
-}
 
-impl Progress for Bar {
-    fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
+    /// `n` more steps or bytes are done.
+    pub fn advance(&self, n: u64) {
+        self.bar.inc(n);
     }
 
-    fn cancelled(&self) -> bool {
+    /// Whether the user wants to stop.
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
     }
 }
@@ -276,11 +283,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn standard_output_has_several_names() {
+        assert!(is_stdout(Path::new("-")) && is_stdout(Path::new("/dev/stdout")));
+        assert!(!is_stdout(Path::new("./-")));
+    }
+
+    #[test]
     fn causes_are_told_once() {
-        let full = crate::ConvertError::Write {
-            path: "x".into(),
-            source: io::Error::other("no space"),
-        };
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write x: {0}")]
+        struct Full(#[source] io::Error);
+        let full = Full(io::Error::other("no space"));
         let error = anyhow::Error::from(full).context("cannot convert");
         assert_eq!(
             with_causes(&error),
