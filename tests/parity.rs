@@ -166,7 +166,8 @@ fn whole_runs_of_the_demo_model_end_where_diffusers_does() {
             let mut dump = Dump::default();
             let made = make(demo_model(), &request, Some(&mut dump)).unwrap();
             assert_eq!((made.calls, made.warnings.len()), (20, 0));
-            dump.write(&Destination::find(&file).unwrap()).unwrap();
+            dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+                .unwrap();
             let dump = Reference::open(&file);
             let ids = dump.ids("token_ids");
             assert_eq!(

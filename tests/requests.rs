@@ -14,11 +14,13 @@ use sd_models::manifest::PredictionType;
 use sd_runtime::engine::{Cancel, EngineError};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{
-    self, Destination, Dump, Micro, ModelDir, PipelineError, Plans, Request,
+    self, Destination, Dump, Micro, ModelDir, Models, PipelineError, Plans, Request,
 };
 use sd_runtime::profile::{A1111, DIFFUSERS, PROFILES, Profile};
 use sd_runtime::sampler::{EULER, EULER_ANCESTRAL, METHODS, PLMS};
-use sdrt_tests::{Made, Reference, demo_model, engine, make, psnr, relative_l2, synthetic};
+use sdrt_tests::{
+    Made, Reference, demo_model, engine, make, make_with, psnr, relative_l2, synthetic,
+};
 
 fn circle() -> Request {
     Request {
@@ -113,7 +115,8 @@ fn a_dump_holds_what_its_name_says_and_its_noise_makes_the_same_picture() {
         },
         Some(&mut dump),
     );
-    dump.write(&Destination::find(&file).unwrap()).unwrap();
+    dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+        .unwrap();
     let tensors = Reference::open(&file);
     assert_eq!(tensors.ids("token_ids").shape(), [1, 77]);
     assert_eq!(tensors.get("text_embeddings_uncond").shape(), [1, 77, 128]);
@@ -159,7 +162,8 @@ fn emphasis_and_negative_prompts_change_the_picture_and_long_prompts_take_more_c
         ..circle()
     };
     run(&long, Some(&mut dump));
-    dump.write(&Destination::find(&file).unwrap()).unwrap();
+    dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+        .unwrap();
     assert_eq!(
         Reference::open(&file).get("text_embeddings").shape(),
         [1, 154, 128]
@@ -255,7 +259,7 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
 
 #[test]
 fn a_run_stops_when_the_user_wants() {
-    let model = ModelDir::open(demo_model()).unwrap();
+    let model = Models::one(ModelDir::open(demo_model()).unwrap());
     let plans = Plans::resolve(&circle(), &model, u64::MAX).unwrap();
     let cancel = Cancel::new();
     cancel.cancel();
@@ -490,7 +494,8 @@ fn clip_skip_acts_where_the_profiles_program_applies_it() {
         };
         let mut dump = Dump::default();
         let made = make(path, &request, Some(&mut dump)).unwrap();
-        dump.write(&Destination::find(&file).unwrap()).unwrap();
+        dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+            .unwrap();
         let tensors = Reference::open(&file);
         let get = |name: &str| tensors.get(name);
         (
@@ -693,7 +698,8 @@ fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
     let dumped = |request: &Request| {
         let mut dump = Dump::default();
         make(&path, request, Some(&mut dump)).unwrap();
-        dump.write(&Destination::find(&file).unwrap()).unwrap();
+        dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+            .unwrap();
         Reference::open(&file)
     };
     let request = |profile, negative: Option<&str>| Request {
@@ -746,7 +752,7 @@ fn distilled_models_get_the_settings_that_they_are_made_for_unless_told_otherwis
         prompt: "a red circle".to_owned(),
         ..Request::default()
     };
-    let model = ModelDir::open(&path).unwrap();
+    let model = Models::one(ModelDir::open(&path).unwrap());
     let plans = Plans::resolve(&open, &model, u64::MAX).unwrap();
     let plan = &plans.plans[0];
     assert_eq!((plan.steps, plan.guidance_scale), (4, 1.0));
@@ -767,4 +773,57 @@ fn distilled_models_get_the_settings_that_they_are_made_for_unless_told_otherwis
     assert_eq!((plan.steps, plan.guidance_scale), (9, 2.0));
     assert_eq!(plan.sampler, &PLMS);
     assert!(plans.notes.is_empty(), "{:?}", plans.notes);
+}
+
+#[test]
+fn a_refiner_ends_what_the_base_model_began() {
+    let (_base, base) = synthetic("sdxl");
+    let (_refiner, refiner) = synthetic("sdxl-refiner");
+    let open = |path: &Path| ModelDir::open(path).unwrap();
+    let refined = Models {
+        base: open(&base),
+        refiner: Some(open(&refiner)),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    let request = |profile, refiner_start| Request {
+        profile,
+        refiner_start,
+        sampler: Some(&EULER),
+        width: Some(64),
+        height: Some(64),
+        steps: Some(5),
+        ..circle()
+    };
+    let dumped = |models: &Models, request: &Request| {
+        let mut dump = Dump::default();
+        let made = make_with(models, request, Some(&mut dump)).unwrap();
+        dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+            .unwrap();
+        (Reference::open(&file), made)
+    };
+    for profile in PROFILES {
+        let (alone, _) = dumped(&Models::one(open(&base)), &request(profile, 0.8));
+        let (both, made) = dumped(&refined, &request(profile, 0.6));
+        assert_eq!(made.calls, 5);
+        let same: Vec<bool> = (0..5)
+            .map(|i| format!("denoised.{i:03}"))
+            .map(|name| alone.get(&name) == both.get(&name))
+            .collect();
+        // Timesteps 999, 749, 499 .. (A1111) and 801, 601, 401 .. (leading): below 400 the refiner is called.
+        assert_eq!(same, [true, true, true, false, false], "{}", profile.name);
+        let ids: Vec<f32> = both.get("time_ids_refiner").into_iter().collect();
+        assert_eq!(ids, [64.0, 64.0, 0.0, 0.0, 6.0]);
+        assert!(both.find("text_embeddings_refiner").is_some());
+        assert!(made.plans[0].infotext.contains("Refiner switch at: 0.6"));
+    }
+    // Another family has other latents.
+    let strange = Models {
+        base: open(demo_model()),
+        refiner: Some(open(&refiner)),
+    };
+    let error = make_with(&strange, &circle(), None)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not fit"), "{error}");
 }

@@ -13,7 +13,7 @@ use sd_converter::weights::Weights;
 use sd_models::demo;
 use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, setup};
 use sd_runtime::pipeline::{
-    self, Dump, Event, ModelDir, Picture, PipelineError, Plan, Plans, Request,
+    self, Dump, Event, ModelDir, Models, Picture, PipelineError, Plan, Plans, Request,
 };
 use tempfile::TempDir;
 
@@ -219,8 +219,19 @@ pub fn make(
     request: &Request,
     dump: Option<&mut Dump>,
 ) -> Result<Made, PipelineError> {
-    let model = ModelDir::open(path)?;
-    let plans = Plans::resolve(request, &model, u64::MAX)?;
+    make_with(&Models::one(ModelDir::open(path)?), request, dump)
+}
+
+/// Makes a request's pictures with models.
+///
+/// # Errors
+/// As [`pipeline::run`] and what comes before.
+pub fn make_with(
+    models: &Models,
+    request: &Request,
+    dump: Option<&mut Dump>,
+) -> Result<Made, PipelineError> {
+    let plans = Plans::resolve(request, models, u64::MAX)?;
     let (mut warnings, mut notes, mut last) = (Vec::new(), Vec::new(), 0);
     let mut listener = |event: Event<'_>| match event {
         Event::Note(text) => notes.push(text.to_owned()),
@@ -229,7 +240,7 @@ pub fn make(
         Event::Stage(_) => {}
     };
     let cancel = Cancel::new();
-    let outcome = pipeline::run(&plans, &model, engine(), &cancel, &mut listener, dump)?;
+    let outcome = pipeline::run(&plans, models, engine(), &cancel, &mut listener, dump)?;
     Ok(Made {
         plans: plans.plans,
         pictures: outcome.pictures,

@@ -143,7 +143,8 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             "overwrite each other",
         ),
         (vec!["-o", "-", "--json"], "standard output"),
-        (vec!["-o", "-", "--batch", "2"], "standard output"),
+        (vec!["-o", "-", "--batch", "2"], "one pipe"),
+        (vec!["--cfg", "-3"], "out of range"),
     ] {
         let (code, _, stderr) = run(sdrun(dir.path())
             .args(["txt2img", "-p", "x", "-m", "/nowhere"])

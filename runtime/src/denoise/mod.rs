@@ -6,6 +6,7 @@
 mod guidance;
 mod noise_table;
 mod prediction;
+mod relay;
 mod unet;
 
 use ndarray::Array4;
@@ -14,6 +15,7 @@ pub use guidance::{Guided, guide, rescale};
 pub(crate) use noise_table::TIMESTEPS;
 pub use noise_table::{NoiseTable, Precision};
 pub use prediction::denoised;
+pub use relay::{Load, Networks, Relay, is_refined};
 pub use unet::Unet;
 
 use crate::engine::EngineError;

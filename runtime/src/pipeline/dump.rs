@@ -7,6 +7,7 @@ use ndarray::{ArrayD, ArrayView, Dimension};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::{Destination, PipelineError};
+use crate::engine::Cancel;
 
 /// What a run leaves for comparison.
 #[derive(Debug, Default)]
@@ -52,7 +53,7 @@ impl Dump {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, to: &Destination) -> Result<(), PipelineError> {
+    pub fn write(&self, to: &Destination, cancel: &Cancel) -> Result<(), PipelineError> {
         let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
             (
@@ -62,7 +63,7 @@ impl Dump {
         });
         let bytes = safetensors::serialize(views, Some(self.metadata.clone()))
             .expect("names are unique and views are whole");
-        to.write(&bytes)
+        to.write(&bytes, cancel)
     }
 }
 
@@ -111,7 +112,8 @@ mod tests {
         dump.append("initial_noise", &arr1(&[1.5f32, -2.0]).view());
         dump.add_ids("token_ids", &arr1(&[49406i64]).view());
         dump.set("seed", "7");
-        dump.write(&Destination::find(&path).unwrap()).unwrap();
+        let to = Destination::find(&path).unwrap();
+        dump.write(&to, &Cancel::new()).unwrap();
         assert_eq!(
             read_initial_noise(&path)
                 .unwrap()

@@ -6,6 +6,7 @@ use ndarray::ArrayView3;
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use super::{Destination, PipelineError};
+use crate::engine::Cancel;
 
 /// An RGB picture with 8 bits per channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +48,19 @@ impl Picture {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write_png(&self, to: &Destination, parameters: &str) -> Result<(), PipelineError> {
+    pub fn write_png(
+        &self,
+        to: &Destination,
+        parameters: &str,
+        cancel: &Cancel,
+    ) -> Result<(), PipelineError> {
         let mut bytes = Vec::new();
         self.encode(&mut bytes, parameters)
             .map_err(|source| PipelineError::Write {
                 path: to.path().to_owned(),
                 source,
             })?;
-        to.write(&bytes)
+        to.write(&bytes, cancel)
     }
 
     fn encode(&self, out: &mut impl Write, parameters: &str) -> io::Result<()> {
@@ -104,7 +110,7 @@ mod tests {
         for text in ["a café\nSteps: 1", "猫\nSteps: 1"] {
             let path = dir.path().join("a.png");
             let to = Destination::find(&path).unwrap();
-            picture.write_png(&to, text).unwrap();
+            picture.write_png(&to, text, &Cancel::new()).unwrap();
             let decoder =
                 png::Decoder::new(io::BufReader::new(std::fs::File::open(&path).unwrap()));
             let mut reader = decoder.read_info().unwrap();

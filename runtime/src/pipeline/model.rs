@@ -39,6 +39,31 @@ impl Text {
     }
 }
 
+/// The models of a run.
+#[derive(Debug)]
+pub struct Models {
+    /// What begins every picture.
+    pub base: ModelDir,
+    /// What ends it, if something else does.
+    pub refiner: Option<ModelDir>,
+}
+
+impl Models {
+    /// A model without a refiner.
+    #[must_use]
+    pub fn one(base: ModelDir) -> Self {
+        Self {
+            base,
+            refiner: None,
+        }
+    }
+
+    /// In the order in which they run.
+    pub fn all(&self) -> impl Iterator<Item = &ModelDir> {
+        std::iter::once(&self.base).chain(&self.refiner)
+    }
+}
+
 /// What a model directory says of itself.
 #[derive(Debug)]
 pub struct ModelDir {

@@ -7,8 +7,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use super::PipelineError;
+use crate::engine::Cancel;
 
 /// A place for a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +76,24 @@ impl Destination {
         self.is_file() && other.is_file() && self.way.target() == other.way.target()
     }
 
-    /// Writes the result.
+    /// Whether what is written there has to be read at once by somebody.
+    #[must_use]
+    pub fn is_pipe(&self) -> bool {
+        match &self.way {
+            Way::InPlace(target) => is_pipe(target),
+            Way::Stdout => true,
+            Way::Replace(_) => false,
+        }
+    }
+
+    /// Writes the result. A pipe waits for its reader until `cancel` ends it.
     ///
     /// # Errors
     /// The folder cannot be written, the disk is full, or nobody reads.
-    pub fn write(&self, bytes: &[u8]) -> Result<(), PipelineError> {
+    pub fn write(&self, bytes: &[u8], cancel: &Cancel) -> Result<(), PipelineError> {
         let written = match &self.way {
             Way::Replace(target) => replace(target, bytes),
+            Way::InPlace(target) if is_pipe(target) => write_pipe(target, bytes, cancel),
             Way::InPlace(target) => overwrite(target, bytes),
             Way::Stdout => {
                 let mut out = io::stdout().lock();
@@ -97,6 +112,9 @@ impl Way {
         const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
         if STDOUT.iter().any(|name| path == Path::new(name)) {
             return Ok(Self::Stdout);
+        }
+        if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(io::ErrorKind::IsADirectory.into());
         }
         let existing = match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
@@ -184,6 +202,34 @@ fn overwrite(target: &Path, bytes: &[u8]) -> io::Result<()> {
     file.flush()
 }
 
+/// Opening a pipe waits for a reader, which no signal ends: another thread does that.
+fn write_pipe(target: &Path, bytes: &[u8], cancel: &Cancel) -> io::Result<()> {
+    const POLL: Duration = Duration::from_millis(50);
+    let (target, bytes) = (target.to_owned(), bytes.to_owned());
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(overwrite(&target, &bytes)));
+    loop {
+        match told.recv_timeout(POLL) {
+            Ok(written) => return written,
+            Err(_) if cancel.is_cancelled() => return Err(io::ErrorKind::Interrupted.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_pipe(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// Temporary files are private by default; results follow the user's umask.
 fn readable_by_others(builder: &mut tempfile::Builder<'_, '_>) {
     #[cfg(unix)]
@@ -200,7 +246,7 @@ mod tests {
     use super::*;
 
     fn write(path: &Path, text: &str) -> Result<(), PipelineError> {
-        Destination::find(path)?.write(text.as_bytes())
+        Destination::find(path)?.write(text.as_bytes(), &Cancel::new())
     }
 
     #[test]
@@ -214,7 +260,8 @@ mod tests {
         // Who reads the old file still has it whole.
         assert_eq!(io::read_to_string(old).unwrap(), "first");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        for wrong in [dir.path().to_owned(), dir.path().join("no/a.png")] {
+        let folders = ["no/a.png", "new/", ".."].map(|name| dir.path().join(name));
+        for wrong in folders.into_iter().chain([dir.path().to_owned()]) {
             assert!(Destination::find(&wrong).is_err(), "{}", wrong.display());
         }
     }
@@ -243,7 +290,7 @@ mod tests {
         use std::os::unix::fs::FileTypeExt;
         let null = Path::new("/dev/null");
         let destination = Destination::find(null).unwrap();
-        destination.write(b"gone").unwrap();
+        destination.write(b"gone", &Cancel::new()).unwrap();
         assert!(!destination.is_file() && !destination.is_same(&destination));
         assert!(fs::metadata(null).unwrap().file_type().is_char_device());
 
@@ -258,6 +305,12 @@ mod tests {
         write(&pipe, "through").unwrap();
         assert_eq!(reader.join().unwrap(), "through");
         assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+
+        // Without a reader, the wish to stop ends the wait.
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let error = Destination::find(&pipe).unwrap().write(b"nobody", &cancel);
+        assert!(error.is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sd_models::family::ModelFamily;
 
 use super::request::check_side;
-use super::{ModelDir, PipelineError, Request, infotext};
+use super::{ModelDir, Models, PipelineError, Request, infotext};
 use crate::noise::Rng;
 use crate::profile::Profile;
 use crate::sampler::{self, Options, Sampler, Schedule};
@@ -21,8 +21,6 @@ pub struct Plan {
     pub prompt: String,
     /// What should not be seen, without tags of LoRAs.
     pub negative_prompt: String,
-    /// Whether it has no text, not even an empty one.
-    pub zero_negative: bool,
     /// Width and height in pixels.
     pub size: [usize; 2],
     /// Its latents: 1, channels, height, width.
@@ -49,16 +47,40 @@ pub struct Plan {
     pub guidance_scale: f64,
     /// How much of the prompt's spread guidance gives back.
     pub guidance_rescale: f64,
-    /// What the UNet is told beside the prompt, of families that take that.
-    pub time_ids: Option<Vec<f32>>,
-    /// Which states of the text encoders are used for prompt and negative prompt.
-    pub layers: [Layer; 2],
+    /// What each network is told: the base model, then a refiner.
+    pub told: Vec<Told>,
+    /// The refiner is called below this timestep.
+    pub refiner_below: Option<f64>,
     /// Whose rules are followed.
     pub profile: Profile,
     /// Settings as A1111 writes them.
     pub settings: Vec<(&'static str, String)>,
     /// What goes into the picture's file.
     pub infotext: String,
+}
+
+/// What a network is told beside the words of the prompts.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Which states of its text encoders are used for prompt and negative prompt.
+    pub layers: [Layer; 2],
+    /// Whether the negative prompt has no text, not even an empty one.
+    pub zero_negative: bool,
+    /// Sizes, crop and scores of prompt and negative prompt, of families that take them.
+    pub time_ids: [Option<Vec<f32>>; 2],
+}
+
+impl Told {
+    fn of(request: &Request, model: &ModelDir, size: [usize; 2], notes: &mut Vec<String>) -> Self {
+        let negative = request.negative_prompt.as_deref();
+        let zero = (request.profile.zero_negative)(negative, model.force_zeros);
+        let ids = |aesthetic| request.micro.time_ids(model.family, size, aesthetic);
+        Self {
+            layers: layers(request, model, notes),
+            zero_negative: zero && model.family.time_ids().is_some(),
+            time_ids: request.aesthetic.map(ids),
+        }
+    }
 }
 
 /// The pictures of a request, and what the user should know of them.
@@ -75,11 +97,15 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Resolves a request for a model; `limit` is how many bytes of memory there are.
+    /// Resolves a request for a model and perhaps its refiner; `limit` is how many bytes of memory there are.
     ///
     /// # Errors
-    /// What cannot be, is out of range, does not fit into memory or is not in the model.
-    pub fn resolve(request: &Request, model: &ModelDir, limit: u64) -> Result<Self, PipelineError> {
+    /// What cannot be, is out of range, does not fit into memory or is not in the model, or a refiner of another family.
+    pub fn resolve(request: &Request, models: &Models, limit: u64) -> Result<Self, PipelineError> {
+        let Models {
+            base: model,
+            refiner,
+        } = models;
         request.check()?;
         if model.family == ModelFamily::SdxlRefiner {
             return Err(PipelineError::Unsupported {
@@ -88,37 +114,18 @@ impl Plans {
                 hint: "it goes on with what an SDXL base model began",
             });
         }
-        let (profile, trained) = (request.profile, model.trained());
-        let in_config = |source| model.scheduler_error(source);
+        let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
-        let usual = Usual::of(request, model);
-        notes.extend(usual.note);
-        let sampler = match request.sampler.or(usual.sampler) {
-            Some(sampler) => sampler,
-            None => (profile.sampler)(&trained).map_err(in_config)?,
-        };
-        request.check_for(sampler)?;
-        let spread = match request.spread.or(usual.spread) {
-            _ if !(profile.spreads)(sampler) => None,
-            Some(spread) => Some(spread),
-            None => Some((profile.automatic)(sampler, &trained).map_err(in_config)?),
-        };
-        let steps = request.steps.unwrap_or(usual.steps);
-        let guidance_scale = request.guidance_scale.unwrap_or(usual.guidance_scale);
-        let schedule = (profile.schedule)(sampler, spread, steps, &trained);
-        let schedule = Arc::new(schedule.map_err(in_config)?);
-        let size = [
-            request.width.unwrap_or(model.default_size[0]),
-            request.height.unwrap_or(model.default_size[1]),
-        ];
-        check_side("width", size[0])?;
-        check_side("height", size[1])?;
-        let memory = model.memory_within(size, limit)?;
-
-        if (profile.guidance_scale)(guidance_scale) == 0.0 {
-            notes.push("guidance 0 follows the negative prompt only".to_owned());
-        }
-        let layers = layers(request, model, &mut notes);
+        let choice = Choice::of(request, model, &mut notes)?;
+        let (size, memory) = size_and_memory(request, models, limit)?;
+        let told: Vec<Told> = models
+            .all()
+            .map(|model| Told::of(request, model, size, &mut notes))
+            .collect();
+        // diffusers' `denoising_end` and A1111's `refiner_switch_at`, which count alike.
+        let refiner_below = refiner
+            .as_ref()
+            .map(|_| (1000.0 - 1000.0 * request.refiner_start).round());
         let ignore = request.ignore_lora_tags;
         let untag = |prompt: &str| untag(prompt, model.manifest.as_ref(), ignore);
         let negative = request.negative_prompt.as_deref();
@@ -126,8 +133,7 @@ impl Plans {
             untag(&request.prompt)?,
             untag(negative.unwrap_or_default())?,
         ];
-        let xl = model.family.time_ids().is_some();
-        let zero_negative = xl && (profile.zero_negative)(negative, model.force_zeros);
+
         for untagged in &untagged {
             notes.extend_from_slice(&untagged.notes);
             let ignored = untagged.ignored.iter();
@@ -139,34 +145,26 @@ impl Plans {
 
         let plan = |i: usize| {
             let seed = request.seed.wrapping_add(i as u64);
-            let settings = settings(
-                request,
-                model,
-                seed,
-                (sampler, spread, steps, guidance_scale),
-                size,
-                &ignored,
-            );
+            let settings = settings(request, models, seed, &choice, size, &ignored);
             let factor = model.latent.downscale;
             Plan {
                 prompt: prompt.clone(),
                 negative_prompt: negative_prompt.clone(),
-                zero_negative,
                 size,
                 latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
                 seed,
                 rng: request.rng,
                 initial_noise: request.initial_noise.clone().map(|path| (path, i)),
-                sampler,
-                spread,
-                schedule: Arc::clone(&schedule),
-                steps,
+                sampler: choice.sampler,
+                spread: choice.spread,
+                schedule: Arc::clone(&choice.schedule),
+                steps: choice.steps,
                 options: request.options,
-                calls: (sampler.calls)(&schedule),
-                guidance_scale: (profile.guidance_scale)(guidance_scale),
+                calls: (choice.sampler.calls)(&choice.schedule),
+                guidance_scale: (profile.guidance_scale)(choice.guidance_scale),
                 guidance_rescale: request.guidance_rescale,
-                time_ids: xl.then(|| request.micro.time_ids(size)),
-                layers,
+                told: told.clone(),
+                refiner_below,
                 profile,
                 infotext: infotext::infotext(
                     &request.prompt,
@@ -185,43 +183,104 @@ impl Plans {
     }
 }
 
-/// What a request leaves open, where it does not depend on the profile.
-struct Usual {
-    sampler: Option<Sampler>,
+/// Width and height, and the bytes of memory that they take in whatever network takes most.
+fn size_and_memory(
+    request: &Request,
+    Models {
+        base: model,
+        refiner,
+    }: &Models,
+    limit: u64,
+) -> Result<([usize; 2], u64), PipelineError> {
+    let size = [
+        request.width.unwrap_or(model.default_size[0]),
+        request.height.unwrap_or(model.default_size[1]),
+    ];
+    check_side("width", size[0])?;
+    check_side("height", size[1])?;
+    let mut memory = model.memory_within(size, limit)?;
+    if let Some(refiner) = refiner {
+        check_refiner(model, refiner)?;
+        memory = memory.max(refiner.memory_within(size, limit)?);
+    }
+    Ok((size, memory))
+}
+
+/// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.
+struct Choice {
+    sampler: Sampler,
     spread: Option<Spread>,
     steps: usize,
     guidance_scale: f64,
-    note: Option<String>,
+    schedule: Arc<Schedule>,
 }
 
-impl Usual {
-    /// Distilled models ask for settings of their own, everything else gets A1111's. Who chooses a solver chooses its
-    /// spread, too.
-    fn of(request: &Request, model: &ModelDir) -> Self {
+impl Choice {
+    fn of(
+        request: &Request,
+        model: &ModelDir,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, PipelineError> {
         const STEPS: usize = 20;
         const GUIDANCE: f64 = 7.0;
-        let Some(defaults) = &model.defaults else {
-            return Self {
-                sampler: None,
-                spread: None,
-                steps: STEPS,
-                guidance_scale: GUIDANCE,
-                note: None,
-            };
-        };
-        let open = request.sampler.is_none()
+        let (profile, trained) = (request.profile, model.trained());
+        let in_config = |source| model.scheduler_error(source);
+        let made_for = model.defaults.as_ref();
+        let is_open = request.sampler.is_none()
             || request.steps.is_none()
             || request.guidance_scale.is_none();
-        let of_solver = Some(defaults).filter(|_| request.sampler.is_none());
-        let spread = of_solver.and_then(|d| d.schedule.as_ref()?.parse().ok());
-        Self {
-            sampler: of_solver.and_then(|d| Some(sampler::parse(&d.sampler).ok()?.0)),
-            spread,
-            steps: defaults.steps,
-            guidance_scale: defaults.guidance_scale,
-            note: open.then(|| format!("this model is made for {defaults}")),
+        notes.extend(
+            made_for
+                .filter(|_| is_open)
+                .map(|defaults| format!("this model is made for {defaults}")),
+        );
+        // Who chooses a solver chooses its spread, too.
+        let of_solver = made_for.filter(|_| request.sampler.is_none());
+        let usual = of_solver.and_then(|d| Some(sampler::parse(&d.sampler).ok()?.0));
+        let usual_spread = of_solver.and_then(|d| d.schedule.as_ref()?.parse().ok());
+        let sampler = match request.sampler.or(usual) {
+            Some(sampler) => sampler,
+            None => (profile.sampler)(&trained).map_err(in_config)?,
+        };
+        request.check_for(sampler)?;
+        let spread = match request.spread.or(usual_spread) {
+            _ if !(profile.spreads)(sampler) => None,
+            Some(spread) => Some(spread),
+            None => Some((profile.automatic)(sampler, &trained).map_err(in_config)?),
+        };
+        let steps = request.steps.or(made_for.map(|d| d.steps)).unwrap_or(STEPS);
+        let guidance = request
+            .guidance_scale
+            .or(made_for.map(|d| d.guidance_scale));
+        let guidance_scale = guidance.unwrap_or(GUIDANCE);
+        if (profile.guidance_scale)(guidance_scale) == 0.0 {
+            notes.push("guidance 0 follows the negative prompt only".to_owned());
         }
+        let schedule = (profile.schedule)(sampler, spread, steps, &trained);
+        Ok(Self {
+            sampler,
+            spread,
+            steps,
+            guidance_scale,
+            schedule: Arc::new(schedule.map_err(in_config)?),
+        })
     }
+}
+
+/// A refiner goes on with the base model's latents and follows the same prompt.
+fn check_refiner(model: &ModelDir, refiner: &ModelDir) -> Result<(), PipelineError> {
+    let fits = match (model.family, refiner.family) {
+        (ModelFamily::Sdxl, ModelFamily::SdxlRefiner) => true,
+        (a, b) => a == b,
+    };
+    if fits && model.latent == refiner.latent && model.prediction == refiner.prediction {
+        return Ok(());
+    }
+    Err(PipelineError::Unsupported {
+        path: refiner.path.clone(),
+        kind: format!("a model that does not fit {}", model.path.display()),
+        hint: "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
+    })
 }
 
 /// Which states are used for prompt and negative prompt.
@@ -251,20 +310,23 @@ fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Laye
 /// The settings in A1111's words and order.
 fn settings(
     request: &Request,
-    model: &ModelDir,
+    Models {
+        base: model,
+        refiner,
+    }: &Models,
     seed: u64,
-    (sampler, spread, steps, guidance_scale): (Sampler, Option<Spread>, usize, f64),
+    choice: &Choice,
     size: [usize; 2],
     ignored_loras: &str,
 ) -> Vec<(&'static str, String)> {
     let mut pairs = vec![
-        ("Steps", steps.to_string()),
-        ("Sampler", sampler.name.to_owned()),
+        ("Steps", choice.steps.to_string()),
+        ("Sampler", choice.sampler.name.to_owned()),
     ];
-    if let Some(spread) = spread {
+    if let Some(spread) = choice.spread {
         pairs.push(("Schedule type", spread.name().to_owned()));
     }
-    pairs.push(("CFG scale", guidance_scale.to_string()));
+    pairs.push(("CFG scale", choice.guidance_scale.to_string()));
     pairs.push(("Seed", seed.to_string()));
     pairs.push(("Size", format!("{}x{}", size[0], size[1])));
     if let Some(hash) = model.hash() {
@@ -310,6 +372,12 @@ fn settings(
         if value != default {
             pairs.push((key, value.to_string()));
         }
+    }
+    if let Some(refiner) = refiner {
+        let hash = refiner.hash().map(|hash| format!(" [{hash}]"));
+        let name = format!("{}{}", refiner.title(), hash.unwrap_or_default());
+        pairs.push(("Refiner", name));
+        pairs.push(("Refiner switch at", request.refiner_start.to_string()));
     }
     if !ignored_loras.is_empty() {
         pairs.push(("Ignored LoRA", ignored_loras.to_owned()));

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sd_models::family::ModelFamily;
+
 use super::RequestError;
 use crate::noise::Rng;
 use crate::profile::{A1111, Profile};
@@ -28,6 +30,10 @@ pub struct Request {
     pub guidance_rescale: f64,
     /// What an SDXL is told of the picture.
     pub micro: Micro,
+    /// Where a refiner takes over, if there is one: the share of the noise that the base model removes, 0 to 1.
+    pub refiner_start: f64,
+    /// Aesthetic scores that an SDXL refiner is told, of prompt and negative prompt.
+    pub aesthetic: [f64; 2],
     /// Seed of the first picture; the next ones count on.
     pub seed: u64,
     /// How many pictures.
@@ -62,14 +68,29 @@ pub struct Micro {
 }
 
 impl Micro {
-    /// The numbers as SDXL takes them: heights before widths, tops before lefts.
-    pub(super) fn time_ids(self, size: [usize; 2]) -> Vec<f32> {
+    /// The numbers as a family takes them: heights before widths, tops before lefts. A refiner is told an aesthetic score
+    /// in place of the size that is aimed at.
+    pub(super) fn time_ids(
+        self,
+        family: ModelFamily,
+        size: [usize; 2],
+        aesthetic: f64,
+    ) -> Option<Vec<f32>> {
+        family.time_ids()?;
         let original = self.original_size.unwrap_or(size);
         let target = self.target_size.unwrap_or(size);
-        [original, self.crop, target]
-            .into_iter()
-            .flat_map(|[x, y]| [y as f32, x as f32])
-            .collect()
+        let flat = |pairs: &[[usize; 2]]| -> Vec<f32> {
+            let pairs = pairs.iter();
+            pairs.flat_map(|&[x, y]| [y as f32, x as f32]).collect()
+        };
+        Some(match family {
+            ModelFamily::SdxlRefiner => {
+                let mut ids = flat(&[original, self.crop]);
+                ids.push(aesthetic as f32);
+                ids
+            }
+            _ => flat(&[original, self.crop, target]),
+        })
     }
 }
 
@@ -85,6 +106,8 @@ impl Default for Request {
             guidance_scale: None,
             guidance_rescale: 0.0,
             micro: Micro::default(),
+            refiner_start: 0.8,
+            aesthetic: [6.0, 2.5],
             seed: 0,
             batch: 1,
             sampler: None,
@@ -118,6 +141,9 @@ impl Request {
         if let Some(scale) = self.guidance_scale {
             in_range("cfg", scale, 0.0, 100.0)?;
         }
+        in_range("refiner-start", self.refiner_start, 0.0, 1.0)?;
+        in_range("aesthetic", self.aesthetic[0], 0.0, 10.0)?;
+        in_range("aesthetic", self.aesthetic[1], 0.0, 10.0)?;
         in_range("guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
         let options = self.options;
         if let Some(eta) = options.eta {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
-use super::{Dump, ModelDir, Picture, PipelineError, Plan, Plans};
-use crate::denoise::{Guided, Unet};
-use crate::engine::{Cancel, Engine};
+use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
+use crate::denoise::{Networks, Relay, Unet};
+use crate::engine::{Cancel, Engine, EngineError, Network};
 use crate::text::{Condition, Encoded, TextEncoder};
 
 /// How long the stages took.
@@ -31,13 +31,13 @@ pub struct Outcome {
     pub timing: Timing,
 }
 
-/// Makes the pictures of plans for one model. `dump`, if given, gets the inside of the run.
+/// Makes the pictures of plans. `dump`, if given, gets the inside of the run.
 ///
 /// # Errors
 /// Whatever goes wrong first; `EngineError::Interrupted` inside after [`Cancel::cancel`].
 pub fn run(
     plans: &Plans,
-    model: &ModelDir,
+    models: &Models,
     engine: &Engine,
     cancel: &Cancel,
     listener: &mut Listener<'_>,
@@ -56,7 +56,8 @@ pub fn run(
             timing: Timing::default(),
         });
     };
-    let load = |component: &str, dims: &[(&str, usize)]| {
+    let model = &models.base;
+    let load = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
         let manifest = model.manifest.as_ref();
         engine.load(&model.path, component, manifest, dims, cancel)
     };
@@ -64,31 +65,26 @@ pub fn run(
 
     listener(Event::Stage(Stage::Encode));
     let start = Instant::now();
-    // The plans of a request differ in their seeds only.
-    let mut encoded = Vec::new();
-    for (i, text) in model.texts.iter().enumerate() {
-        // What there is to say of a prompt is said once.
-        let mut silent = |_: Event<'_>| ();
-        let chunks = match i {
-            0 => stages::read_prompts(first, &text.tokenizer, listener)?,
-            _ => stages::read_prompts(first, &text.tokenizer, &mut silent)?,
-        };
-        let mut encoder = TextEncoder::new(load(text.component, &[("batch", 1)])?);
-        encoded.push(stages::encode(first, &chunks, &mut encoder, cancel)?);
-    }
-    let conditions = stages::conditions(first, &encoded)?;
-    timing.encode = start.elapsed();
     if let Some(dump) = dump.as_deref_mut() {
         dump.set_all(first);
-        dump.add_text(&encoded, &conditions);
     }
-    drop(encoded);
+    let conditions = encode(first, models, &load, cancel, listener, dump.as_deref_mut())?;
+    timing.encode = start.elapsed();
 
     listener(Event::Stage(Stage::Load));
     let start = Instant::now();
     let [_, _, height, width] = first.latent_shape;
     let dims = [("batch", 1), ("height", height), ("width", width)];
-    let mut unet = Unet::new(load("unet", &dims)?, model.prediction);
+    let load_unet = |number: usize| {
+        let model = models
+            .all()
+            .nth(number)
+            .expect("what is called was planned");
+        let network = load(model, "unet", &dims)?;
+        Ok(Unet::new(network, model.prediction))
+    };
+    let mut networks = Networks::new(&load_unet);
+    networks.get(0)?;
     timing.load = start.elapsed();
 
     listener(Event::Stage(Stage::Denoise {
@@ -103,10 +99,10 @@ pub fn run(
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("initial_noise", &noise.view());
         }
-        let mut guided = Guided {
-            unet: &mut unet,
-            cond: &conditions[0],
-            uncond: &conditions[1],
+        let mut relay = Relay {
+            networks: &mut networks,
+            conditions: &conditions,
+            refiner_below: plan.refiner_below,
             scale: plan.guidance_scale,
             rescale: plan.guidance_rescale,
             cancel,
@@ -117,18 +113,18 @@ pub fn run(
             dump: dump.as_deref_mut(),
             cancel,
         };
-        let clean = stages::denoise(plan, noise, &mut *source, &mut guided, watched)?;
+        let clean = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("final_latents", &clean.view());
         }
         latents.push(clean);
     }
-    drop(unet);
+    drop(networks);
     timing.denoise = start.elapsed();
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = load("vae_decoder", &dims)?;
+    let mut decoder = load(model, "vae_decoder", &dims)?;
     let mut pictures = Vec::new();
     for (plan, latents) in plans.iter().zip(&latents) {
         let picture = stages::decode(plan, latents, model, &mut decoder, cancel)?;
@@ -140,6 +136,41 @@ pub fn run(
     }
     timing.decode = start.elapsed();
     Ok(Outcome { pictures, timing })
+}
+
+/// Loads a model's network with fixed dimensions.
+type Load<'a> = dyn Fn(&ModelDir, &str, &[(&str, usize)]) -> Result<Network, EngineError> + 'a;
+
+/// Prompt and negative prompt for every model, through its text encoders. Plans of a request differ in their seeds only, so
+/// the first speaks for all.
+fn encode(
+    plan: &Plan,
+    models: &Models,
+    load: &Load<'_>,
+    cancel: &Cancel,
+    listener: &mut Listener<'_>,
+    mut dump: Option<&mut Dump>,
+) -> Result<Vec<[Condition; 2]>, PipelineError> {
+    let mut conditions = Vec::new();
+    for ((model, told), suffix) in models.all().zip(&plan.told).zip(["", "_refiner"]) {
+        let mut encoded = Vec::new();
+        for text in &model.texts {
+            // What there is to say of a prompt is said once.
+            let mut silent = |_: Event<'_>| ();
+            let chunks = match conditions.is_empty() && encoded.is_empty() {
+                true => stages::read_prompts(plan, &text.tokenizer, listener)?,
+                false => stages::read_prompts(plan, &text.tokenizer, &mut silent)?,
+            };
+            let mut encoder = TextEncoder::new(load(model, text.component, &[("batch", 1)])?);
+            encoded.push(stages::encode(told, &chunks, &mut encoder, cancel)?);
+        }
+        let both = stages::conditions(told, &encoded)?;
+        if let Some(dump) = dump.as_deref_mut() {
+            dump.add_text(&encoded, &both, suffix);
+        }
+        conditions.push(both);
+    }
+    Ok(conditions)
 }
 
 impl Dump {
@@ -154,22 +185,24 @@ impl Dump {
         self.set("profile", plan.profile.name);
     }
 
-    /// Adds tokens and embeddings of prompt and negative prompt.
-    fn add_text(&mut self, encoded: &[[Encoded; 2]], conditions: &[Condition; 2]) {
-        for (i, suffix) in ["", "_uncond"].into_iter().enumerate() {
+    /// Adds tokens and embeddings of prompt and negative prompt. `suffix` is for a refiner's, whose tokens are the same.
+    fn add_text(&mut self, encoded: &[[Encoded; 2]], conditions: &[Condition; 2], suffix: &str) {
+        for (i, of) in ["", "_uncond"].into_iter().enumerate() {
             for (both, number) in encoded.iter().zip(["", "_2"]) {
-                let name = format!("token_ids{suffix}{number}");
-                self.add_ids(name, &both[i].token_ids.view());
+                if suffix.is_empty() {
+                    let name = format!("token_ids{of}{number}");
+                    self.add_ids(name, &both[i].token_ids.view());
+                }
             }
             let condition = &conditions[i];
-            let name = format!("text_embeddings{suffix}");
+            let name = format!("text_embeddings{of}{suffix}");
             self.append(&name, &condition.context.view());
             if let Some(pooled) = &condition.pooled {
-                self.append(&format!("pooled{suffix}"), &pooled.view());
+                self.append(&format!("pooled{of}{suffix}"), &pooled.view());
             }
         }
         if let Some(time_ids) = &conditions[0].time_ids {
-            self.append("time_ids", &time_ids.view());
+            self.append(&format!("time_ids{suffix}"), &time_ids.view());
         }
     }
 }

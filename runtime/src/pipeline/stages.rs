@@ -1,15 +1,17 @@
 //! The stages of a picture: encode the prompts, draw the first noise, denoise, decode.
 
+use std::borrow::Cow;
+
 use ndarray::{Array4, Axis, Ix4};
 use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
 
 use super::event::{Event, Listener};
-use super::{Dump, ModelDir, Picture, PipelineError, Plan};
-use crate::denoise::{DenoiseError, Denoiser, Guided, Latents, Level};
+use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
+use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, is_refined};
 use crate::engine::{Cancel, EngineError, Input, Network};
 use crate::noise::NoiseSource;
 use crate::profile::Prompts;
-use crate::sampler::Run;
+use crate::sampler::{Run, Schedule, Step};
 use crate::text::{
     Chunk, ClipTokenizer, Condition, Encoded, TextEncoder, TextError, chunks, prompt,
 };
@@ -58,30 +60,30 @@ fn read_prompt(
 
 /// Prompt and negative prompt through one text encoder.
 pub(super) fn encode(
-    plan: &Plan,
+    told: &Told,
     chunks: &[Vec<Chunk>; 2],
     encoder: &mut TextEncoder,
     cancel: &Cancel,
 ) -> Result<[Encoded; 2], TextError> {
     let [cond, uncond] = chunks;
-    let [layer, negative] = plan.layers;
+    let [layer, negative] = told.layers;
     Ok([
         encoder.encode(cond, layer, cancel)?,
         encoder.encode(uncond, negative, cancel)?,
     ])
 }
 
-/// What all text encoders say of prompt and negative prompt.
+/// What all text encoders of a model say of prompt and negative prompt.
 pub(super) fn conditions(
-    plan: &Plan,
+    told: &Told,
     encoded: &[[Encoded; 2]],
 ) -> Result<[Condition; 2], TextError> {
     let join = |i: usize| {
         let of_each: Vec<Encoded> = encoded.iter().map(|both| both[i].clone()).collect();
-        Condition::join(&of_each, plan.time_ids.as_deref())
+        Condition::join(&of_each, told.time_ids[i].as_deref())
     };
     let (cond, mut uncond) = (join(0)?, join(1)?);
-    if plan.zero_negative {
+    if told.zero_negative {
         uncond = uncond.without_text();
     }
     Ok([cond, uncond])
@@ -123,21 +125,46 @@ pub(super) fn denoise(
     plan: &Plan,
     noise: Latents,
     source: &mut dyn NoiseSource,
-    guided: &mut Guided<'_>,
+    relay: &mut Relay<'_, '_>,
     watched: Watched<'_, '_>,
 ) -> Result<Latents, DenoiseError> {
-    let x = noise * plan.schedule.initial_scale as f32;
+    let mut x = noise * plan.schedule.initial_scale as f32;
     let watched = std::cell::RefCell::new(watched);
     let mut model = WatchedDenoiser {
-        inner: guided,
+        inner: relay,
         watched: &watched,
         calls: 0,
     };
     let mut run = WatchedRun {
         source,
         watched: &watched,
+        before: 0,
     };
-    (plan.sampler.solve)(&mut model, x, &plan.schedule, &plan.options, &mut run)
+    for part in parts(plan) {
+        x = (plan.sampler.solve)(&mut model, x, &part, &plan.options, &mut run)?;
+        run.before += part.steps.len();
+    }
+    Ok(x)
+}
+
+/// The schedule, in two parts where the solver forgets what was before the refiner.
+fn parts(plan: &Plan) -> Vec<Cow<'_, Schedule>> {
+    let schedule = &*plan.schedule;
+    let refined = |step: &Step| is_refined(step.from.t, plan.refiner_below);
+    let at = schedule.steps.iter().position(refined);
+    match at.filter(|&at| at > 0 && plan.profile.refiner_restarts) {
+        None => vec![Cow::Borrowed(schedule)],
+        Some(at) => {
+            let (before, after) = schedule.steps.split_at(at);
+            let part = |steps: &[Step]| {
+                Cow::Owned(Schedule {
+                    steps: steps.to_vec(),
+                    ..schedule.clone()
+                })
+            };
+            vec![part(before), part(after)]
+        }
+    }
 }
 
 /// Who looks on while a picture is denoised.
@@ -176,6 +203,8 @@ impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
 struct WatchedRun<'a, 'b, 'l> {
     source: &'a mut dyn NoiseSource,
     watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
+    /// Steps of parts of the schedule that are done.
+    before: usize,
 }
 
 impl Run for WatchedRun<'_, '_, '_> {
@@ -185,7 +214,7 @@ impl Run for WatchedRun<'_, '_, '_> {
 
     fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {
         if let Some(dump) = self.watched.borrow_mut().dump.as_deref_mut() {
-            dump.append(&format!("latents.{i:03}"), &x.view());
+            dump.append(&format!("latents.{:03}", self.before + i), &x.view());
         }
         Ok(())
     }

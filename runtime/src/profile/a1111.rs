@@ -13,6 +13,7 @@ pub static A1111: Rules = Rules {
     automatic: |sampler, _| Ok(automatic(sampler)),
     schedule: |_, spread, count, _| Ok(schedule(spread, count)),
     guidance_scale: |asked| asked,
+    refiner_restarts: false,
     prompts: Prompts::Attention,
     zero_negative: |negative, _| negative.is_none_or(str::is_empty),
     clip_skip_xl: false,

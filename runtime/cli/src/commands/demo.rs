@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sd_models::demo::PROMPT;
 use sd_runtime::engine::{EngineError, setup};
-use sd_runtime::pipeline::Request;
+use sd_runtime::pipeline::{Models, Request};
 use sd_ui::Ui;
 
 use super::EngineArgs;
@@ -34,14 +34,14 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         }
         other => other?,
     };
-    let model = demo_model::directory(ui)?;
+    let models = Models::one(demo_model::directory(ui)?);
     let request = Request {
         prompt: PROMPT.to_owned(),
         guidance_scale: Some(5.0),
         seed: 1,
         ..Request::default()
     };
-    generate(&request, &engine, &model, &output, ui)?;
+    generate(&request, &engine, &models, &output, ui)?;
     ui.note(format!(
         "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
         args.output.display()

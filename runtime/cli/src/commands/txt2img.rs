@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{
-    Destination, Dump, Micro, ModelDir, Plans, Request, Timing, run as make,
+    Destination, Dump, Micro, ModelDir, Models, Plans, Request, Timing, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
@@ -39,7 +39,7 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// How strongly the prompt is followed; 1 is without guidance (diffusers: up to 1), 0 follows the negative prompt only; 7, or what the model is made for, if left out
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
     cfg: Option<f64>,
     /// Seed of the noise; a random one if left out or -1
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_seed)]
@@ -62,6 +62,20 @@ pub(crate) struct Txt2ImgArgs {
     /// Left and top edge of the crop that an SDXL is told
     #[arg(long, value_name = "X,Y", value_parser = parse_crop, default_value = "0,0", hide_default_value = true, help_heading = "SDXL")]
     crop: [usize; 2],
+    /// Model directory that ends every picture: SDXL's refiner, or another model of the same family
+    #[arg(long, value_name = "DIR", help_heading = "Refiner")]
+    refiner: Option<PathBuf>,
+    /// Share of the noise that the base model removes before the refiner takes over
+    #[arg(
+        long,
+        value_name = "F",
+        default_value_t = 0.8,
+        help_heading = "Refiner"
+    )]
+    refiner_start: f64,
+    /// Aesthetic scores of prompt and negative prompt that SDXL's refiner is told
+    #[arg(long, value_name = "F[,F]", value_parser = parse_aesthetic, default_value = "6,2.5", help_heading = "Refiner")]
+    aesthetic: [f64; 2],
     /// How much of each step's noise is drawn anew; 0 for DDIM and 1 for ancestral samplers if left out
     #[arg(long, value_name = "F", help_heading = "Sampler options")]
     eta: Option<f64>,
@@ -133,6 +147,16 @@ fn parse_crop(text: &str) -> Result<[usize; 2], String> {
     parse_pair(text, ',')
 }
 
+fn parse_aesthetic(text: &str) -> Result<[f64; 2], String> {
+    let number = |text: &str| text.trim().parse().ok();
+    let scores = match text.split_once(',') {
+        Some((a, b)) => number(a).zip(number(b)),
+        None => number(text).zip(Some(2.5)),
+    };
+    let scores = scores.map(|(a, b)| [a, b]);
+    scores.ok_or_else(|| "expected a number, or two with a comma between them".to_owned())
+}
+
 fn parse_pair(text: &str, sign: char) -> Result<[usize; 2], String> {
     let pair = text.to_lowercase();
     let pair = pair.split_once(sign);
@@ -184,6 +208,10 @@ impl Output {
             dump,
             json,
         };
+        if output.pictures.len() > 1 && output.pictures.iter().all(Destination::is_pipe) {
+            let text = "several pictures cannot go through one pipe";
+            return Err(UsageError(text.to_owned()).into());
+        }
         if output.to_stdout() + usize::from(json) > 1 {
             let text = "only one thing can go to standard output: a picture, a dump or the result of --json";
             return Err(UsageError(text.to_owned()).into());
@@ -211,8 +239,12 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         Some(path) => ModelDir::open(path)?,
         None => demo_model::directory(ui)?,
     };
+    let models = Models {
+        base: model,
+        refiner: args.refiner.as_deref().map(ModelDir::open).transpose()?,
+    };
     let engine = args.engine.start(ui)?;
-    generate(&request, &engine, &model, &output, ui)
+    generate(&request, &engine, &models, &output, ui)
 }
 
 impl Txt2ImgArgs {
@@ -245,6 +277,8 @@ impl Txt2ImgArgs {
             steps: self.steps,
             guidance_scale: self.cfg,
             guidance_rescale: self.guidance_rescale,
+            refiner_start: self.refiner_start,
+            aesthetic: self.aesthetic,
             micro: Micro {
                 original_size: self.original_size,
                 target_size: self.target_size,
@@ -286,28 +320,29 @@ const WORTH_TELLING: u64 = 1_000_000_000;
 pub(crate) fn generate(
     request: &Request,
     engine: &Engine,
-    model: &ModelDir,
+    models: &Models,
     output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    let plans = Plans::resolve(request, model, memory::limit())?;
+    let plans = Plans::resolve(request, models, memory::limit())?;
     if plans.memory > WORTH_TELLING {
         let gigabytes = plans.memory as f64 / 1e9;
         ui.note(format!("this takes about {gigabytes:.1} GB of memory"));
     }
     let mut dump = output.dump.as_ref().map(|_| Dump::default());
     let mut terminal = Terminal::new(ui);
+    let cancel = cancel_with(ui);
     let outcome = make(
         &plans,
-        model,
+        models,
         engine,
-        &cancel_with(ui),
+        &cancel,
         &mut |event| terminal.follow(event),
         dump.as_mut(),
     )?;
     drop(terminal);
     if let (Some(dump), Some(to)) = (&dump, &output.dump) {
-        dump.write(to)?;
+        dump.write(to, &cancel)?;
     }
     let mut written = Vec::new();
     for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
@@ -315,7 +350,7 @@ pub(crate) fn generate(
             Some(to) => to.clone(),
             None => Destination::find(&free_name(plan.seed))?,
         };
-        picture.write_png(&to, &plan.infotext)?;
+        picture.write_png(&to, &plan.infotext, &cancel)?;
         written.push((to, plan.seed));
     }
     report(&plans, outcome.timing, &written, output, ui)

@@ -1,0 +1,73 @@
+//! From a base model to its refiner: two networks that share a latent space take turns, one in memory at a time.
+
+use super::{DenoiseError, Denoiser, Guided, Latents, Level, Unet};
+use crate::engine::{Cancel, EngineError};
+use crate::text::Condition;
+
+/// Loads a network by its number: 0 is the base model, 1 the refiner.
+pub type Load<'a> = dyn Fn(usize) -> Result<Unet, EngineError> + 'a;
+
+/// Networks of which one is in memory.
+pub struct Networks<'a> {
+    load: &'a Load<'a>,
+    held: Option<(usize, Unet)>,
+}
+
+impl<'a> Networks<'a> {
+    /// None is loaded yet.
+    #[must_use]
+    pub fn new(load: &'a Load<'a>) -> Self {
+        Self { load, held: None }
+    }
+
+    /// The network of a number; another one that is held is dropped first.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub fn get(&mut self, number: usize) -> Result<&mut Unet, EngineError> {
+        let held = self.held.take().filter(|(held, _)| *held == number);
+        let network = match held {
+            Some(network) => network,
+            None => (number, (self.load)(number)?),
+        };
+        Ok(&mut self.held.insert(network).1)
+    }
+}
+
+/// A base model that follows a prompt down to a timestep, and a refiner from there.
+pub struct Relay<'a, 'n> {
+    /// Base model and refiner.
+    pub networks: &'a mut Networks<'n>,
+    /// Prompt and negative prompt for each of them.
+    pub conditions: &'a [[Condition; 2]],
+    /// The refiner is called below this timestep.
+    pub refiner_below: Option<f64>,
+    /// As [`Guided::scale`].
+    pub scale: f64,
+    /// As [`Guided::rescale`].
+    pub rescale: f64,
+    /// Ends the calls.
+    pub cancel: &'a Cancel,
+}
+
+/// Whether a call at timestep `t` is the refiner's. Programs compare whole timesteps.
+#[must_use]
+pub fn is_refined(t: f64, refiner_below: Option<f64>) -> bool {
+    refiner_below.is_some_and(|below| t.round() < below)
+}
+
+impl Denoiser for Relay<'_, '_> {
+    fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
+        let number = usize::from(is_refined(level.t, self.refiner_below));
+        let [cond, uncond] = &self.conditions[number];
+        let mut guided = Guided {
+            unet: self.networks.get(number)?,
+            cond,
+            uncond,
+            scale: self.scale,
+            rescale: self.rescale,
+            cancel: self.cancel,
+        };
+        guided.denoise(x, level)
+    }
+}
