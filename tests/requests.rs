@@ -12,7 +12,8 @@ use sd_converter::onnx::proto::{
 };
 use sd_models::manifest::PredictionType;
 use sd_runtime::engine::{Cancel, EngineError};
-use sd_runtime::noise::Rng;
+use sd_runtime::noise::texture::Texture;
+use sd_runtime::noise::{BrownianTree, Rng};
 use sd_runtime::pipeline::{
     self, Destination, Dump, Micro, ModelDir, Models, PipelineError, Plans, Request,
 };
@@ -84,6 +85,105 @@ fn pictures_of_a_batch_are_those_of_their_seeds() {
         assert!(made.rgb == single, "picture {i}");
     }
     assert_ne!(batch.pictures[0], batch.pictures[1]);
+}
+
+#[test]
+fn pictures_of_a_batch_of_variations_share_the_seed() {
+    let request = Request {
+        subseed: Some(7),
+        subseed_strength: 0.3,
+        seed_resize: Some([64, 96]),
+        batch: 2,
+        steps: Some(2),
+        ..circle()
+    };
+    let batch = run(&request, None);
+    for (i, (made, plan)) in batch.pictures.iter().zip(&batch.plans).enumerate() {
+        assert_eq!(plan.seed, 1);
+        let subseed = 7 + i as u64;
+        let single = picture(&Request {
+            batch: 1,
+            subseed: Some(subseed),
+            ..request.clone()
+        });
+        assert!(made.rgb == single, "picture {i}");
+        let said = format!(
+            "Model: tiny-shapes, Variation seed: {subseed}, Variation seed strength: 0.3, \
+             Seed resize from: 64x96, RNG: CPU"
+        );
+        assert!(plan.infotext.contains(&said), "{}", plan.infotext);
+    }
+    assert_ne!(batch.pictures[0], batch.pictures[1]);
+    // Without strength there is no variation.
+    let off = Request {
+        subseed_strength: 0.0,
+        seed_resize: None,
+        batch: 1,
+        ..request
+    };
+    let plain = Request {
+        subseed: None,
+        ..off.clone()
+    };
+    assert!(picture(&off) == picture(&plain));
+}
+
+#[test]
+fn another_seed_for_later_noise_acts_on_samplers_that_draw_it() {
+    let with = |ensd, sampler| {
+        let request = Request {
+            ensd,
+            sampler: Some(sampler),
+            steps: Some(3),
+            ..circle()
+        };
+        let mut made = run(&request, None);
+        let told = made.plans[0].infotext.contains("ENSD: 31337, RNG");
+        (made.pictures.remove(0).rgb, told)
+    };
+    let (ancestral, told) = with(31_337, &EULER_ANCESTRAL);
+    assert!(told && ancestral != with(0, &EULER_ANCESTRAL).0);
+    let (deterministic, told) = with(31_337, &EULER);
+    assert!(!told && deterministic == with(0, &EULER).0);
+}
+
+#[test]
+fn first_noise_of_other_kinds_makes_other_pictures_and_is_told() {
+    let plain = picture(&circle());
+    for (noise, name) in [(Texture::Perlin, "perlin"), (Texture::Pink, "pink")] {
+        let request = Request { noise, ..circle() };
+        let made = run(&request, None);
+        assert_ne!(made.pictures[0].rgb, plain, "{name}");
+        let told = format!("RNG: CPU, Noise: {name}, Version");
+        assert!(made.plans[0].infotext.contains(&told));
+    }
+    let missing = Request {
+        noise: Texture::Image("/nowhere.png".into()),
+        ..circle()
+    };
+    let error = make(demo_model(), &missing, None).unwrap_err().to_string();
+    assert!(error.contains("/nowhere.png"), "{error}");
+}
+
+#[test]
+fn brownian_noise_of_a_plan_is_that_of_its_seed_and_noise_levels() {
+    let model = Models::one(ModelDir::open(demo_model()).unwrap());
+    let request = Request {
+        rng: Rng::Philox,
+        ..circle()
+    };
+    let plan = Plans::resolve(&request, &model, u64::MAX)
+        .unwrap()
+        .plans
+        .remove(0);
+    let steps = &plan.schedule.steps;
+    let (least, most) = (steps[7].from.sigma, steps[0].from.sigma);
+    let mut expected = BrownianTree::new(1, Rng::Philox, 4 * 16 * 16, least, most);
+    let (mut a, mut b) = (vec![0.0; 4 * 16 * 16], vec![0.0; 4 * 16 * 16]);
+    plan.brownian_tree().increment(most, least, &mut a);
+    expected.increment(most, least, &mut b);
+    assert_eq!(a, b);
+    assert!(a.iter().all(|&x| x != 0.0));
 }
 
 #[test]
@@ -250,6 +350,28 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
                 ..circle()
             },
             "cfg",
+        ),
+        (
+            Request {
+                subseed: Some(1),
+                subseed_strength: 1.5,
+                ..circle()
+            },
+            "subseed-strength 1.5 is out of range",
+        ),
+        (
+            Request {
+                subseed_strength: 0.5,
+                ..circle()
+            },
+            "needs a subseed",
+        ),
+        (
+            Request {
+                seed_resize: Some([512, 500]),
+                ..circle()
+            },
+            "seed-resize height 500",
         ),
     ] {
         let error = request.check().unwrap_err().to_string();

@@ -137,6 +137,15 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             ],
             "diffusers's rules",
         ),
+        (vec!["--subseed", "3"], "--subseed-strength"),
+        (vec!["--subseed-strength", "2"], "0 to 1"),
+        (vec!["--seed-resize", "512"], "512x768"),
+        (vec!["--seed-resize", "500x512"], "504"),
+        (vec!["--noise", "brown"], "perlin"),
+        (
+            vec!["--noise", "pink", "--init-noise", "x"],
+            "cannot be used with",
+        ),
         (vec!["-o", "x.jpg"], "-o x.png"),
         (
             vec!["-o", "same", "--dump", "./same"],
@@ -295,7 +304,7 @@ fn an_interrupt_ends_with_130_and_no_picture() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["first.png", "models"]);
+    assert_eq!(names, ["first.png", "models", "verified.json"]);
 }
 
 #[test]
@@ -344,6 +353,24 @@ fn seeds_of_minus_one_are_random_and_prompts_may_begin_with_a_dash() {
         assert_eq!(code, Some(0), "{stderr}");
         let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
         assert!(result["images"][0]["seed"].as_u64().unwrap() < 1 << 32);
+    }
+}
+
+#[test]
+fn variations_without_a_seed_have_a_random_one() {
+    let dir = folder();
+    let (code, stdout, stderr) = run(sdrun(dir.path())
+        .args(["txt2img", "-p", "red", "--steps", "1", "--seed", "5"])
+        .args(["--subseed-strength", "0.2", "--batch", "2", "--ensd", "-1"])
+        .args(["--noise", "pink", "-o", "a.png", "--json"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    for image in result["images"].as_array().unwrap() {
+        assert_eq!(image["seed"], 5);
+        let file = fs::read(dir.path().join(image["file"].as_str().unwrap())).unwrap();
+        let text = String::from_utf8_lossy(&file);
+        assert!(text.contains("Variation seed strength: 0.2"));
+        assert!(text.contains("Noise: pink"));
     }
 }
 

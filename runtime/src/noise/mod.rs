@@ -1,13 +1,21 @@
 //! Unit normal noise that other programs draw too: the same seed gives the same picture.
 //!
 //! One file per generator; [`Rng`] lists them. Reference programs: torch on the CPU, and torch on CUDA as A1111 imitates it.
+//! [`BrownianTree`] is noise between any two noise levels; [`FirstNoise`] what pictures start from.
 
+mod brownian;
+mod first;
 mod mt19937;
 mod philox;
+mod seed_sequence;
+mod slerp;
+pub mod texture;
 mod torch_cpu;
 
 use std::str::FromStr;
 
+pub use brownian::BrownianTree;
+pub use first::{FirstNoise, Variation};
 pub use philox::Philox;
 pub use torch_cpu::TorchCpu;
 
@@ -61,6 +69,15 @@ impl FromStr for Rng {
         let rng = Self::ALL.into_iter().find(|rng| rng.name() == name);
         rng.ok_or_else(|| UnknownRng(name.to_owned()))
     }
+}
+
+/// The SHA-256 of numbers as little-endian bytes.
+#[cfg(test)]
+fn digest(values: &[f32]) -> String {
+    use sha2::{Digest, Sha256};
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

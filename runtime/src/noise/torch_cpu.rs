@@ -137,20 +137,12 @@ fn sin_cos(x: f32) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sha2::{Digest, Sha256};
+    use crate::noise::digest;
 
     fn draw(seed: u64, n: usize) -> Vec<f32> {
         let mut out = vec![0.0; n];
         TorchCpu::new(seed).normal(&mut out);
         out
-    }
-
-    fn digest(values: &[f32]) -> String {
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Sha256::digest(bytes)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect()
     }
 
     #[test]
@@ -193,6 +185,50 @@ mod tests {
             ),
         ] {
             assert_eq!(digest(&draw(seed, n)), expected, "seed {seed}, {n} numbers");
+        }
+    }
+
+    /// Two draws of about a million numbers each: `torch.randn(n, generator=torch.Generator().manual_seed(seed))`, torch 2.14.1.
+    #[test]
+    fn millions_of_numbers_are_torchs() {
+        for (seed, n, expected) in [
+            (
+                0,
+                1_000_000,
+                "66738e6a797de5d334bd7952c27d2739bcf41f1ae35424979bd7ac2719c69638",
+            ),
+            (
+                42,
+                1_000_001,
+                "b9ea681db0a976e423e74547ac2a8cbdf1184b010bfab21540e2cea778190387",
+            ),
+            (
+                u64::from(u32::MAX),
+                999_999,
+                "a9c6774b54c9fa462c19613a193c89bb176db13beb9f7b7688fe82cfd37c10e2",
+            ),
+            (
+                1_234_567_890_123,
+                (1 << 20) + 7,
+                "826b925e7ca11316420536b239b22d710ea0b36b79790d62eddeaee3ffeb271a",
+            ),
+            (
+                u64::MAX,
+                4 * 135 * 97,
+                "8135f4f9a884635fedace869c1917b5279b234621992cb36cb7060d4a01d2da0",
+            ),
+            (
+                31_337,
+                63,
+                "7a10c31701791ad025e0cf3a28010c549c4513ed87efad06d3d94e7afc9d06a7",
+            ),
+        ] {
+            let mut source = TorchCpu::new(seed);
+            let mut numbers = vec![0.0; 2 * n];
+            let (first, second) = numbers.split_at_mut(n);
+            source.normal(first);
+            source.normal(second);
+            assert_eq!(digest(&numbers), expected, "seed {seed}, {n} numbers");
         }
     }
 

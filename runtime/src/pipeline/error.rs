@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::denoise::DenoiseError;
 use crate::engine::EngineError;
+use crate::noise::texture::TextureError;
 use crate::profile::ConfigError;
 use crate::text::TextError;
 
@@ -36,6 +37,9 @@ pub enum RequestError {
         /// The most that can be asked for.
         most: f64,
     },
+    /// A variation without a seed.
+    #[error("subseed-strength needs a subseed")]
+    NoSubseed,
     /// A sampler whose levels cannot be spread was given a sigma schedule.
     #[error(
         "under {profile}'s rules {sampler} has noise levels of its own; the schedule {spread} has no effect on it\nhint: leave the schedule out, or use Euler or DPM++ 2M"
@@ -100,6 +104,9 @@ pub enum PipelineError {
         /// What is wrong.
         problem: String,
     },
+    /// A picture that the first noise should look like.
+    #[error(transparent)]
+    Texture(#[from] TextureError),
     /// A file with the first noise does not fit.
     #[error("{}: {problem}", path.display())]
     InitNoise {

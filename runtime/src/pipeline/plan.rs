@@ -7,9 +7,10 @@ use sd_models::family::ModelFamily;
 
 use super::request::check_side;
 use super::{ModelDir, Models, PipelineError, Request, infotext};
-use crate::noise::Rng;
+use crate::noise::texture::Texture;
+use crate::noise::{BrownianTree, FirstNoise, Rng, Variation};
 use crate::profile::Profile;
-use crate::sampler::{self, Options, Sampler, Schedule};
+use crate::sampler::{self, Knob, Options, Sampler, Schedule};
 use crate::sigmas::Spread;
 use crate::text::Layer;
 use crate::text::lora_tags::untag;
@@ -29,7 +30,9 @@ pub struct Plan {
     pub seed: u64,
     /// Where noise comes from.
     pub rng: Rng,
-    /// The file that holds its first noise, and its place in there.
+    /// How its first noise is drawn.
+    pub first_noise: FirstNoise,
+    /// The file that holds its first noise instead, and its place in there.
     pub initial_noise: Option<(PathBuf, usize)>,
     /// The solver.
     pub sampler: Sampler,
@@ -83,6 +86,25 @@ impl Told {
     }
 }
 
+impl Plan {
+    /// The noise between noise levels that solvers of stochastic differential equations take. As in A1111 every picture has a
+    /// motion of its own, made of its seed alone.
+    #[must_use]
+    pub fn brownian_tree(&self) -> BrownianTree {
+        let levels = self
+            .schedule
+            .steps
+            .iter()
+            .flat_map(|step| [step.from, step.to]);
+        let sigmas = levels.map(|level| level.sigma).filter(|&sigma| sigma > 0.0);
+        let [min, max] = sigmas.fold([f64::INFINITY, 0.0], |[min, max], sigma| {
+            [sigma.min(min), sigma.max(max)]
+        });
+        let count = self.latent_shape.iter().product();
+        BrownianTree::new(self.seed, self.rng, count, min, max)
+    }
+}
+
 /// The pictures of a request, and what the user should know of them.
 #[derive(Clone, Debug)]
 pub struct Plans {
@@ -118,6 +140,7 @@ impl Plans {
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
         let choice = Choice::of(request, model, &mut notes)?;
         let (size, memory) = size_and_memory(request, models, limit)?;
+        let texture = request.noise.open()?;
         let told: Vec<Told> = models
             .all()
             .map(|model| Told::of(request, model, size, &mut notes))
@@ -144,9 +167,18 @@ impl Plans {
         let [prompt, negative_prompt] = untagged.map(|untagged| untagged.text);
 
         let plan = |i: usize| {
-            let seed = request.seed.wrapping_add(i as u64);
-            let settings = settings(request, models, seed, &choice, size, &ignored);
             let factor = model.latent.downscale;
+            let (seed, variation) = seeds(request, i as u64);
+            let first_noise = FirstNoise {
+                variation,
+                resized_from: request
+                    .seed_resize
+                    .map(|[width, height]| [height / factor, width / factor]),
+                ensd: request.ensd,
+                texture: texture.clone(),
+            };
+            let seeds = (seed, variation);
+            let settings = settings(request, models, seeds, &choice, size, &ignored);
             Plan {
                 prompt: prompt.clone(),
                 negative_prompt: negative_prompt.clone(),
@@ -154,6 +186,7 @@ impl Plans {
                 latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
                 seed,
                 rng: request.rng,
+                first_noise,
                 initial_noise: request.initial_noise.clone().map(|path| (path, i)),
                 sampler: choice.sampler,
                 spread: choice.spread,
@@ -180,6 +213,21 @@ impl Plans {
             notes,
             warnings,
         })
+    }
+}
+
+/// The seed of picture `i`, and its variation. As in A1111 the pictures of a batch are those of successive seeds, or successive
+/// variations of one.
+fn seeds(request: &Request, i: u64) -> (u64, Option<Variation>) {
+    match request.subseed {
+        Some(subseed) if request.subseed_strength > 0.0 => {
+            let variation = Variation {
+                seed: subseed.wrapping_add(i),
+                strength: request.subseed_strength,
+            };
+            (request.seed, Some(variation))
+        }
+        _ => (request.seed.wrapping_add(i), None),
     }
 }
 
@@ -314,7 +362,7 @@ fn settings(
         base: model,
         refiner,
     }: &Models,
-    seed: u64,
+    (seed, variation): (u64, Option<Variation>),
     choice: &Choice,
     size: [usize; 2],
     ignored_loras: &str,
@@ -333,8 +381,19 @@ fn settings(
         pairs.push(("Model hash", hash.to_owned()));
     }
     pairs.push(("Model", model.title()));
+    if let Some(variation) = variation {
+        pairs.push(("Variation seed", variation.seed.to_string()));
+        pairs.push(("Variation seed strength", variation.strength.to_string()));
+    }
+    if let Some([width, height]) = request.seed_resize {
+        pairs.push(("Seed resize from", format!("{width}x{height}")));
+    }
     if request.clip_skip > 1 {
         pairs.push(("Clip skip", request.clip_skip.to_string()));
+    }
+    let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
+    if request.ensd != 0 && draws {
+        pairs.push(("ENSD", request.ensd.to_string()));
     }
     if request.guidance_rescale > 0.0 {
         pairs.push(("Guidance rescale", request.guidance_rescale.to_string()));
@@ -372,6 +431,9 @@ fn settings(
         if value != default {
             pairs.push((key, value.to_string()));
         }
+    }
+    if request.noise != Texture::White {
+        pairs.push(("Noise", request.noise.to_string()));
     }
     if let Some(refiner) = refiner {
         let hash = refiner.hash().map(|hash| format!(" [{hash}]"));

@@ -6,6 +6,7 @@ use sd_models::family::ModelFamily;
 
 use super::RequestError;
 use crate::noise::Rng;
+use crate::noise::texture::Texture;
 use crate::profile::{A1111, Profile};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
@@ -34,8 +35,18 @@ pub struct Request {
     pub refiner_start: f64,
     /// Aesthetic scores that an SDXL refiner is told, of prompt and negative prompt.
     pub aesthetic: [f64; 2],
-    /// Seed of the first picture; the next ones count on.
+    /// Seed of the first picture; the next ones count on, unless they are variations.
     pub seed: u64,
+    /// Seed of the first picture's variation; the next ones count on.
+    pub subseed: Option<u64>,
+    /// How far noise goes from the seed's towards the variation's: 0 is not at all, 1 all the way.
+    pub subseed_strength: f64,
+    /// Width and height of a picture whose noise, and so its composition, is put into the middle.
+    pub seed_resize: Option<[usize; 2]>,
+    /// What is added to the seed for noise that solvers draw; A1111's "eta noise seed delta".
+    pub ensd: i64,
+    /// What the first noise looks like.
+    pub noise: Texture<PathBuf>,
     /// How many pictures.
     pub batch: usize,
     /// The solver; what the model is made for if absent, or the profile's default.
@@ -109,6 +120,11 @@ impl Default for Request {
             refiner_start: 0.8,
             aesthetic: [6.0, 2.5],
             seed: 0,
+            subseed: None,
+            subseed_strength: 0.0,
+            seed_resize: None,
+            ensd: 0,
+            noise: Texture::White,
             batch: 1,
             sampler: None,
             options: Options::default(),
@@ -145,6 +161,14 @@ impl Request {
         in_range("aesthetic", self.aesthetic[0], 0.0, 10.0)?;
         in_range("aesthetic", self.aesthetic[1], 0.0, 10.0)?;
         in_range("guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
+        in_range("subseed-strength", self.subseed_strength, 0.0, 1.0)?;
+        if self.subseed_strength > 0.0 && self.subseed.is_none() {
+            return Err(RequestError::NoSubseed);
+        }
+        if let Some([width, height]) = self.seed_resize {
+            check_side("seed-resize width", width)?;
+            check_side("seed-resize height", height)?;
+        }
         let options = self.options;
         if let Some(eta) = options.eta {
             in_range("eta", eta, 0.0, 1.0)?;

@@ -94,8 +94,7 @@ pub fn run(
     let start = Instant::now();
     let mut latents = Vec::new();
     for (picture, plan) in plans.iter().enumerate() {
-        let mut source = plan.rng.source(plan.seed);
-        let noise = stages::first_noise(plan, &mut *source)?;
+        let (noise, mut source) = stages::first_noise(plan)?;
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("initial_noise", &noise.view());
         }

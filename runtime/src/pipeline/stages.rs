@@ -1,6 +1,7 @@
 //! The stages of a picture: encode the prompts, draw the first noise, denoise, decode.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use ndarray::{Array4, Axis, Ix4};
 use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
@@ -89,21 +90,26 @@ pub(super) fn conditions(
     Ok([cond, uncond])
 }
 
-/// The first noise: a draw of the plan's generator, or what the user gives.
+/// The first noise, as the plan draws it or the user gives it, and the generator of later noise.
 pub(super) fn first_noise(
     plan: &Plan,
-    source: &mut dyn NoiseSource,
-) -> Result<Latents, PipelineError> {
-    let mut noise = Latents::zeros(plan.latent_shape);
-    draw(&mut noise, source);
-    let Some((path, place)) = &plan.initial_noise else {
-        return Ok(noise);
+) -> Result<(Latents, Box<dyn NoiseSource + Send>), PipelineError> {
+    let [_, channels, height, width] = plan.latent_shape;
+    let shape = [channels, height, width];
+    let (drawn, source) = plan.first_noise.draw(plan.rng, plan.seed, shape);
+    let noise = match &plan.initial_noise {
+        Some((path, place)) => given_noise(path, *place, shape)?,
+        None => drawn.insert_axis(Axis(0)),
     };
+    Ok((noise, source))
+}
+
+/// Noise number `place` of a file.
+fn given_noise(path: &Path, place: usize, needed: [usize; 3]) -> Result<Latents, PipelineError> {
     let given = super::dump::read_initial_noise(path)?;
-    let needed = &plan.latent_shape[1..];
     match given.into_dimensionality::<Ix4>() {
-        Ok(given) if &given.shape()[1..] == needed && given.shape()[0] > *place => {
-            let one = given.index_axis(Axis(0), *place);
+        Ok(given) if given.shape()[1..] == needed && given.shape()[0] > place => {
+            let one = given.index_axis(Axis(0), place);
             Ok(one.insert_axis(Axis(0)).to_owned())
         }
         other => {
@@ -113,7 +119,7 @@ pub(super) fn first_noise(
                 place + 1
             );
             Err(PipelineError::InitNoise {
-                path: path.clone(),
+                path: path.to_owned(),
                 problem,
             })
         }

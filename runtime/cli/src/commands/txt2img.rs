@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
+use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
     Destination, Dump, Micro, ModelDir, Models, Plans, Request, Timing, run as make,
 };
@@ -44,6 +45,40 @@ pub(crate) struct Txt2ImgArgs {
     /// Seed of the noise; a random one if left out or -1
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_seed)]
     seed: Option<Seed>,
+    /// Seed of a variation, see --subseed-strength; a random one if left out or -1
+    #[arg(
+        long,
+        value_name = "N",
+        allow_hyphen_values = true,
+        value_parser = parse_seed,
+        requires = "subseed_strength",
+        help_heading = "Noise"
+    )]
+    subseed: Option<Seed>,
+    /// How far the noise goes towards the variation: 0 is not at all, 1 all the way
+    #[arg(long, value_name = "F", help_heading = "Noise")]
+    subseed_strength: Option<f64>,
+    /// Keep the composition that the seed has at this size
+    #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "Noise")]
+    seed_resize: Option<[usize; 2]>,
+    /// Added to the seed for noise drawn at steps (A1111's "eta noise seed delta")
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "N",
+        allow_hyphen_values = true,
+        help_heading = "Noise"
+    )]
+    ensd: i64,
+    /// First noise: white, or, as experiments of this program, perlin, pink or image:FILE, the brightness and colours of a PNG
+    #[arg(
+        long,
+        default_value = "white",
+        value_name = "NAME",
+        conflicts_with = "init_noise",
+        help_heading = "Noise"
+    )]
+    noise: Texture<PathBuf>,
     /// Solver: Euler, "Euler a", DDIM, "DPM++ 2M" or PLMS; the profile's own if left out
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
@@ -284,10 +319,12 @@ impl Txt2ImgArgs {
                 target_size: self.target_size,
                 crop: self.crop,
             },
-            seed: match self.seed {
-                Some(Seed::Fixed(seed)) => seed,
-                Some(Seed::Random) | None => random_seed(),
-            },
+            seed: fixed(self.seed),
+            subseed: self.subseed_strength.map(|_| fixed(self.subseed)),
+            subseed_strength: self.subseed_strength.unwrap_or(0.0),
+            seed_resize: self.seed_resize,
+            ensd: self.ensd,
+            noise: self.noise.clone(),
             batch: self.batch,
             sampler,
             options: Options {
@@ -304,6 +341,13 @@ impl Txt2ImgArgs {
             initial_noise: self.init_noise.clone(),
             ignore_lora_tags: self.ignore_lora_tags,
         })
+    }
+}
+
+fn fixed(seed: Option<Seed>) -> u64 {
+    match seed {
+        Some(Seed::Fixed(seed)) => seed,
+        Some(Seed::Random) | None => random_seed(),
     }
 }
 
