@@ -18,7 +18,7 @@ use sd_runtime::pipeline::{
     self, Destination, Dump, Micro, ModelDir, Models, PipelineError, Plans, Request,
 };
 use sd_runtime::profile::{A1111, DIFFUSERS, PROFILES, Profile};
-use sd_runtime::sampler::{EULER, EULER_ANCESTRAL, METHODS, PLMS};
+use sd_runtime::sampler::{DDIM, EULER, EULER_ANCESTRAL, METHODS, PLMS};
 use sdrt_tests::{
     Made, Reference, demo_model, engine, make, make_with, psnr, relative_l2, synthetic,
 };
@@ -668,6 +668,69 @@ fn a_folder_without_component_configs_is_taken_for_stable_diffusion_1() {
         ..circle()
     };
     assert!(run_in(&path, &request).pictures[0].rgb == picture(&circle()));
+}
+
+#[test]
+fn a_folder_without_a_manifest_draws_the_same_in_every_family() {
+    for family in ["sd21", "sdxl", "sdxl-lcm", "sd15-lcm"] {
+        let (_dir, path) = synthetic(family);
+        let with = ModelDir::open(&path).unwrap();
+        let before = run_in(&path, &tiny()).pictures;
+        fs::remove_file(path.join("sdrt.json")).unwrap();
+        let without = ModelDir::open(&path).unwrap();
+        assert_eq!(without.family, with.family, "{family}");
+        assert_eq!(without.default_size, with.default_size, "{family}");
+        let after = run_in(&path, &tiny()).pictures;
+        assert!(after == before, "{family}");
+    }
+}
+
+#[test]
+fn an_sdxl_without_component_configs_is_taken_for_what_its_encoders_say() {
+    let (_dir, path) = synthetic("sdxl");
+    let before = run_in(&path, &tiny()).pictures;
+    for file in [
+        "sdrt.json",
+        "model_index.json",
+        SCHEDULER,
+        "unet/config.json",
+        "vae_decoder/config.json",
+        "text_encoder/config.json",
+        "text_encoder_2/config.json",
+    ] {
+        fs::remove_file(path.join(file)).unwrap();
+    }
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [1024, 1024]);
+    let notes = model.notes;
+    assert!(
+        notes.iter().all(|note| note.contains("of SDXL")),
+        "{notes:?}"
+    );
+    let after = run_in(&path, &tiny()).pictures;
+    assert!(after == before);
+}
+
+#[test]
+fn a_model_without_a_scheduler_config_predicts_what_its_manifest_says() {
+    let (_dir, path) = synthetic("sd21");
+    let before = run_in(&path, &tiny()).pictures;
+    fs::remove_file(path.join(SCHEDULER)).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.prediction, PredictionType::VPrediction);
+    assert_eq!(run_in(&path, &tiny()).pictures, before);
+}
+
+/// A small picture by a solver that every model can be run with.
+fn tiny() -> Request {
+    Request {
+        width: Some(64),
+        height: Some(64),
+        steps: Some(2),
+        sampler: Some(&DDIM),
+        profile: &DIFFUSERS,
+        ..circle()
+    }
 }
 
 /// Changes the graph of a directory's component.

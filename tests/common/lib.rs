@@ -148,6 +148,16 @@ impl Reference {
         self.read(name, Dtype::I64, |b| i64::from_le_bytes(*b))
     }
 
+    /// The bytes of a picture.
+    ///
+    /// # Panics
+    /// There is none of the name.
+    #[must_use]
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let bytes = self.read(name, Dtype::U8, |b: &[u8; 1]| b[0]);
+        bytes.into_raw_vec_and_offset().0
+    }
+
     fn read<T, const N: usize>(
         &self,
         name: &str,

@@ -83,7 +83,7 @@ pub struct ModelDir {
     pub scheduler: Value,
     /// Its text encoders, in the order in which their embeddings lie side by side.
     pub texts: Vec<Text>,
-    /// Whether empty negative prompts are zeros, as its `model_index.json` says.
+    /// Whether an SDXL gets zeros where there is no negative prompt, as its `model_index.json` says.
     pub force_zeros: bool,
     /// Text encoders and conditioning.
     pub family: ModelFamily,
@@ -135,10 +135,11 @@ impl ModelDir {
             path,
             notes: Vec::new(),
         };
-        let scheduler = match configs.read("scheduler/scheduler_config.json")? {
-            Value::Null => diffusers::scheduler(Pipeline::SD1),
-            scheduler => scheduler,
+        let family = match manifest.as_ref().and_then(|manifest| manifest.family) {
+            Some(family) => family,
+            None => configs.family(&index)?,
         };
+        let mut scheduler = configs.read("scheduler/scheduler_config.json", family)?;
         let configured = configs.prediction(&scheduler)?;
         let (latent, prediction, default_size) = match &manifest {
             Some(manifest) => (
@@ -146,7 +147,7 @@ impl ModelDir {
                 manifest.prediction_type,
                 manifest.default_size,
             ),
-            None => configs.described(configured.unwrap_or(PredictionType::Epsilon))?,
+            None => configs.described(family, configured.unwrap_or(PredictionType::Epsilon))?,
         };
         let prediction = match configured {
             // Correcting this by hand is what people tell each other to do.
@@ -161,10 +162,13 @@ impl ModelDir {
             }
             _ => prediction,
         };
-        let family = match manifest.as_ref().and_then(|manifest| manifest.family) {
-            Some(family) => family,
-            None => configs.family(&index)?,
-        };
+        if scheduler.is_null() {
+            scheduler = diffusers::scheduler(Pipeline {
+                family,
+                prediction,
+                ..Pipeline::SD1
+            });
+        }
         let defaults = match &manifest {
             Some(manifest) => manifest.defaults.clone(),
             None if pipeline_class(&index).starts_with("LatentConsistency") => {
@@ -186,7 +190,8 @@ impl ModelDir {
             defaults,
             scheduler,
             texts,
-            force_zeros: index["force_zeros_for_empty_prompt"] == true,
+            // True unless the file says otherwise, as for SDXL's pipelines.
+            force_zeros: index["force_zeros_for_empty_prompt"] != false,
             family,
             notes: configs.notes,
         })
@@ -383,14 +388,14 @@ struct Configs<'a> {
 }
 
 impl Configs<'_> {
-    /// A file's content; nothing, and a note, if there is no such file.
-    fn read(&mut self, name: &str) -> Result<Value, PipelineError> {
+    /// A file's content; nothing, and a note, if there is no such file, so that `family` tells what would be in it.
+    fn read(&mut self, name: &str, family: ModelFamily) -> Result<Value, PipelineError> {
         let path = self.path.join(name);
         if path.is_file() {
             return read_json(&path);
         }
         self.notes
-            .push(format!("no {name}: values of Stable Diffusion 1 are taken"));
+            .push(format!("no {name}: values of {family} are taken"));
         Ok(Value::Null)
     }
 
@@ -403,7 +408,7 @@ impl Configs<'_> {
             _ if pipeline_class(index).contains("XL") => return Ok(ModelFamily::Sdxl),
             _ => {}
         }
-        let text = self.read("text_encoder/config.json")?;
+        let text = self.read("text_encoder/config.json", ModelFamily::Sd15)?;
         Ok(match text["hidden_act"] == "gelu" {
             true => ModelFamily::Sd21,
             false => ModelFamily::Sd15,
@@ -425,12 +430,12 @@ impl Configs<'_> {
     /// What folders without a manifest say of themselves.
     fn described(
         &mut self,
+        family: ModelFamily,
         prediction: PredictionType,
     ) -> Result<(Latent, PredictionType, [usize; 2]), PipelineError> {
         const LEVELS: usize = 4;
-        const SIDE: usize = 64;
-        let vae = self.read("vae_decoder/config.json")?;
-        let unet = self.read("unet/config.json")?;
+        let vae = self.read("vae_decoder/config.json", family)?;
+        let unet = self.read("unet/config.json", family)?;
         let levels = match vae["block_out_channels"].as_array() {
             Some(levels) if (1..=8).contains(&levels.len()) => levels.len(),
             Some(levels) => {
@@ -448,10 +453,15 @@ impl Configs<'_> {
         let latent = Latent {
             channels: vae["latent_channels"].as_u64().unwrap_or(4) as usize,
             downscale: 1 << (levels - 1),
-            scaling_factor: vae["scaling_factor"].as_f64().unwrap_or(0.18215),
+            scaling_factor: vae["scaling_factor"]
+                .as_f64()
+                .unwrap_or_else(|| family.scaling_factor()),
         };
-        let side = unet["sample_size"].as_u64().map_or(SIDE, |n| n as usize);
-        Ok((latent, prediction, [side * latent.downscale; 2]))
+        let side = match unet["sample_size"].as_u64() {
+            Some(side) => side as usize * latent.downscale,
+            None => family.resolution(prediction == PredictionType::VPrediction),
+        };
+        Ok((latent, prediction, [side; 2]))
     }
 }
 
