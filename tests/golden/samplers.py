@@ -1,4 +1,5 @@
-"""Prints the known answers of `runtime/src/sampler/tests.rs`: k-diffusion and diffusers on toy models of two numbers.
+"""Prints the known answers of `runtime/src/sampler/tests.rs` and `runtime/src/sigmas/`: k-diffusion and diffusers on toy
+models of two numbers, Restart as A1111 has it, and noise levels by the programs' formulas.
 
 k-diffusion: denoised = (x + sin(sigma)) / (1 + sigma^2), x0 = [5, -12.5], sigmas 10 5 2 1 0.4 0.1 0.
 diffusers: the network returns 0.3 input + 0.05 cos(t / 100); start [0.5, -1.25] times the scheduler's initial scale.
@@ -7,14 +8,22 @@ The k-th noise draw is [0.7 (-1)^k, 0.3 (k + 1)].
 Made with torch 2.15.0, diffusers 0.39.0, k-diffusion 0.1.1.post1 (any recent ones will do).
 """
 
+import importlib.util
 import sys
+import types
 from unittest import mock
 
 import diffusers
+import numpy
 import torch
+from scipy import stats
 
-# k-diffusion's package imports its training code, and that CLIP; the samplers need neither.
-sys.modules.setdefault("clip", mock.MagicMock())
+# k-diffusion's package imports its training code and what that needs; the samplers need neither.
+package = types.ModuleType("k_diffusion")
+package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)
+sys.modules["k_diffusion"] = package
+for unused in ("torchvision", "torchvision.transforms"):
+    sys.modules.setdefault(unused, mock.MagicMock())
 from k_diffusion import sampling  # noqa: E402
 
 SD15 = dict(
@@ -46,11 +55,111 @@ def k_diffusion():
     def model(x, sigma, **_):
         return (x + torch.sin(sigma)) / (1 + sigma**2)
 
-    for name in ("sample_euler", "sample_euler_ancestral", "sample_dpmpp_2m"):
-        draws = Draws()
-        options = {"noise_sampler": lambda *_: draws(dtype=torch.float64)} if "ancestral" in name else {}
-        result = getattr(sampling, name)(model, x.clone(), sigmas, disable=True, **options)
-        print(f"{name:28} {[f'{v:.12g}' for v in result.flatten().tolist()]}")
+    ends = {"sigma_min": 0.1, "sigma_max": 10.0}
+    chain = {"sigmas": sigmas}
+    noisy = ("ancestral", "sde", "dpm_fast", "dpm_adaptive")
+    for name, options in [
+        ("euler", chain),
+        ("euler", {**chain, "s_churn": 3.0}),
+        ("euler_ancestral", chain),
+        ("euler_ancestral", {**chain, "eta": 0.5}),
+        ("heun", chain),
+        ("dpm_2", chain),
+        ("dpm_2_ancestral", chain),
+        ("lms", chain),
+        ("dpmpp_2s_ancestral", chain),
+        ("dpmpp_sde", chain),
+        ("dpmpp_2m", chain),
+        ("dpmpp_2m_sde", chain),
+        ("dpmpp_2m_sde", {**chain, "solver_type": "heun"}),
+        ("dpmpp_2m_sde", {**chain, "eta": 0.0}),
+        ("dpmpp_3m_sde", chain),
+        ("dpm_fast", {**ends, "n": 6}),
+        ("dpm_fast", {**ends, "n": 7}),
+        ("dpm_fast", {**ends, "n": 6, "eta": 1.0}),
+        ("dpm_fast", {**ends, "n": 8, "eta": 0.5}),
+        ("dpm_adaptive", ends),
+        ("dpm_adaptive", {**ends, "eta": 1.0}),
+    ]:
+        draws, calls = Draws(), 0
+
+        def counted(x, sigma, **_):
+            nonlocal calls
+            calls += 1
+            return model(x, sigma)
+
+        named = {k: torch.tensor(v, dtype=torch.float64) if k in ends else v for k, v in options.items()}
+        if any(part in name for part in noisy):
+            named["noise_sampler"] = lambda *_: draws(dtype=torch.float64)
+        with mock.patch.object(torch, "randn_like", lambda _: draws(dtype=torch.float64)):
+            result = getattr(sampling, f"sample_{name}")(counted, x.clone(), disable=True, **named)
+        told = {k: v for k, v in options.items() if k != "sigmas"}
+        print(f"{name:20} {told} {[f'{v:.12g}' for v in result.flatten().tolist()]} {calls} {draws.k}")
+    for count in (20, 40):
+        restart(model, x, sampling.get_sigmas_karras(count, 0.03, 14.0).double())
+
+
+def restart(model, x, sigmas):
+    """Xu et al. 2023 with A1111's plan of restarts, written anew."""
+    count = len(sigmas) - 1
+    ladder, times = (count // 4, 2) if count >= 36 else (9, 1)
+    down = sampling.get_sigmas_karras(count - ladder * times, sigmas[-2].item(), sigmas[0].item()).double()
+    low, high = (int((down - level).abs().argmin()) for level in (0.1, 2.0))
+    again = sampling.get_sigmas_karras(ladder + 1, down[low].item(), down[high].item()).double()[:-1]
+    path = down[: low + 1].tolist() + again.tolist() * times + down[low + 1 :].tolist()
+    draws, calls, now, i = Draws(), 0, path[0], 0
+    for start, end in zip(path, path[1:]):
+        if end >= start:  # between two ladders
+            x = x + draws(dtype=torch.float64) * (end**2 - start**2) ** 0.5
+            continue
+        slope = lambda x, sigma: (x - model(x, torch.tensor(sigma, dtype=torch.float64))) / sigma
+        first = slope(x, start)
+        calls += 1
+        if end == 0:
+            x = x + first * (end - start)
+            continue
+        second = slope(x + first * (end - start), end)
+        calls += 1
+        x = x + (first + second) / 2 * (end - start)
+    print(f"restart {count:12} {[f'{v:.12g}' for v in x.flatten().tolist()]} {calls} {draws.k}")
+
+
+def levels():
+    """Noise levels for five steps, with the tables of A1111 (products rounded) and ComfyUI (levels rounded)."""
+    betas = numpy.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    products = numpy.cumprod(1 - betas)
+    single = torch.tensor(products, dtype=torch.float32)
+    single = ((1 - single) / single) ** 0.5
+    double = torch.tensor(((1 - products) / products) ** 0.5).float()
+    n, least, most = 5, single[0].item(), single[-1].item()
+
+    def show(name, values):
+        print(f"{name:24} {[f'{float(v):.9g}' for v in values]}")
+
+    def at(times):
+        logs = single.log()
+        low, high, part = times.floor().long(), times.ceil().long(), times.frac()
+        return ((1 - part) * logs[low] + part * logs[high]).exp()
+
+    def kl(table, parts):
+        parts = torch.tensor(parts)
+        return torch.tan(parts * torch.atan(table[0]) + (1 - parts) * torch.atan(table[-1]))
+
+    show("uniform", at(torch.linspace(999, 0, n)))
+    show("sgm uniform", at(torch.linspace(999, 0, n + 1)[:-1]))
+    show("karras", sampling.get_sigmas_karras(n, least, most))
+    show("exponential", sampling.get_sigmas_exponential(n, least, most))
+    show("polyexponential, rho 2", sampling.get_sigmas_polyexponential(n, least, most, rho=2.0))
+    show("simple", [single[-1 - int(i * 1000 / n)] for i in range(n)])
+    show("ddim", single[1 :: 1000 // n].flip(0))
+    quantile = lambda p: stats.beta.ppf(p, 0.6, 0.6)
+    show("beta, A1111", [least + quantile(p) * (most - least) for p in 1 - numpy.linspace(0, 1, n)])
+    for n_beta in (5, 10):
+        show("beta, ComfyUI (times)", numpy.rint(quantile(1 - numpy.linspace(0, 1, n_beta, endpoint=False)) * 999))
+    show("kl optimal, A1111", kl(single, numpy.arange(n + 1) / n))
+    show("kl optimal, ComfyUI", kl(double, numpy.arange(n) / (n - 1)))
+    for p in (0, 1e-6, 0.001, 0.1, 0.25, 0.5, 0.6, 0.9, 0.999, 1):
+        print(f"beta quantile {p:<10} {quantile(p):.15g}")
 
 
 def scheduler(name, spacing, karras, steps):
@@ -79,6 +188,7 @@ def run_diffusers(name, spacing, karras=False, steps=5):
 
 def main():
     k_diffusion()
+    levels()
     for spacing in ("leading", "linspace"):
         run_diffusers("DDIMScheduler", spacing)
     run_diffusers("PNDMScheduler", "leading")

@@ -161,6 +161,12 @@ impl Ui {
         )
     }
 
+    /// Steps whose number is not known before.
+    #[must_use]
+    pub fn counter(&self, message: &'static str) -> Bar {
+        self.bar(message, 0, "{spinner} {msg} {pos}, {seconds_per_step}")
+    }
+
     /// A sign of life for something without measure.
     #[must_use]
     pub fn spinner(&self, message: &'static str) -> Bar {

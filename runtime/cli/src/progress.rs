@@ -7,7 +7,7 @@ use sd_ui::{Bar, Ui};
 #[derive(Debug)]
 pub(crate) struct Terminal<'a> {
     ui: &'a Ui,
-    calls: usize,
+    calls: Option<usize>,
     bar: Option<Bar>,
 }
 
@@ -15,7 +15,7 @@ impl<'a> Terminal<'a> {
     pub(crate) fn new(ui: &'a Ui) -> Self {
         Self {
             ui,
-            calls: 0,
+            calls: None,
             bar: None,
         }
     }
@@ -26,7 +26,8 @@ impl<'a> Terminal<'a> {
             Event::Stage(stage) => self.bar = Some(self.bar_for(stage)),
             Event::Called { picture, calls } => {
                 if let Some(bar) = &self.bar {
-                    bar.set((picture * self.calls + calls) as u64);
+                    // What takes an unknown number of calls counts those of one picture.
+                    bar.set((picture * self.calls.unwrap_or(0) + calls) as u64);
                 }
             }
             Event::Note(text) => self.ui.note(text),
@@ -40,7 +41,10 @@ impl<'a> Terminal<'a> {
             Stage::Load => self.ui.spinner("loading the UNet"),
             Stage::Denoise { calls, pictures } => {
                 self.calls = calls;
-                self.ui.steps("denoising", (calls * pictures) as u64)
+                match calls {
+                    Some(calls) => self.ui.steps("denoising", (calls * pictures) as u64),
+                    None => self.ui.counter("denoising"),
+                }
             }
             Stage::Decode => self.ui.spinner("decoding"),
         }

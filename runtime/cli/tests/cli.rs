@@ -146,6 +146,29 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             vec!["--noise", "pink", "--init-noise", "x"],
             "cannot be used with",
         ),
+        (
+            vec![
+                "--profile",
+                "diffusers",
+                "--sampler",
+                "Euler",
+                "--schedule",
+                "turbo",
+            ],
+            "no schedule Turbo",
+        ),
+        (
+            vec!["--profile", "comfyui", "--sampler", "Restart"],
+            "cannot be run under comfyui's rules",
+        ),
+        (
+            vec!["--profile", "comfyui", "--sampler", "DDIM", "--eta", "1"],
+            "no effect on Euler",
+        ),
+        (
+            vec!["--sampler", "DPM adaptive", "--schedule", "karras"],
+            "noise levels of its own",
+        ),
         (vec!["-o", "x.jpg"], "-o x.png"),
         (
             vec!["-o", "same", "--dump", "./same"],

@@ -11,6 +11,8 @@ pub(crate) const TIMESTEPS: usize = 1000;
 /// Where the table is rounded to single precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
+    /// Noise levels only: `ComfyUI`.
+    Double,
     /// Products rounded, then everything from them: `CompVis`, A1111.
     Products,
     /// Everything: diffusers.
@@ -21,6 +23,8 @@ pub enum Precision {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseTable {
     sigmas: Vec<f64>,
+    /// Whether models are told the nearest timestep of training for a level between two of them.
+    whole_timesteps: bool,
 }
 
 impl NoiseTable {
@@ -28,13 +32,16 @@ impl NoiseTable {
     #[must_use]
     pub fn scaled_linear(beta_start: f64, beta_end: f64, precision: Precision) -> Self {
         let sigmas = match precision {
-            Precision::Products => {
+            Precision::Double | Precision::Products => {
                 let (first, last) = (beta_start.sqrt(), beta_end.sqrt());
-                let mut product = 1.0;
+                let mut product: f64 = 1.0;
                 let mut sigma = |i: usize| {
                     let root = first + i as f64 / (TIMESTEPS - 1) as f64 * (last - first);
                     product *= 1.0 - root * root;
-                    sigma_of(product as f32)
+                    match precision {
+                        Precision::Double => f64::from(((1.0 - product) / product).sqrt() as f32),
+                        _ => sigma_of(product as f32),
+                    }
                 };
                 (0..TIMESTEPS).map(&mut sigma).collect()
             }
@@ -55,7 +62,17 @@ impl NoiseTable {
                 (0..TIMESTEPS).map(&mut sigma).collect()
             }
         };
-        Self { sigmas }
+        Self {
+            sigmas,
+            whole_timesteps: false,
+        }
+    }
+
+    /// The same levels, of which models are told the nearest timestep of training by log sigma.
+    #[must_use]
+    pub fn with_whole_timesteps(mut self) -> Self {
+        self.whole_timesteps = true;
+        self
     }
 
     /// Every level, by timestep.
@@ -100,13 +117,19 @@ impl NoiseTable {
         }
     }
 
-    /// The level of noise `sigma`: its timestep by linear interpolation over log sigma, within the table.
+    /// The level of noise `sigma`: its timestep by linear interpolation over log sigma, within the table; rounded if the table's
+    /// timesteps are whole.
     #[must_use]
     pub fn of_sigma(&self, sigma: f64) -> Level {
         let above = self.sigmas.partition_point(|&s| s <= sigma);
         let low = above.saturating_sub(1).min(TIMESTEPS - 2);
         let (a, b) = (self.sigmas[low].ln(), self.sigmas[low + 1].ln());
         let weight = ((sigma.ln() - a) / (b - a)).clamp(0.0, 1.0);
+        let weight = match self.whole_timesteps {
+            // The lower one of two that are as near.
+            true => (weight - 0.5).ceil(),
+            false => weight,
+        };
         Level {
             sigma,
             t: low as f64 + weight,
@@ -151,6 +174,16 @@ mod tests {
             14.614_642_1,
         ];
         check(Precision::Products, products);
+        let double = [
+            0.029_167_158_2,
+            0.041_314_412,
+            0.695_798_937,
+            1.618_278_83,
+            4.099_164_05,
+            14.526_275_7,
+            14.614_641_2,
+        ];
+        check(Precision::Double, double);
         let single = [
             0.029_167_534_8,
             0.041_314_479,
@@ -175,6 +208,14 @@ mod tests {
         assert!((single.at_linear(499.5).sigma - 1.615_583_42).abs() < 1e-6);
         assert_eq!(
             (table.of_sigma(1e-9).t, table.of_sigma(1e9).t),
+            (0.0, 999.0)
+        );
+        let whole = table.clone().with_whole_timesteps();
+        for (t, nearest) in [(0.0, 0.0), (249.4, 249.0), (998.6, 999.0), (999.0, 999.0)] {
+            assert_eq!(whole.of_sigma(table.at(t).sigma).t, nearest);
+        }
+        assert_eq!(
+            (whole.of_sigma(1e-9).t, whole.of_sigma(1e9).t),
             (0.0, 999.0)
         );
     }

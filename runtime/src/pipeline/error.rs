@@ -52,6 +52,29 @@ pub enum RequestError {
         /// The profile.
         profile: &'static str,
     },
+    /// A sampler was given a sigma schedule that the profile's program does not have for it.
+    #[error(
+        "under {profile}'s rules {sampler} has no schedule {spread}\nhint: it has {}",
+        known.join(", ")
+    )]
+    UnknownSpread {
+        /// The sampler.
+        sampler: &'static str,
+        /// The schedule.
+        spread: &'static str,
+        /// The profile.
+        profile: &'static str,
+        /// The schedules that it has.
+        known: Vec<&'static str>,
+    },
+    /// A sampler that the profile's program does not have.
+    #[error("{sampler} cannot be run under {profile}'s rules\nhint: a1111's rules have it")]
+    Sampler {
+        /// The sampler.
+        sampler: &'static str,
+        /// The profile.
+        profile: &'static str,
+    },
     /// A sampler was given an option that it does not have.
     #[error("{option} has no effect on {sampler}")]
     Knob {

@@ -27,8 +27,8 @@ pub enum Stage {
     Load,
     /// The sampler runs.
     Denoise {
-        /// How many model calls each picture takes, as far as it is known before.
-        calls: usize,
+        /// How many model calls each picture takes; none where the picture decides.
+        calls: Option<usize>,
         /// How many pictures.
         pictures: usize,
     },

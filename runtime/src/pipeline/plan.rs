@@ -44,8 +44,8 @@ pub struct Plan {
     pub steps: usize,
     /// Its options.
     pub options: Options,
-    /// How many calls of the denoiser it takes.
-    pub calls: usize,
+    /// How many calls of the denoiser it takes; none where the picture decides.
+    pub calls: Option<usize>,
     /// How strongly the prompt is followed; 1 is without guidance.
     pub guidance_scale: f64,
     /// How much of the prompt's spread guidance gives back.
@@ -192,7 +192,7 @@ impl Plans {
                 spread: choice.spread,
                 schedule: Arc::clone(&choice.schedule),
                 steps: choice.steps,
-                options: request.options,
+                options: (profile.options)(choice.sampler, request.options),
                 calls: (choice.sampler.calls)(&choice.schedule),
                 guidance_scale: (profile.guidance_scale)(choice.guidance_scale),
                 guidance_rescale: request.guidance_rescale,
@@ -290,9 +290,15 @@ impl Choice {
             Some(sampler) => sampler,
             None => (profile.sampler)(&trained).map_err(in_config)?,
         };
-        request.check_for(sampler)?;
+        let asked = sampler;
+        let sampler = request.solver(asked)?;
+        if sampler != asked {
+            notes.push(format!("{}'s {asked} is {sampler}", profile.name));
+        }
+        let known = (profile.spreads)(sampler);
+        let usual_spread = usual_spread.filter(|spread| known.contains(spread));
         let spread = match request.spread.or(usual_spread) {
-            _ if !(profile.spreads)(sampler) => None,
+            _ if known.is_empty() => None,
             Some(spread) => Some(spread),
             None => Some((profile.automatic)(sampler, &trained).map_err(in_config)?),
         };
@@ -305,12 +311,18 @@ impl Choice {
             notes.push("guidance 0 follows the negative prompt only".to_owned());
         }
         let schedule = (profile.schedule)(sampler, spread, steps, &trained);
+        let schedule = Arc::new(schedule.map_err(in_config)?);
+        let done = schedule.steps.len();
+        if steps != done {
+            let name = profile.name;
+            notes.push(format!("under {name}'s rules {steps} steps are {done}"));
+        }
         Ok(Self {
             sampler,
             spread,
             steps,
             guidance_scale,
-            schedule: Arc::new(schedule.map_err(in_config)?),
+            schedule,
         })
     }
 }
@@ -336,7 +348,10 @@ fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Laye
     let (profile, skip) = (request.profile, request.clip_skip);
     let (family, acts) = match model.family {
         ModelFamily::Sd21 => ("Stable Diffusion 2", profile.clip_skip_open_clip),
-        ModelFamily::Sdxl | ModelFamily::SdxlRefiner => ("SDXL", profile.clip_skip_xl),
+        ModelFamily::Sdxl | ModelFamily::SdxlRefiner => {
+            let layer = profile.clip_skip_xl;
+            ("SDXL", layer(skip) != layer(1))
+        }
         _ => ("Stable Diffusion 1", true),
     };
     if skip > 1 && !acts {
@@ -347,9 +362,8 @@ fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Laye
     }
     let skip = if acts { skip } else { 1 };
     let negative = if profile.clip_skip_negative { skip } else { 1 };
-    // SDXL was trained on the state before the last layer.
     let layer = |skip| match model.family.time_ids() {
-        Some(_) => Layer::Raw(skip + 1),
+        Some(_) => Layer::Raw((profile.clip_skip_xl)(skip)),
         None => Layer::Normed(skip),
     };
     [layer(skip), layer(negative)]

@@ -176,24 +176,38 @@ impl Request {
         in_range("s-noise", options.s_noise, 0.0, 10.0)?;
         in_range("s-churn", options.s_churn, 0.0, 1000.0)?;
         match self.sampler {
-            Some(sampler) => self.check_for(sampler),
+            Some(sampler) => self.solver(sampler).map(|_| ()),
             None => Ok(()),
         }
     }
 
-    /// Checks what depends on the solver.
+    /// The solver that runs for one that is asked for; checks what depends on it.
     ///
     /// # Errors
-    /// An option or a spread that has no effect on it.
-    pub(super) fn check_for(&self, sampler: Sampler) -> Result<(), RequestError> {
-        if let Some(spread) = self.spread
-            && !(self.profile.spreads)(sampler)
-        {
-            return Err(RequestError::Spread {
-                sampler: sampler.name,
-                spread: spread.name(),
-                profile: self.profile.name,
-            });
+    /// The profile's program has none, or no such spread for it, or an option has no effect on it.
+    pub(super) fn solver(&self, asked: Sampler) -> Result<Sampler, RequestError> {
+        let profile = self.profile;
+        let sampler = (profile.solver)(asked).ok_or(RequestError::Sampler {
+            sampler: asked.name,
+            profile: profile.name,
+        })?;
+        if let Some(spread) = self.spread {
+            let known = (profile.spreads)(sampler);
+            if known.is_empty() {
+                return Err(RequestError::Spread {
+                    sampler: sampler.name,
+                    spread: spread.name(),
+                    profile: profile.name,
+                });
+            }
+            if !known.contains(&spread) {
+                return Err(RequestError::UnknownSpread {
+                    sampler: sampler.name,
+                    spread: spread.name(),
+                    profile: profile.name,
+                    known: known.iter().map(|known| known.name()).collect(),
+                });
+            }
         }
         let (options, default) = (self.options, Options::default());
         let churn = [options.s_churn, options.s_tmin, options.s_tmax];
@@ -213,7 +227,7 @@ impl Request {
                 });
             }
         }
-        Ok(())
+        Ok(sampler)
     }
 }
 

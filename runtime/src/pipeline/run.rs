@@ -27,6 +27,8 @@ pub struct Timing {
 pub struct Outcome {
     /// Pictures, one per plan.
     pub pictures: Vec<Picture>,
+    /// Calls of the UNet's denoiser that each of them took.
+    pub calls: Vec<usize>,
     /// How long it took.
     pub timing: Timing,
 }
@@ -53,6 +55,7 @@ pub fn run(
     let Some(first) = plans.first() else {
         return Ok(Outcome {
             pictures: Vec::new(),
+            calls: Vec::new(),
             timing: Timing::default(),
         });
     };
@@ -92,11 +95,14 @@ pub fn run(
         pictures: plans.len(),
     }));
     let start = Instant::now();
-    let mut latents = Vec::new();
+    let (mut latents, mut calls) = (Vec::new(), Vec::new());
     for (picture, plan) in plans.iter().enumerate() {
         let (noise, mut source) = stages::first_noise(plan)?;
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("initial_noise", &noise.view());
+        }
+        if let Some(more) = plan.profile.step_seed {
+            source = plan.rng.source(plan.seed.wrapping_add(more));
         }
         let mut relay = Relay {
             networks: &mut networks,
@@ -112,11 +118,12 @@ pub fn run(
             dump: dump.as_deref_mut(),
             cancel,
         };
-        let clean = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
+        let (clean, called) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("final_latents", &clean.view());
         }
         latents.push(clean);
+        calls.push(called);
     }
     drop(networks);
     timing.denoise = start.elapsed();
@@ -134,7 +141,11 @@ pub fn run(
         pictures.push(picture);
     }
     timing.decode = start.elapsed();
-    Ok(Outcome { pictures, timing })
+    Ok(Outcome {
+        pictures,
+        calls,
+        timing,
+    })
 }
 
 /// Loads a model's network with fixed dimensions.

@@ -10,9 +10,10 @@ use super::event::{Event, Listener};
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
 use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, is_refined};
 use crate::engine::{Cancel, EngineError, Input, Network};
-use crate::noise::NoiseSource;
+use crate::noise::{BrownianTree, NoiseSource};
 use crate::profile::Prompts;
 use crate::sampler::{Run, Schedule, Step};
+use crate::text::prompt::Part;
 use crate::text::{
     Chunk, ClipTokenizer, Condition, Encoded, TextEncoder, TextError, chunks, prompt,
 };
@@ -42,9 +43,18 @@ fn read_prompt(
         }
     }
     match plan.profile.prompts {
-        Prompts::Attention => {
+        Prompts::Attention | Prompts::AttentionInstead => {
             prompt::refuse_unsupported(text, negative)?;
-            chunks::chunks(&prompt::parse_attention(text), clip)
+            let parts = prompt::parse_attention(text);
+            let weighted =
+                |part: &Part| matches!(part, Part::Text { weight, .. } if *weight != 1.0);
+            if plan.profile.prompts == Prompts::AttentionInstead && parts.iter().any(weighted) {
+                warn(format!(
+                    "weights in prompts act as in A1111, which is not quite as under {}'s rules",
+                    plan.profile.name
+                ));
+            }
+            chunks::chunks(&parts, clip)
         }
         Prompts::Plain => {
             let (chunk, cut) = chunks::truncated(text, clip)?;
@@ -126,14 +136,14 @@ fn given_noise(path: &Path, place: usize, needed: [usize; 3]) -> Result<Latents,
     }
 }
 
-/// Noise to clean latents.
+/// Noise to clean latents, and how many calls of the denoiser it took.
 pub(super) fn denoise(
     plan: &Plan,
     noise: Latents,
     source: &mut dyn NoiseSource,
     relay: &mut Relay<'_, '_>,
     watched: Watched<'_, '_>,
-) -> Result<Latents, DenoiseError> {
+) -> Result<(Latents, usize), DenoiseError> {
     let mut x = noise * plan.schedule.initial_scale as f32;
     let watched = std::cell::RefCell::new(watched);
     let mut model = WatchedDenoiser {
@@ -143,6 +153,8 @@ pub(super) fn denoise(
     };
     let mut run = WatchedRun {
         source,
+        plan,
+        tree: None,
         watched: &watched,
         before: 0,
     };
@@ -150,7 +162,7 @@ pub(super) fn denoise(
         x = (plan.sampler.solve)(&mut model, x, &part, &plan.options, &mut run)?;
         run.before += part.steps.len();
     }
-    Ok(x)
+    Ok((x, model.calls))
 }
 
 /// The schedule, in two parts where the solver forgets what was before the refiner.
@@ -208,6 +220,9 @@ impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
 /// A picture's noise, and the states after steps.
 struct WatchedRun<'a, 'b, 'l> {
     source: &'a mut dyn NoiseSource,
+    plan: &'a Plan,
+    /// Grown once a solver asks for it.
+    tree: Option<BrownianTree>,
     watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
     /// Steps of parts of the schedule that are done.
     before: usize,
@@ -216,6 +231,12 @@ struct WatchedRun<'a, 'b, 'l> {
 impl Run for WatchedRun<'_, '_, '_> {
     fn noise(&mut self, noise: &mut Latents) {
         draw(noise, self.source);
+    }
+
+    fn brownian(&mut self, from: f64, to: f64, noise: &mut Latents) {
+        let tree = self.tree.get_or_insert_with(|| self.plan.brownian_tree());
+        let values = noise.as_slice_mut();
+        tree.increment(from, to, values.expect("new arrays are contiguous"));
     }
 
     fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {

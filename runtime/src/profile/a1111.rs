@@ -1,49 +1,127 @@
-//! AUTOMATIC1111's web UI: the rules under which most published settings were made.
+//! AUTOMATIC1111's web UI: the rules under which most published settings were made. Solvers that it lacks follow them, too.
 
-use super::{Prompts, Rules};
+use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision, TIMESTEPS};
-use crate::sampler::{DDIM, DPMPP_2M, PLMS, Sampler, Schedule};
-use crate::sigmas::{Spread, karras, uniform};
+use crate::sampler::{
+    DDIM, DPM_ADAPTIVE, DPM_FAST, DPM2, DPM2_ANCESTRAL, DPMPP_2M, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN,
+    DPMPP_2S_ANCESTRAL, DPMPP_3M_SDE, DPMPP_SDE, Options, PLMS, RESTART, Sampler, Schedule, Space,
+};
+use crate::sigmas::{
+    SD1_ROUNDED, SDXL_ROUNDED, Spread, align_your_steps, beta, ddim_uniform, exponential, karras,
+    kl_optimal, polyexponential, sgm_uniform, simple, turbo, uniform,
+};
 
 /// The rules.
 pub static A1111: Rules = Rules {
     name: "a1111",
     sampler: |_| Ok(&DPMPP_2M),
-    spreads: |sampler| sampler != &DDIM && sampler != &PLMS,
+    solver: Some,
+    options: |sampler, options| Options {
+        // Every solver that k-diffusion gives an eta gets the one of ancestral steps.
+        eta: options
+            .eta
+            .or(takes_the_models_ends(sampler).then_some(1.0)),
+        idle_draws: true,
+        ..options
+    },
+    step_seed: None,
+    spreads: |sampler| match sampler {
+        s if s == &DDIM || s == &PLMS || takes_the_models_ends(s) => &[],
+        _ => &Spread::ALL,
+    },
     automatic: |sampler, _| Ok(automatic(sampler)),
-    schedule: |_, spread, count, _| Ok(schedule(spread, count)),
+    schedule: |sampler, spread, count, trained| Ok(schedule(sampler, spread, count, trained)),
     guidance_scale: |asked| asked,
     refiner_restarts: false,
     prompts: Prompts::Attention,
     zero_negative: |negative, _| negative.is_none_or(str::is_empty),
-    clip_skip_xl: false,
+    clip_skip_xl: |_| 2,
     clip_skip_negative: true,
     // The web UI leaves OpenCLIP as it was trained.
     clip_skip_open_clip: false,
     pixel: |value| value as u8,
 };
 
+/// Solvers that are not given levels, but the model's most and least noise.
+fn takes_the_models_ends(sampler: Sampler) -> bool {
+    [&DPM_FAST, &DPM_ADAPTIVE].contains(&sampler)
+}
+
 /// "Automatic" in its menus.
 fn automatic(sampler: Sampler) -> Spread {
+    let karras = [
+        &DPMPP_2M,
+        &DPMPP_SDE,
+        &DPMPP_2S_ANCESTRAL,
+        &DPM2,
+        &DPM2_ANCESTRAL,
+        &RESTART,
+    ];
+    let exponential = [&DPMPP_2M_SDE, &DPMPP_2M_SDE_HEUN, &DPMPP_3M_SDE];
     match sampler {
-        s if s == &DPMPP_2M => Spread::Karras,
+        s if karras.contains(&s) => Spread::Karras,
+        s if exponential.contains(&s) => Spread::Exponential,
         _ => Spread::Uniform,
     }
 }
 
-fn schedule(spread: Option<Spread>, count: usize) -> Schedule {
+fn schedule(
+    sampler: Sampler,
+    spread: Option<Spread>,
+    count: usize,
+    trained: &Trained<'_>,
+) -> Schedule {
     let table = NoiseTable::scaled_linear(0.00085, 0.012, Precision::Products);
-    let Some(spread) = spread else {
-        return timesteps(table, count);
-    };
     let sigmas = match spread {
-        Spread::Uniform => uniform(&table, count),
-        Spread::Karras => karras(&table, count),
+        None if sampler.space == Space::Vp => return timesteps(table, count),
+        None => exponential(&table, count + 1),
+        Some(spread) => sigmas(sampler, spread, count, &table, trained.xl),
     };
-    let mut levels: Vec<Level> = sigmas.into_iter().map(|s| table.of_sigma(s)).collect();
-    levels.push(Level::CLEAN);
-    let most = levels[0].sigma;
-    Schedule::chain(&levels, most, table)
+    let level = |sigma: f64| match sigma {
+        0.0 => Level::CLEAN,
+        _ => table.of_sigma(sigma),
+    };
+    let levels: Vec<Level> = sigmas.into_iter().map(level).collect();
+    let initial_scale = match sampler.space {
+        Space::Ve => levels[0].sigma,
+        Space::Vp => 1.0,
+    };
+    Schedule::chain(&levels, initial_scale, table)
+}
+
+/// Noise levels with their end.
+fn sigmas(
+    sampler: Sampler,
+    spread: Spread,
+    count: usize,
+    table: &NoiseTable,
+    xl: bool,
+) -> Vec<f64> {
+    // "Discard next-to-last sigma".
+    let discards = [&DPM2, &DPM2_ANCESTRAL, &DPMPP_3M_SDE].contains(&sampler);
+    let count = count + usize::from(discards);
+    let mut sigmas = match spread {
+        Spread::Uniform | Spread::Normal => uniform(table, count),
+        Spread::Karras => karras(table, count),
+        Spread::Exponential => exponential(table, count),
+        Spread::Polyexponential => polyexponential(table, count, 1.0),
+        Spread::SgmUniform => sgm_uniform(table, count),
+        // Its last level is the model's least noise.
+        Spread::KlOptimal => kl_optimal(table, count + 1),
+        Spread::AlignYourSteps if xl => align_your_steps(&SDXL_ROUNDED, count),
+        Spread::AlignYourSteps => align_your_steps(&SD1_ROUNDED, count),
+        Spread::Simple => simple(table, count),
+        Spread::Ddim => ddim_uniform(table, count),
+        Spread::Beta => beta(table, count),
+        Spread::Turbo => turbo(table, count),
+    };
+    if spread != Spread::KlOptimal {
+        sigmas.push(0.0);
+    }
+    if discards {
+        sigmas.remove(sigmas.len() - 2);
+    }
+    sigmas
 }
 
 /// DDIM's and PLMS' own timesteps: 1, 1 + k, .. with `k = 1000 / count`, of which the lowest is only stepped to.

@@ -3,15 +3,24 @@
 
 use super::{ConfigError, Prompts, Rules, SchedulerConfig, Trained};
 use crate::denoise::{Level, NoiseTable, Precision, TIMESTEPS};
-use crate::sampler::{DDIM, DPMPP_2M, EULER_ANCESTRAL, PLMS, Sampler, Schedule, Step};
+use crate::sampler::{DDIM, DPMPP_2M, EULER, EULER_ANCESTRAL, PLMS, Sampler, Schedule, Step};
 use crate::sigmas::{Spread, karras, karras_between, linspace};
 
 /// The rules.
 pub static DIFFUSERS: Rules = Rules {
     name: "diffusers",
     sampler: |trained| SchedulerConfig::read(trained.config)?.sampler(),
+    solver: |sampler| {
+        let done = [&EULER, &EULER_ANCESTRAL, &DPMPP_2M, &DDIM, &PLMS];
+        done.contains(&sampler).then_some(sampler)
+    },
+    options: |_, options| options,
+    step_seed: None,
     // The class of ancestral steps knows evenly spread timesteps only.
-    spreads: |sampler| ![&DDIM, &PLMS, &EULER_ANCESTRAL].contains(&sampler),
+    spreads: |sampler| match [&DDIM, &PLMS, &EULER_ANCESTRAL].contains(&sampler) {
+        true => &[],
+        false => &[Spread::Uniform, Spread::Normal, Spread::Karras],
+    },
     automatic: |_, trained| Ok(SchedulerConfig::read(trained.config)?.spread()),
     schedule,
     // Pipelines guide above 1 only.
@@ -20,7 +29,7 @@ pub static DIFFUSERS: Rules = Rules {
     refiner_restarts: true,
     prompts: Prompts::Plain,
     zero_negative: |negative, forced| negative.is_none() && forced,
-    clip_skip_xl: true,
+    clip_skip_xl: |skip| skip + 1,
     // Pipelines hand the number to the prompt's encoding only.
     clip_skip_negative: false,
     clip_skip_open_clip: true,

@@ -4,20 +4,22 @@
 //! levels, its spacing, the last step, the scale of the first noise, the reading of prompts and the rounding of pixels.
 
 mod a1111;
+mod comfyui;
 mod diffusers;
 mod scheduler_config;
 
 pub use a1111::A1111;
+pub use comfyui::COMFYUI;
 pub use diffusers::DIFFUSERS;
 pub use scheduler_config::{ConfigError, SchedulerConfig};
 
 use serde_json::Value;
 
-use crate::sampler::{Sampler, Schedule};
+use crate::sampler::{Options, Sampler, Schedule};
 use crate::sigmas::Spread;
 
 /// Every profile.
-pub static PROFILES: [Profile; 2] = [&A1111, &DIFFUSERS];
+pub static PROFILES: [Profile; 3] = [&A1111, &COMFYUI, &DIFFUSERS];
 
 /// A program whose rules are followed.
 pub type Profile = &'static Rules;
@@ -29,9 +31,15 @@ pub struct Rules {
     pub name: &'static str,
     /// The solver of a request that names none.
     pub sampler: fn(&Trained<'_>) -> Result<Sampler, ConfigError>,
-    /// Whether users may choose how this solver's noise levels are spread.
-    pub spreads: fn(Sampler) -> bool,
-    /// The spread that such a solver gets unless another is asked for.
+    /// The solver that the program runs for the one that is asked for; none if it has nothing of the kind.
+    pub solver: fn(Sampler) -> Option<Sampler>,
+    /// A solver's options, with the program's own for those left open.
+    pub options: fn(Sampler, Options) -> Options,
+    /// What is added to a picture's seed for a second generator, which steps draw from; none if the first one goes on.
+    pub step_seed: Option<u64>,
+    /// The spreads that users may choose from for this solver's noise levels; none if it has levels of its own.
+    pub spreads: fn(Sampler) -> &'static [Spread],
+    /// The spread that a solver with a choice gets unless another is asked for.
     pub automatic: fn(Sampler, &Trained<'_>) -> Result<Spread, ConfigError>,
     /// The steps of a solver: `count` of them, spread as asked for if it has no levels of its own.
     pub schedule: fn(Sampler, Option<Spread>, usize, &Trained<'_>) -> Result<Schedule, ConfigError>,
@@ -44,8 +52,8 @@ pub struct Rules {
     /// Whether SDXL gets zeros instead of the embedding of this negative prompt; the second value is what the model's
     /// `force_zeros_for_empty_prompt` says.
     pub zero_negative: fn(Option<&str>, bool) -> bool,
-    /// Whether clip skip acts on SDXL's text encoders.
-    pub clip_skip_xl: bool,
+    /// The layer of SDXL's text encoders, counted from the end, for a clip skip.
+    pub clip_skip_xl: fn(usize) -> usize,
     /// Whether clip skip acts on negative prompts, too.
     pub clip_skip_negative: bool,
     /// Whether clip skip acts on `OpenCLIP`'s text encoder.
@@ -68,6 +76,8 @@ pub struct Trained<'a> {
 pub enum Prompts {
     /// A1111's attention syntax, and as many chunks as it takes.
     Attention,
+    /// The same, in a program that weights words in another way, which users are told.
+    AttentionInstead,
     /// Plain text, cut after one chunk.
     Plain,
 }

@@ -38,7 +38,7 @@ fn ddim(
         // eps = (x - signal x0) / noise;  x <- signal' x0 + sqrt(noise'^2 - fresh^2) eps + fresh N
         let ratio = (next.noise * next.noise - fresh * fresh).max(0.0).sqrt() / now.noise;
         axpby(&mut x, ratio, &denoised, next.signal - now.signal * ratio);
-        if eta > 0.0 {
+        if eta > 0.0 || options.idle_draws {
             run.noise(&mut noise);
             x.scaled_add(fresh as f32, &noise);
         }

@@ -1,8 +1,8 @@
 //! Euler's method on the probability-flow ODE `dx/dsigma = (x - x0) / sigma`: Karras et al. 2022 (arXiv:2206.00364),
-//! algorithm 2 without churn. One model call per step, no noise.
+//! algorithm 2 without its second order. One model call per step. Noise only with churn, one draw before each step.
 
-use super::math::euler_step;
-use super::{Method, Options, Run, Schedule, Space, one_call};
+use super::math::{churn, euler_step};
+use super::{Knob, Method, Options, Run, Schedule, Space, one_call};
 use crate::denoise::{DenoiseError, Denoiser, Latents};
 
 /// Euler's method.
@@ -11,7 +11,7 @@ pub static EULER: Method = Method {
     aliases: &["euler", "k_euler"],
     class: Some("EulerDiscreteScheduler"),
     space: Space::Ve,
-    knobs: &[],
+    knobs: &[Knob::Churn, Knob::Noise],
     calls: one_call,
     solve: euler,
 };
@@ -21,12 +21,13 @@ fn euler(
     model: &mut dyn Denoiser,
     mut x: Latents,
     schedule: &Schedule,
-    _: &Options,
+    options: &Options,
     run: &mut dyn Run,
 ) -> Result<Latents, DenoiseError> {
     for (i, step) in schedule.steps.iter().enumerate() {
-        let denoised = model.denoise(&x, step.from)?;
-        euler_step(&mut x, &denoised, step.from.sigma, step.to.sigma);
+        let from = churn(&mut x, step.from, schedule, options, run);
+        let denoised = model.denoise(&x, from)?;
+        euler_step(&mut x, &denoised, from.sigma, step.to.sigma);
         run.step(i, &x)?;
     }
     Ok(x)

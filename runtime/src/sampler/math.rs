@@ -1,6 +1,7 @@
 //! What solvers share.
 
-use crate::denoise::Latents;
+use super::{Options, Run, Schedule};
+use crate::denoise::{DenoiseError, Denoiser, Latents, Level, NoiseTable};
 
 /// `x <- a x + b y`.
 pub fn axpby(x: &mut Latents, a: f64, y: &Latents, b: f64) {
@@ -12,6 +13,65 @@ pub fn axpby(x: &mut Latents, a: f64, y: &Latents, b: f64) {
 pub fn euler_step(x: &mut Latents, denoised: &Latents, from: f64, to: f64) {
     let ratio = to / from;
     axpby(x, ratio, denoised, 1.0 - ratio);
+}
+
+/// `(x - x0) / sigma`: the slope of the probability-flow ODE, and the estimate of the noise.
+#[must_use]
+pub fn slope(x: &Latents, denoised: &Latents, sigma: f64) -> Latents {
+    (x - denoised) * (1.0 / sigma) as f32
+}
+
+/// A step of `dx/dsigma = (x - x0) / sigma` with the slope at the geometric middle of both levels.
+///
+/// # Errors
+/// The model fails there.
+pub fn midpoint_step(
+    model: &mut dyn Denoiser,
+    x: &mut Latents,
+    denoised: &Latents,
+    from: f64,
+    to: f64,
+    table: &NoiseTable,
+) -> Result<(), DenoiseError> {
+    let middle = table.of_sigma((from * to).sqrt());
+    let mut half_way = x.clone();
+    euler_step(&mut half_way, denoised, from, middle.sigma);
+    let denoised = model.denoise(&half_way, middle)?;
+    x.scaled_add(
+        (to - from) as f32,
+        &slope(&half_way, &denoised, middle.sigma),
+    );
+    Ok(())
+}
+
+/// Noise before a step (Karras et al. 2022, algorithm 2): the level that `x` is raised to, which is `level` without churn.
+pub fn churn(
+    x: &mut Latents,
+    level: Level,
+    schedule: &Schedule,
+    options: &Options,
+    run: &mut dyn Run,
+) -> Level {
+    let sigma = level.sigma;
+    let share = options.s_churn / schedule.steps.len() as f64;
+    let within = (options.s_tmin..=options.s_tmax).contains(&sigma);
+    let gamma = if within {
+        share.min(std::f64::consts::SQRT_2 - 1.0)
+    } else {
+        0.0
+    };
+    if gamma == 0.0 && !options.idle_draws {
+        return level;
+    }
+    let mut noise = Latents::zeros(x.raw_dim());
+    run.noise(&mut noise);
+    if gamma == 0.0 {
+        return level;
+    }
+    let raised = sigma * (1.0 + gamma);
+    let up = (raised * raised - sigma * sigma).sqrt();
+    x.scaled_add((up * options.s_noise) as f32, &noise);
+    schedule.table.of_sigma(raised)
 }
 
 /// How far down a step from level `a` goes and how much noise raises it to `b` (k-diffusion's `get_ancestral_step`):

@@ -3,26 +3,70 @@
 //! One method per file, each a function over a [`Denoiser`] and a row of [`METHODS`]. How noise levels are spread is in
 //! [`crate::sigmas`]; which of all that a program uses, in [`crate::profile`].
 
+mod cold;
 mod ddim;
+mod dpm2;
+mod dpm2_ancestral;
+mod dpm_adaptive;
+mod dpm_fast;
+mod dpm_solver;
 mod dpmpp_2m;
+mod dpmpp_2m_sde;
+mod dpmpp_2s_ancestral;
+mod dpmpp_3m_sde;
+mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
+mod heun;
+mod lms;
 pub mod math;
 mod plms;
+mod restart;
 
 use std::fmt;
 
 use crate::denoise::{DenoiseError, Denoiser, Latents, Level, NoiseTable};
 use crate::sigmas::Spread;
 
+pub use cold::COLD;
 pub use ddim::DDIM;
+pub use dpm_adaptive::DPM_ADAPTIVE;
+pub use dpm_fast::DPM_FAST;
+pub use dpm2::DPM2;
+pub use dpm2_ancestral::DPM2_ANCESTRAL;
 pub use dpmpp_2m::DPMPP_2M;
+pub use dpmpp_2m_sde::{DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN};
+pub use dpmpp_2s_ancestral::DPMPP_2S_ANCESTRAL;
+pub use dpmpp_3m_sde::DPMPP_3M_SDE;
+pub use dpmpp_sde::DPMPP_SDE;
 pub use euler::EULER;
 pub use euler_ancestral::EULER_ANCESTRAL;
+pub use heun::HEUN;
+pub use lms::LMS;
 pub use plms::PLMS;
+pub use restart::RESTART;
 
 /// Every solver.
-pub static METHODS: [&Method; 5] = [&EULER, &EULER_ANCESTRAL, &DPMPP_2M, &DDIM, &PLMS];
+pub static METHODS: [&Method; 18] = [
+    &EULER,
+    &EULER_ANCESTRAL,
+    &HEUN,
+    &LMS,
+    &DPM2,
+    &DPM2_ANCESTRAL,
+    &DPMPP_2S_ANCESTRAL,
+    &DPMPP_SDE,
+    &DPMPP_2M,
+    &DPMPP_2M_SDE,
+    &DPMPP_2M_SDE_HEUN,
+    &DPMPP_3M_SDE,
+    &DPM_FAST,
+    &DPM_ADAPTIVE,
+    &RESTART,
+    &DDIM,
+    &PLMS,
+    &COLD,
+];
 
 /// A solver.
 pub type Sampler = &'static Method;
@@ -34,14 +78,14 @@ pub struct Method {
     pub name: &'static str,
     /// Other names: of command lines, k-diffusion and `ComfyUI`.
     pub aliases: &'static [&'static str],
-    /// diffusers' class.
+    /// diffusers' class; where several solvers are one class there, the first of them is the class as it is set up.
     pub class: Option<&'static str>,
     /// What lies between steps.
     pub space: Space,
     /// Options that act on it.
     pub knobs: &'static [Knob],
-    /// How many calls of the model a schedule takes.
-    pub calls: fn(&Schedule) -> usize,
+    /// How many calls of the model a schedule takes; none where the picture decides.
+    pub calls: fn(&Schedule) -> Option<usize>,
     /// The method itself.
     pub solve: Solve,
 }
@@ -111,6 +155,8 @@ pub struct Options {
     pub s_tmin: f64,
     /// Greatest noise level at which it is added.
     pub s_tmax: f64,
+    /// Whether noise is drawn even where none is added, as k-diffusion does: later draws are others then.
+    pub idle_draws: bool,
 }
 
 impl Default for Options {
@@ -121,6 +167,7 @@ impl Default for Options {
             s_churn: 0.0,
             s_tmin: 0.0,
             s_tmax: f64::INFINITY,
+            idle_draws: false,
         }
     }
 }
@@ -170,6 +217,10 @@ pub trait Run {
     /// Fills `noise` with the next unit normal draw.
     fn noise(&mut self, noise: &mut Latents);
 
+    /// Fills `noise` with the increment of a Brownian motion between two noise levels, scaled to unit variance. Increments of
+    /// levels that overlap are correlated.
+    fn brownian(&mut self, from: f64, to: f64, noise: &mut Latents);
+
     /// Sees the state after step `i` (from 0).
     ///
     /// # Errors
@@ -178,8 +229,16 @@ pub trait Run {
 }
 
 /// One call per step.
-fn one_call(schedule: &Schedule) -> usize {
-    schedule.steps.len()
+#[expect(clippy::unnecessary_wraps, reason = "the type of `Method::calls`")]
+fn one_call(schedule: &Schedule) -> Option<usize> {
+    Some(schedule.steps.len())
+}
+
+/// Two calls per step, one where it ends without noise.
+#[expect(clippy::unnecessary_wraps, reason = "the type of `Method::calls`")]
+fn two_calls(schedule: &Schedule) -> Option<usize> {
+    let noisy = schedule.steps.iter().filter(|step| step.to.sigma > 0.0);
+    Some(schedule.steps.len() + noisy.count())
 }
 
 /// Reads a solver's name and, as A1111 up to 1.8 wrote them, the spread after it: `DPM++ 2M Karras`.

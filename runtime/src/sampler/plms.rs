@@ -17,8 +17,8 @@ pub static PLMS: Method = Method {
     space: Space::Vp,
     knobs: &[],
     calls: |schedule| match schedule.steps.len() {
-        1 => 1,
-        steps => steps + 1,
+        1 => Some(1),
+        steps => Some(steps + 1),
     },
     solve: plms,
 };

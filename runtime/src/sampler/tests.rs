@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::denoise::{Precision, denoised};
-use crate::profile::{A1111, DIFFUSERS, SchedulerConfig, Trained};
+use crate::profile::{A1111, COMFYUI, DIFFUSERS, PROFILES, Profile, SchedulerConfig, Trained};
+use crate::sigmas::karras_between;
 
 /// A model that is a formula.
 struct Toy<F>(F);
@@ -35,6 +36,10 @@ impl Run for Draws {
         self.noise += 1;
     }
 
+    fn brownian(&mut self, _: f64, _: f64, noise: &mut Latents) {
+        self.noise(noise);
+    }
+
     fn step(&mut self, i: usize, _: &Latents) -> Result<(), DenoiseError> {
         assert_eq!(i, self.steps);
         self.steps += 1;
@@ -56,38 +61,376 @@ fn close(x: &Latents, expected: [f64; 2], what: &str) {
     }
 }
 
+const SIGMAS: [f64; 7] = [10.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.0];
+
+fn steps(sigmas: &[f64]) -> Schedule {
+    let level = |&sigma: &f64| Level { sigma, t: 0.0 };
+    let levels: Vec<Level> = sigmas.iter().map(level).collect();
+    Schedule::chain(&levels, 1.0, table())
+}
+
+/// What a solver made of the toy `(x + sin(sigma)) / (1 + sigma^2)`, how often it called it and how much it drew.
+fn solve_toy(sampler: Sampler, schedule: &Schedule, options: &Options) -> (Latents, usize, usize) {
+    let mut called = 0;
+    let mut model = Toy(|x: &Latents, level: Level| {
+        called += 1;
+        let sigma = level.sigma;
+        x.mapv(|x| ((f64::from(x) + sigma.sin()) / (1.0 + sigma * sigma)) as f32)
+    });
+    let mut run = Draws::default();
+    let x = (sampler.solve)(&mut model, pair(5.0, -12.5), schedule, options, &mut run);
+    (x.unwrap(), called, run.noise)
+}
+
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn solvers_give_k_diffusions_answers() {
-    let sigmas = [10.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.0];
-    let levels = sigmas.map(|sigma| Level { sigma, t: 0.0 });
-    let schedule = Schedule::chain(&levels, 1.0, table());
-    let answers: [(Sampler, [f64; 2], usize, usize); 3] = [
-        (&EULER, [1.018_280_063_32, -0.375_548_804_028], 6, 0),
+    let like_k_diffusion = Options {
+        idle_draws: true,
+        ..Options::default()
+    };
+    let eta = |eta| Options {
+        eta: Some(eta),
+        ..like_k_diffusion
+    };
+    let churn = Options {
+        s_churn: 3.0,
+        ..like_k_diffusion
+    };
+    let plain = like_k_diffusion;
+    let default = &SIGMAS[..];
+    let noisy = &SIGMAS[..6];
+    // DPM fast uses number and ends only.
+    let nfe_6 = [10.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.1];
+    let nfe_7 = [10.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.1];
+    let karras = |count| [karras_between(14.0, 0.03, count), vec![0.0]].concat();
+    let (twenty, forty) = (karras(20), karras(40));
+    type Case<'a> = (Sampler, Options, &'a [f64], [f64; 2], usize, usize);
+    let table: [Case<'_>; 21] = [
+        (
+            &DPM_ADAPTIVE,
+            eta(1.0),
+            noisy,
+            [1.421_508_883_46, 5.437_011_026_93],
+            39,
+            10,
+        ),
+        (
+            &EULER,
+            plain,
+            default,
+            [1.018_280_063_32, -0.375_548_804_028],
+            6,
+            6,
+        ),
+        (
+            &EULER,
+            churn,
+            default,
+            [0.810_894_595_316, 2.094_392_222_2],
+            6,
+            6,
+        ),
         (
             &EULER_ANCESTRAL,
+            plain,
+            default,
             [0.835_417_399_923, 1.835_891_322_51],
             6,
             5,
         ),
-        (&DPMPP_2M, [1.408_704_837_92, -0.425_182_915_786], 6, 0),
+        (
+            &EULER_ANCESTRAL,
+            eta(0.5),
+            default,
+            [1.020_436_826_17, 0.688_754_469_019],
+            6,
+            5,
+        ),
+        (
+            &HEUN,
+            plain,
+            default,
+            [1.466_766_348_55, -0.443_391_338_923],
+            11,
+            6,
+        ),
+        (
+            &DPM2,
+            plain,
+            default,
+            [1.391_094_460_63, -0.441_794_092_554],
+            11,
+            6,
+        ),
+        (
+            &DPM2_ANCESTRAL,
+            plain,
+            default,
+            [1.938_944_943_56, 3.027_171_439_51],
+            11,
+            5,
+        ),
+        (
+            &LMS,
+            plain,
+            default,
+            [1.184_802_446_89, -0.395_823_128_624],
+            6,
+            0,
+        ),
+        (
+            &DPMPP_2S_ANCESTRAL,
+            plain,
+            default,
+            [1.200_474_807_4, 2.252_674_756_74],
+            11,
+            5,
+        ),
+        (
+            &DPMPP_SDE,
+            plain,
+            default,
+            [0.557_902_157_015, 4.484_932_989_8],
+            11,
+            10,
+        ),
+        (
+            &DPMPP_2M,
+            plain,
+            default,
+            [1.408_704_837_92, -0.425_182_915_786],
+            6,
+            0,
+        ),
+        (
+            &DPMPP_2M_SDE,
+            plain,
+            default,
+            [1.331_935_598_31, 2.937_970_952_67],
+            6,
+            5,
+        ),
+        (
+            &DPMPP_2M_SDE_HEUN,
+            plain,
+            default,
+            [1.583_690_030_4, 3.457_168_848_9],
+            6,
+            5,
+        ),
+        (
+            &DPMPP_2M_SDE,
+            eta(0.0),
+            default,
+            [1.408_704_837_92, -0.425_182_915_786],
+            6,
+            0,
+        ),
+        (
+            &DPMPP_3M_SDE,
+            plain,
+            default,
+            [1.872_929_936_51, 4.159_915_132_85],
+            6,
+            5,
+        ),
+        (
+            &DPM_FAST,
+            plain,
+            &nfe_6,
+            [1.365_830_400_06, -0.516_505_586_431],
+            6,
+            3,
+        ),
+        (
+            &DPM_FAST,
+            plain,
+            &nfe_7,
+            [1.141_571_255_42, -0.536_407_570_547],
+            7,
+            3,
+        ),
+        (
+            &DPM_ADAPTIVE,
+            plain,
+            noisy,
+            [1.230_563_451_83, -0.523_009_459_096],
+            21,
+            7,
+        ),
+        (
+            &RESTART,
+            plain,
+            &twenty,
+            [1.960_466_774_17, 1.043_096_324_08],
+            39,
+            1,
+        ),
+        (
+            &RESTART,
+            plain,
+            &forty,
+            [1.057_549_425_13, 1.783_508_417_55],
+            79,
+            2,
+        ),
     ];
-    for (sampler, expected, calls, draws) in answers {
-        let mut called = 0;
+    for (sampler, options, sigmas, expected, calls, draws) in table {
+        let schedule = steps(sigmas);
+        let what = format!("{sampler} {options:?} {}", sigmas.len());
+        let (x, called, drawn) = solve_toy(sampler, &schedule, &options);
+        close(&x, expected, &what);
+        assert_eq!((called, drawn), (calls, draws), "{what}");
+        let told = (sampler.calls)(&schedule);
+        assert_eq!(told.unwrap_or(called), called, "{what}");
+    }
+}
+
+fn every_pair() -> impl Iterator<Item = (Profile, Sampler)> {
+    let pairs = PROFILES.into_iter();
+    let pairs = pairs.flat_map(|profile| METHODS.map(|sampler| (profile, sampler)));
+    pairs.filter(|(profile, sampler)| (profile.solver)(sampler) == Some(*sampler))
+}
+
+/// Noise of a share of unit normal size that depends on the draw only.
+#[derive(Default)]
+struct Waves(usize);
+
+impl Run for Waves {
+    fn noise(&mut self, noise: &mut Latents) {
+        let k = self.0 as f32;
+        *noise = pair(f64::from((k * 1.7).sin()), f64::from((k * 2.9).cos()));
+        self.0 += 1;
+    }
+
+    fn brownian(&mut self, _: f64, _: f64, noise: &mut Latents) {
+        self.noise(noise);
+    }
+
+    fn step(&mut self, _: usize, _: &Latents) -> Result<(), DenoiseError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn solvers_keep_to_their_calls_and_stay_finite_for_every_number_of_steps() {
+    for (profile, sampler) in every_pair() {
+        for count in [1, 2, 3, 19, 20, 36, 150] {
+            let what = format!("{} {sampler} {count}", profile.name);
+            let schedule = schedule_of(profile, sampler, None, count);
+            let options = (profile.options)(sampler, Options::default());
+            let mut called = 0;
+            let mut model = Toy(|x: &Latents, level: Level| {
+                called += 1;
+                x.mapv(|x| x / (1.0 + (level.sigma * level.sigma) as f32))
+            });
+            let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
+            let x = (sampler.solve)(&mut model, x, &schedule, &options, &mut Waves::default());
+            assert!(x.unwrap().iter().all(|x| x.is_finite()), "{what}");
+            let told = (sampler.calls)(&schedule);
+            assert_eq!(told.is_none(), sampler == &DPM_ADAPTIVE, "{what}");
+            assert_eq!(told.unwrap_or(called), called, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_constant_estimate_is_the_result() {
+    // Cold Diffusion's rule takes noise for a degraded picture at the start, and keeps the difference.
+    for sampler in METHODS.into_iter().filter(|sampler| *sampler != &COLD) {
+        for spread in [Spread::Uniform, Spread::Karras] {
+            let schedule = schedule_of(&A1111, sampler, Some(spread), 12);
+            let mut model = Toy(|_: &Latents, _: Level| pair(0.3, -1.2));
+            let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
+            let options = Options::default();
+            let x = (sampler.solve)(&mut model, x, &schedule, &options, &mut Waves::default());
+            // Those that end at the least noise keep it.
+            let end = schedule.steps[schedule.steps.len() - 1].to.sigma as f32;
+            let [a, b] = [0.3, -1.2];
+            let x = x.unwrap();
+            let off = (x[[0, 0, 0, 0]] - a).abs().max((x[[0, 0, 0, 1]] - b).abs());
+            assert!(off < 1e-5 + 1.3 * end, "{sampler} {spread:?}: {x}");
+        }
+    }
+}
+
+#[test]
+fn dpmpp_2m_sde_without_noise_is_dpmpp_2m() {
+    let eta = Options {
+        eta: Some(0.0),
+        ..Options::default()
+    };
+    for count in [2, 5, 20] {
+        let schedule = schedule_of(&A1111, &DPMPP_2M, None, count);
+        let (sde, ..) = solve_toy(&DPMPP_2M_SDE, &schedule, &eta);
+        let (ode, ..) = solve_toy(&DPMPP_2M, &schedule, &Options::default());
+        assert!((&sde - &ode).iter().all(|d| d.abs() < 1e-6), "{sde} {ode}");
+    }
+}
+
+/// How the error falls with the number of steps, on normally distributed data, whose solution is known.
+#[test]
+fn solvers_converge_at_their_order() {
+    let error = |sampler: Sampler, count: usize| {
+        // Data of deviation 1/2 around 0: x0 = x / (1 + 4 sigma^2), x ~ sqrt(1/4 + sigma^2).
         let mut model = Toy(|x: &Latents, level: Level| {
-            called += 1;
-            let sigma = level.sigma;
-            x.mapv(|x| ((f64::from(x) + sigma.sin()) / (1.0 + sigma * sigma)) as f32)
+            x.mapv(|x| (f64::from(x) / (1.0 + 4.0 * level.sigma * level.sigma)) as f32)
         });
-        let mut run = Draws::default();
+        let sigmas = karras_between(10.0, 0.5, count + 1);
+        let schedule = steps(&sigmas);
+        let size = |sigma: f64| (0.25 + sigma * sigma).sqrt();
+        let x = pair(size(10.0), -size(10.0));
         let options = Options::default();
-        let x = (sampler.solve)(&mut model, pair(5.0, -12.5), &schedule, &options, &mut run);
-        close(&x.unwrap(), expected, sampler.name);
-        assert_eq!(
-            (called, run.noise, run.steps),
-            (calls, draws, 6),
-            "{sampler}"
-        );
-        assert_eq!((sampler.calls)(&schedule), calls, "{sampler}");
+        let x = (sampler.solve)(&mut model, x, &schedule, &options, &mut Waves::default());
+        (f64::from(x.unwrap()[[0, 0, 0, 0]]) - size(0.5)).abs()
+    };
+    for (sampler, order) in [(&EULER, 1.0), (&HEUN, 2.0), (&DPM2, 2.0), (&DPMPP_2M, 2.0)] {
+        let found = (error(sampler, 16) / error(sampler, 32)).log2();
+        assert!((found - order).abs() < 0.35, "{sampler}: {found}");
+    }
+}
+
+#[test]
+fn noise_is_drawn_before_steps_only_where_it_acts_unless_the_program_draws_it_anyway() {
+    let options = Options {
+        s_churn: 3.0,
+        s_tmin: 0.9,
+        s_tmax: 6.0,
+        ..Options::default()
+    };
+    let idle = Options {
+        idle_draws: true,
+        ..options
+    };
+    for sampler in [&EULER, &HEUN, &DPM2] {
+        let schedule = steps(&SIGMAS);
+        let (few, _, draws) = solve_toy(sampler, &schedule, &options);
+        assert_eq!(draws, 3, "{sampler}");
+        let (many, _, draws) = solve_toy(sampler, &schedule, &idle);
+        assert_eq!(draws, 6, "{sampler}");
+        assert_ne!(few, many, "{sampler}");
+    }
+}
+
+#[test]
+fn levels_between_two_steps_have_their_timestep() {
+    let schedule = schedule_of(&A1111, &DPM2, None, 5);
+    let comfyui = schedule_of(&COMFYUI, &DPM2, None, 5);
+    for (schedule, whole) in [(schedule, false), (comfyui, true)] {
+        for sampler in [&DPM2, &DPMPP_SDE, &DPM_FAST] {
+            let mut fractions = 0;
+            let mut model = Toy(|x: &Latents, level: Level| {
+                let t = schedule.table.of_sigma(level.sigma).t;
+                assert!((t - level.t).abs() < 1e-6);
+                fractions += usize::from(level.t.fract() != 0.0);
+                x * 0.5
+            });
+            let x = pair(0.5, -1.25);
+            let options = Options::default();
+            (sampler.solve)(&mut model, x, &schedule, &options, &mut Waves::default()).unwrap();
+            assert_eq!(fractions == 0, whole, "{sampler}");
+        }
     }
 }
 
@@ -140,7 +483,7 @@ fn a1111_schedule(sampler: Sampler, spread: Option<Spread>, count: usize) -> Sch
     };
     let automatic = (A1111.automatic)(sampler, &trained).unwrap();
     let spread = spread.unwrap_or(automatic);
-    let spread = Some(spread).filter(|_| (A1111.spreads)(sampler));
+    let spread = Some(spread).filter(|spread| (A1111.spreads)(sampler).contains(spread));
     (A1111.schedule)(sampler, spread, count, &trained).unwrap()
 }
 
@@ -378,16 +721,29 @@ fn sigmas_are_a1111s() {
     check(sigmas(&DPMPP_2M, None, 10), &ten);
 }
 
+/// The schedule that a profile makes for a solver of its own.
+fn schedule_of(profile: Profile, sampler: Sampler, spread: Option<Spread>, n: usize) -> Schedule {
+    let config = config(None);
+    let trained = Trained {
+        config: &config,
+        xl: false,
+    };
+    let known = (profile.spreads)(sampler);
+    let automatic = (profile.automatic)(sampler, &trained).unwrap();
+    let spread = spread.unwrap_or(automatic);
+    let spread = Some(spread).filter(|spread| known.contains(spread));
+    (profile.schedule)(sampler, spread, n, &trained).unwrap()
+}
+
 #[test]
-fn schedules_fall_to_the_end_for_every_number_of_steps() {
-    for sampler in METHODS {
-        for count in [1, 2, 3, 7, 20, 30, 100, 150] {
-            for schedule in [
-                a1111_schedule(sampler, None, count),
-                diffusers_schedule(sampler, None, count, None),
-            ] {
-                let steps = &schedule.steps;
-                let what = format!("{sampler} {count}");
+fn schedules_fall_to_the_end_for_every_number_of_steps_and_spread() {
+    for (profile, sampler) in every_pair() {
+        let known = (profile.spreads)(sampler);
+        let spreads = known.iter().copied().map(Some).chain([None]);
+        for spread in spreads {
+            for count in [1, 2, 3, 7, 20, 30, 100, 150] {
+                let steps = schedule_of(profile, sampler, spread, count).steps;
+                let what = format!("{} {sampler} {spread:?} {count}", profile.name);
                 let falls = |step: &Step| step.to.sigma < step.from.sigma;
                 assert!(steps.iter().all(falls) || count == 1, "{what}");
                 assert!(steps[steps.len() - 1].to.sigma < 0.042, "{what}");
@@ -410,11 +766,31 @@ fn schedules_fall_to_the_end_for_every_number_of_steps() {
 #[test]
 fn names_of_samplers_are_read_and_wrong_ones_answered() {
     let karras = Some(Spread::Karras);
+    for (name, sampler, spread) in [
+        ("DPM++ 2M SDE Karras", &DPMPP_2M_SDE, Spread::Karras),
+        (
+            "dpmpp_2m_sde_heun_exponential",
+            &DPMPP_2M_SDE_HEUN,
+            Spread::Exponential,
+        ),
+        ("k_dpm_2_a_ka", &DPM2_ANCESTRAL, Spread::Karras),
+        (
+            "DPM++ 3M SDE SGM Uniform",
+            &DPMPP_3M_SDE,
+            Spread::SgmUniform,
+        ),
+        ("Heun Align Your Steps", &HEUN, Spread::AlignYourSteps),
+    ] {
+        assert_eq!(parse(name), Ok((sampler, Some(spread))), "{name}");
+    }
     assert_eq!(parse("DPM++ 2M Karras"), Ok((&DPMPP_2M, karras)));
     assert_eq!(parse("dpmpp_2m_karras"), Ok((&DPMPP_2M, karras)));
     for method in METHODS {
-        for name in names(method) {
+        for name in method.aliases.iter().chain([&method.name]) {
             assert_eq!(parse(name), Ok((method, None)));
+        }
+        if let Some(class) = method.class {
+            assert_eq!(parse(class).unwrap().0.class, method.class);
         }
     }
     for (name, nearest) in [

@@ -3,12 +3,28 @@
 //! One spread per file, each a function from the model's table of levels and a number of levels to these levels, without the
 //! final 0. Programs have different rules under the same name; which one a program uses is in [`crate::profile`].
 
+mod align_your_steps;
+mod beta;
+mod ddim_uniform;
+mod exponential;
 mod karras;
+mod kl_optimal;
+mod sgm_uniform;
+mod simple;
+mod turbo;
 mod uniform;
 
 use std::str::FromStr;
 
+pub use align_your_steps::{SD1, SD1_ROUNDED, SDXL, SDXL_ROUNDED, Table, align_your_steps};
+pub use beta::{beta, beta_timesteps};
+pub use ddim_uniform::ddim_uniform;
+pub use exponential::{exponential, polyexponential};
 pub use karras::{RHO, karras, karras_between};
+pub use kl_optimal::kl_optimal;
+pub use sgm_uniform::sgm_uniform;
+pub use simple::simple;
+pub use turbo::{turbo, turbo_ladder};
 pub use uniform::uniform;
 
 /// A spread of noise levels.
@@ -18,11 +34,44 @@ pub enum Spread {
     Uniform,
     /// Even in `sigma^(1/7)`.
     Karras,
+    /// Even in log sigma.
+    Exponential,
+    /// Even in a root of log sigma.
+    Polyexponential,
+    /// Even in timesteps, the last step going to 0.
+    SgmUniform,
+    /// Even in `atan(sigma)`.
+    KlOptimal,
+    /// Optimised for a model family.
+    AlignYourSteps,
+    /// Every so-manieth level.
+    Simple,
+    /// Even in timesteps, by `ComfyUI`'s name and between the model's ends.
+    Normal,
+    /// Whole strides of timesteps.
+    Ddim,
+    /// Quantiles of a Beta distribution.
+    Beta,
+    /// For models of few steps.
+    Turbo,
 }
 
 impl Spread {
     /// Every spread.
-    pub const ALL: [Self; 2] = [Self::Uniform, Self::Karras];
+    pub const ALL: [Self; 12] = [
+        Self::Uniform,
+        Self::Karras,
+        Self::Exponential,
+        Self::Polyexponential,
+        Self::SgmUniform,
+        Self::KlOptimal,
+        Self::AlignYourSteps,
+        Self::Simple,
+        Self::Normal,
+        Self::Ddim,
+        Self::Beta,
+        Self::Turbo,
+    ];
 
     /// The name that A1111 shows.
     #[must_use]
@@ -34,15 +83,25 @@ impl Spread {
     #[must_use]
     pub fn names(self) -> &'static [&'static str] {
         match self {
-            Self::Uniform => &["Uniform", "normal"],
-            Self::Karras => &["Karras"],
+            Self::Uniform => &["Uniform", "discrete"],
+            Self::Karras => &["Karras", "ka"],
+            Self::Exponential => &["Exponential", "exp"],
+            Self::Polyexponential => &["Polyexponential"],
+            Self::SgmUniform => &["SGM Uniform", "sgm_uniform"],
+            Self::KlOptimal => &["KL Optimal", "kl_optimal"],
+            Self::AlignYourSteps => &["Align Your Steps", "align_your_steps", "ays"],
+            Self::Simple => &["Simple"],
+            Self::Normal => &["Normal"],
+            Self::Ddim => &["DDIM", "ddim_uniform"],
+            Self::Beta => &["Beta"],
+            Self::Turbo => &["Turbo", "sd_turbo"],
         }
     }
 }
 
 /// A name that is no spread's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no sigma schedule is called `{name}`; nearest: {nearest}\nhint: there are automatic, {}", Spread::ALL.map(|s| s.name().to_lowercase()).join(", "))]
+#[error("no sigma schedule is called `{name}`; nearest: {nearest}\nhint: there are automatic, {}", Spread::ALL.map(|s| s.name().to_lowercase().replace(' ', "_")).join(", "))]
 pub struct UnknownSpread {
     name: String,
     nearest: &'static str,
@@ -75,3 +134,6 @@ pub fn linspace(first: f64, last: f64, count: usize) -> impl Iterator<Item = f64
     let intervals = count.saturating_sub(1).max(1) as f64;
     (0..count).map(move |i| first + i as f64 * (last - first) / intervals)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
-    Destination, Dump, Micro, ModelDir, Models, Plans, Request, Timing, run as make,
+    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
@@ -79,10 +79,10 @@ pub(crate) struct Txt2ImgArgs {
         help_heading = "Noise"
     )]
     noise: Texture<PathBuf>,
-    /// Solver: Euler, "Euler a", DDIM, "DPM++ 2M" or PLMS; the profile's own if left out
+    /// Solver, "DPM++ 2M" or Euler for example; the profile's own if left out. A wrong name lists them all
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
-    /// Spread of the noise levels: automatic, normal or karras
+    /// Spread of the noise levels: automatic, karras, normal, exponential, ..; a wrong name lists them all
     #[arg(long, default_value = "automatic", value_name = "NAME")]
     schedule: String,
     /// How much of the prompt's spread guidance gives back, 0 to 1
@@ -126,7 +126,7 @@ pub(crate) struct Txt2ImgArgs {
     /// Greatest noise level at which it is added
     #[arg(long, value_name = "F", help_heading = "Sampler options")]
     s_tmax: Option<f64>,
-    /// Whose rules to follow: a1111 or diffusers
+    /// Whose rules to follow: a1111, comfyui or diffusers
     #[arg(long, default_value = "a1111", value_name = "NAME")]
     profile: String,
     /// Where noise comes from: torch-cpu, or philox as on NVIDIA cards
@@ -333,6 +333,7 @@ impl Txt2ImgArgs {
                 s_churn: self.s_churn.unwrap_or(options.s_churn),
                 s_tmin: self.s_tmin.unwrap_or(options.s_tmin),
                 s_tmax: self.s_tmax.unwrap_or(options.s_tmax),
+                ..options
             },
             spread: spread.or(named),
             profile: profile::named(&self.profile).map_err(|e| usage(&e))?,
@@ -397,12 +398,12 @@ pub(crate) fn generate(
         picture.write_png(&to, &plan.infotext, &cancel)?;
         written.push((to, plan.seed));
     }
-    report(&plans, outcome.timing, &written, output, ui)
+    report(&plans, &outcome, &written, output, ui)
 }
 
 fn report(
     plans: &Plans,
-    timing: Timing,
+    outcome: &Outcome,
     written: &[(Destination, u64)],
     output: &Output,
     ui: &Ui,
@@ -410,7 +411,9 @@ fn report(
     let Some(plan) = plans.plans.first() else {
         return Ok(());
     };
-    let per_step = timing.denoise.as_secs_f64() / (plan.calls * plans.plans.len()) as f64;
+    let (timing, calls) = (&outcome.timing, &outcome.calls);
+    let per_step = timing.denoise.as_secs_f64() / calls.iter().sum::<usize>() as f64;
+    let most = calls.iter().copied().max().unwrap_or(0);
     if output.json {
         let images: Vec<_> = written
             .iter()
@@ -421,7 +424,7 @@ fn report(
             "sampler": plan.sampler.name,
             "schedule": plan.spread.map(Spread::name),
             "steps": plan.steps,
-            "model_calls": plan.calls,
+            "model_calls": most,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
                 "load": timing.load.as_secs_f64(),
@@ -442,7 +445,7 @@ fn report(
     ui.note(format!(
         "{} with {} calls of the model, {per_step:.2} s each; prompts {:.1} s, loading {:.1} s, decoding {:.1} s",
         plan.sampler,
-        plan.calls,
+        most,
         timing.encode.as_secs_f64(),
         timing.load.as_secs_f64(),
         timing.decode.as_secs_f64()

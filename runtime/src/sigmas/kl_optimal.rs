@@ -1,0 +1,13 @@
+//! The spread that keeps the divergence of steps least: Sabour et al. 2024 (arXiv:2404.14507), equation for KL optimal levels.
+
+use super::linspace;
+use crate::denoise::NoiseTable;
+
+/// Even in `atan(sigma)` over the whole table.
+#[must_use]
+pub fn kl_optimal(table: &NoiseTable, count: usize) -> Vec<f64> {
+    let (most, least) = (table.sigma_max().atan(), table.sigma_min().atan());
+    linspace(0.0, 1.0, count)
+        .map(|u| (u * least + (1.0 - u) * most).tan())
+        .collect()
+}
