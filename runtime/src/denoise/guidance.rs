@@ -39,29 +39,46 @@ pub struct Guided<'a> {
     pub cancel: &'a Cancel,
 }
 
+impl Guided<'_> {
+    /// The network's outputs under conditions.
+    fn predict(
+        &mut self,
+        x: &Latents,
+        level: Level,
+        conditions: &[&Condition],
+    ) -> Result<Vec<Latents>, DenoiseError> {
+        let input = x * (1.0 / (level.sigma * level.sigma + 1.0).sqrt()) as f32;
+        self.unet
+            .predict(&input, level.t, conditions, self.scale, self.cancel)
+    }
+
+    /// The clean latents by an output.
+    fn clean(&self, x: &Latents, output: &Latents, level: Level) -> Latents {
+        denoised(self.unet.prediction, x, output, level.sigma)
+    }
+}
+
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
-        let input = x * (1.0 / (level.sigma * level.sigma + 1.0).sqrt()) as f32;
-        let conditions: &[_] = if self.scale == 1.0 || self.unet.embeds_guidance() {
-            &[self.cond]
-        } else {
-            &[self.cond, self.uncond]
-        };
-        let outputs = self
-            .unet
-            .predict(&input, level.t, conditions, self.scale, self.cancel)?;
-        let mut outputs = outputs.into_iter();
-        let output = match (outputs.next(), outputs.next()) {
-            (Some(with), Some(without)) => {
-                let mut guided = guide(&with, &without, self.scale as f32);
-                if self.rescale > 0.0 {
-                    rescale(&mut guided, &with, self.rescale);
-                }
-                guided
-            }
-            (with, _) => with.expect("a prediction for every condition"),
-        };
-        Ok(denoised(self.unet.prediction, x, &output, level.sigma))
+        if self.scale != 1.0 && !self.unet.embeds_guidance() {
+            let [guided, _] = self.denoise_both(x, level)?;
+            return Ok(guided);
+        }
+        let mut outputs = self.predict(x, level, &[self.cond])?;
+        Ok(self.clean(x, &outputs.remove(0), level))
+    }
+
+    fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
+        if self.unet.embeds_guidance() {
+            let denoised = self.denoise(x, level)?;
+            return Ok([denoised.clone(), denoised]);
+        }
+        let outputs = self.predict(x, level, &[self.cond, self.uncond])?;
+        let mut guided = guide(&outputs[0], &outputs[1], self.scale as f32);
+        if self.rescale > 0.0 {
+            rescale(&mut guided, &outputs[0], self.rescale);
+        }
+        Ok([&guided, &outputs[1]].map(|output| self.clean(x, output, level)))
     }
 }
 

@@ -44,6 +44,15 @@ pub trait Denoiser {
     /// # Errors
     /// The model fails, or the user stops it.
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError>;
+
+    /// The same, and the estimate that does not know the prompt. Without guidance they are one.
+    ///
+    /// # Errors
+    /// The model fails, or the user stops it.
+    fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
+        let denoised = self.denoise(x, level)?;
+        Ok([denoised.clone(), denoised])
+    }
 }
 
 /// A denoising that failed.

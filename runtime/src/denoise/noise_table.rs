@@ -11,7 +11,7 @@ pub(crate) const TIMESTEPS: usize = 1000;
 /// Where the table is rounded to single precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// Noise levels only: `ComfyUI`.
+    /// Nothing before the levels themselves: `ComfyUI`.
     Double,
     /// Products rounded, then everything from them: `CompVis`, A1111.
     Products,
@@ -22,8 +22,11 @@ pub enum Precision {
 /// `sigma` by timestep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseTable {
+    precision: Precision,
+    /// `abar` by timestep, in single precision as all programs keep it.
+    products: Vec<f32>,
     sigmas: Vec<f64>,
-    /// Whether models are told the nearest timestep of training for a level between two of them.
+    /// Whether models are told whole timesteps only.
     whole_timesteps: bool,
 }
 
@@ -31,39 +34,60 @@ impl NoiseTable {
     /// The table for betas from `beta_start` to `beta_end`.
     #[must_use]
     pub fn scaled_linear(beta_start: f64, beta_end: f64, precision: Precision) -> Self {
-        let sigmas = match precision {
+        match precision {
             Precision::Double | Precision::Products => {
                 let (first, last) = (beta_start.sqrt(), beta_end.sqrt());
                 let mut product: f64 = 1.0;
-                let mut sigma = |i: usize| {
+                let product = |i: usize| {
                     let root = first + i as f64 / (TIMESTEPS - 1) as f64 * (last - first);
                     product *= 1.0 - root * root;
-                    match precision {
-                        Precision::Double => f64::from(((1.0 - product) / product).sqrt() as f32),
-                        _ => sigma_of(product as f32),
-                    }
+                    product
                 };
-                (0..TIMESTEPS).map(&mut sigma).collect()
+                let products: Vec<f64> = (0..TIMESTEPS).map(product).collect();
+                let rounded = products.iter().map(|&product| product as f32).collect();
+                let mut table = Self::of_products(precision, rounded);
+                if precision == Precision::Double {
+                    let sigma = |abar: &f64| f64::from(((1.0 - abar) / abar).sqrt() as f32);
+                    table.sigmas = products.iter().map(sigma).collect();
+                }
+                table
             }
             Precision::Single => {
-                // torch.linspace counts from both ends with one rounding each; torch.cumprod accumulates in double.
-                let (first, last) = (beta_start.sqrt() as f32, beta_end.sqrt() as f32);
-                let step = (last - first) / (TIMESTEPS - 1) as f32;
-                let mut product = 1.0;
-                let mut sigma = |i: usize| {
-                    let root = if i < TIMESTEPS / 2 {
-                        step.mul_add(i as f32, first)
-                    } else {
-                        (-step).mul_add((TIMESTEPS - 1 - i) as f32, last)
-                    };
-                    product *= f64::from(1.0 - root * root);
-                    sigma_of(product as f32)
-                };
-                (0..TIMESTEPS).map(&mut sigma).collect()
+                let roots = linspace(beta_start.sqrt() as f32, beta_end.sqrt() as f32);
+                Self::of_betas(roots.map(|root| root * root))
             }
+        }
+    }
+
+    /// The table for betas that grow evenly from `beta_start` to `beta_end`, in single precision.
+    #[must_use]
+    pub fn linear(beta_start: f64, beta_end: f64) -> Self {
+        Self::of_betas(linspace(beta_start as f32, beta_end as f32))
+    }
+
+    /// The table of a squared cosine: Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17, in single precision.
+    #[must_use]
+    pub fn squared_cosine() -> Self {
+        let product = |i: usize| {
+            let u = i as f64 / TIMESTEPS as f64;
+            ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                .cos()
+                .powi(2)
         };
+        Self::of_betas(
+            (0..TIMESTEPS).map(|i| (1.0 - product(i + 1) / product(i)).min(0.999) as f32),
+        )
+    }
+
+    fn of_betas(betas: impl Iterator<Item = f32>) -> Self {
+        Self::of_products(Precision::Single, cumulative(betas.map(|beta| 1.0 - beta)))
+    }
+
+    fn of_products(precision: Precision, products: Vec<f32>) -> Self {
         Self {
-            sigmas,
+            precision,
+            sigmas: products.iter().map(|&abar| sigma_of(abar)).collect(),
+            products,
             whole_timesteps: false,
         }
     }
@@ -73,6 +97,25 @@ impl NoiseTable {
     pub fn with_whole_timesteps(mut self) -> Self {
         self.whole_timesteps = true;
         self
+    }
+
+    /// The table of a model that was trained to start at pure noise: Lin et al. 2023 (arXiv:2305.08891), algorithm 1.
+    /// The last `abar` would be 0 and its sigma infinite; programs put different numbers there, `last`.
+    #[must_use]
+    pub fn zero_terminal_snr(&self, last: f32) -> Self {
+        let roots: Vec<f32> = self.products.iter().map(|abar| abar.sqrt()).collect();
+        let (first, terminal) = (roots[0], roots[TIMESTEPS - 1]);
+        let scale = first / (first - terminal);
+        let rescaled = roots.iter().map(|root| ((root - terminal) * scale).powi(2));
+        let mut products: Vec<f32> = rescaled.collect();
+        if self.precision == Precision::Single {
+            // diffusers goes back to betas.
+            let later = products.windows(2).map(|pair| pair[1] / pair[0]);
+            let alphas = std::iter::once(products[0]).chain(later);
+            products = cumulative(alphas.map(|alpha| 1.0 - (1.0 - alpha)));
+        }
+        products[TIMESTEPS - 1] = last;
+        Self::of_products(self.precision, products)
     }
 
     /// Every level, by timestep.
@@ -137,6 +180,28 @@ impl NoiseTable {
     }
 }
 
+/// torch.linspace, which counts from both ends with one rounding each.
+fn linspace(first: f32, last: f32) -> impl Iterator<Item = f32> {
+    let step = (last - first) / (TIMESTEPS - 1) as f32;
+    (0..TIMESTEPS).map(move |i| {
+        if i < TIMESTEPS / 2 {
+            step.mul_add(i as f32, first)
+        } else {
+            (-step).mul_add((TIMESTEPS - 1 - i) as f32, last)
+        }
+    })
+}
+
+/// torch.cumprod, which accumulates in double precision.
+fn cumulative(alphas: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1.0;
+    let next = |alpha: f32| {
+        product *= f64::from(alpha);
+        product as f32
+    };
+    alphas.map(next).collect()
+}
+
 fn sigma_of(abar: f32) -> f64 {
     f64::from(((1.0 - abar) / abar).sqrt())
 }
@@ -174,16 +239,6 @@ mod tests {
             14.614_642_1,
         ];
         check(Precision::Products, products);
-        let double = [
-            0.029_167_158_2,
-            0.041_314_412,
-            0.695_798_937,
-            1.618_278_83,
-            4.099_164_05,
-            14.526_275_7,
-            14.614_641_2,
-        ];
-        check(Precision::Double, double);
         let single = [
             0.029_167_534_8,
             0.041_314_479,
@@ -194,6 +249,24 @@ mod tests {
             14.614_646_9,
         ];
         check(Precision::Single, single);
+    }
+
+    #[test]
+    fn zero_terminal_snr_rescales_all_but_the_first() {
+        let abar = |sigma: f64| 1.0 / (1.0 + sigma * sigma);
+        for (precision, last) in [
+            (Precision::Products, 4.897_345e-8),
+            (Precision::Single, 2f32.powi(-24)),
+        ] {
+            let table = NoiseTable::scaled_linear(0.00085, 0.012, precision);
+            let rescaled = table.zero_terminal_snr(last);
+            let sigmas = rescaled.sigmas();
+            assert!((sigmas[0] / table.sigmas()[0] - 1.0).abs() < 1e-4);
+            assert!((abar(sigmas[500]) / 0.241_018_776 - 1.0).abs() < 1e-5);
+            // A difference of two roots that agree in two digits.
+            assert!((abar(sigmas[998]) / 1.967_907_33e-7 - 1.0).abs() < 1e-4);
+            assert!((abar(sigmas[999]) / f64::from(last) - 1.0).abs() < 1e-5);
+        }
     }
 
     #[test]
@@ -208,14 +281,6 @@ mod tests {
         assert!((single.at_linear(499.5).sigma - 1.615_583_42).abs() < 1e-6);
         assert_eq!(
             (table.of_sigma(1e-9).t, table.of_sigma(1e9).t),
-            (0.0, 999.0)
-        );
-        let whole = table.clone().with_whole_timesteps();
-        for (t, nearest) in [(0.0, 0.0), (249.4, 249.0), (998.6, 999.0), (999.0, 999.0)] {
-            assert_eq!(whole.of_sigma(table.at(t).sigma).t, nearest);
-        }
-        assert_eq!(
-            (whole.of_sigma(1e-9).t, whole.of_sigma(1e9).t),
             (0.0, 999.0)
         );
     }

@@ -56,18 +56,28 @@ pub fn is_refined(t: f64, refiner_below: Option<f64>) -> bool {
     refiner_below.is_some_and(|below| t.round() < below)
 }
 
-impl Denoiser for Relay<'_, '_> {
-    fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
+impl Relay<'_, '_> {
+    /// The network whose turn it is at a level.
+    fn runner(&mut self, level: Level) -> Result<Guided<'_>, EngineError> {
         let number = usize::from(is_refined(level.t, self.refiner_below));
         let [cond, uncond] = &self.conditions[number];
-        let mut guided = Guided {
+        Ok(Guided {
             unet: self.networks.get(number)?,
             cond,
             uncond,
             scale: self.scale,
             rescale: self.rescale,
             cancel: self.cancel,
-        };
-        guided.denoise(x, level)
+        })
+    }
+}
+
+impl Denoiser for Relay<'_, '_> {
+    fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
+        self.runner(level)?.denoise(x, level)
+    }
+
+    fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
+        self.runner(level)?.denoise_both(x, level)
     }
 }

@@ -507,5 +507,29 @@ fn read_json(path: &Path) -> Result<Value, PipelineError> {
         problem,
     };
     let text = fs::read_to_string(path).map_err(|e| not_a_model(e.to_string()))?;
-    serde_json::from_str(&text).map_err(|e| not_a_model(format!("not JSON: {e}")))
+    parse_json(&text).map_err(|e| not_a_model(format!("not JSON: {e}")))
+}
+
+/// Python writes infinite numbers in words that JSON does not have; null, for "no bound", stands for them here.
+fn parse_json(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).or_else(|error| {
+        let words = ["-Infinity", "Infinity", "NaN"];
+        let without = |text: String, word| text.replace(&format!(": {word}"), ": null");
+        let finite = words.into_iter().fold(text.to_owned(), without);
+        serde_json::from_str(&finite).map_err(|_| error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infinite_numbers_of_python_are_no_bounds() {
+        let json = parse_json(r#"{"lambda_min_clipped": -Infinity, "name": "a: Infinity\\"}"#);
+        let json = json.unwrap();
+        assert!(json["lambda_min_clipped"].is_null());
+        assert!(parse_json("{\"a\": Infinite}").is_err());
+        assert_eq!(parse_json(r#""a: NaN""#).unwrap(), "a: NaN");
+    }
 }

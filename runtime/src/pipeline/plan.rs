@@ -34,8 +34,10 @@ pub struct Plan {
     pub first_noise: FirstNoise,
     /// The file that holds its first noise instead, and its place in there.
     pub initial_noise: Option<(PathBuf, usize)>,
-    /// The solver.
+    /// The solver that was asked for.
     pub sampler: Sampler,
+    /// The method that it stands for in the profile.
+    pub method: Sampler,
     /// How its noise levels are spread; none if it has levels of its own.
     pub spread: Option<Spread>,
     /// What it runs over.
@@ -189,11 +191,12 @@ impl Plans {
                 first_noise,
                 initial_noise: request.initial_noise.clone().map(|path| (path, i)),
                 sampler: choice.sampler,
+                method: choice.method,
                 spread: choice.spread,
                 schedule: Arc::clone(&choice.schedule),
                 steps: choice.steps,
-                options: (profile.options)(choice.sampler, request.options),
-                calls: (choice.sampler.calls)(&choice.schedule),
+                options: (profile.options)(choice.method, request.options),
+                calls: (choice.method.calls)(&choice.schedule),
                 guidance_scale: (profile.guidance_scale)(choice.guidance_scale),
                 guidance_rescale: request.guidance_rescale,
                 told: told.clone(),
@@ -257,6 +260,7 @@ fn size_and_memory(
 /// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.
 struct Choice {
     sampler: Sampler,
+    method: Sampler,
     spread: Option<Spread>,
     steps: usize,
     guidance_scale: f64,
@@ -290,10 +294,10 @@ impl Choice {
             Some(sampler) => sampler,
             None => (profile.sampler)(&trained).map_err(in_config)?,
         };
-        let asked = sampler;
-        let sampler = request.solver(asked)?;
-        if sampler != asked {
-            notes.push(format!("{}'s {asked} is {sampler}", profile.name));
+        let method = request.solver(sampler)?;
+        // A class may be run by a method of its own, which is no news.
+        if method != sampler && method.class != sampler.class {
+            notes.push(format!("{}'s {sampler} is {method}", profile.name));
         }
         let known = (profile.spreads)(sampler);
         let usual_spread = usual_spread.filter(|spread| known.contains(spread));
@@ -319,6 +323,7 @@ impl Choice {
         }
         Ok(Self {
             sampler,
+            method,
             spread,
             steps,
             guidance_scale,
@@ -405,7 +410,7 @@ fn settings(
     if request.clip_skip > 1 {
         pairs.push(("Clip skip", request.clip_skip.to_string()));
     }
-    let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
+    let draws = choice.method.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
     if request.ensd != 0 && draws {
         pairs.push(("ENSD", request.ensd.to_string()));
     }

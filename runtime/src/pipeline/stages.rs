@@ -159,8 +159,11 @@ pub(super) fn denoise(
         before: 0,
     };
     for part in parts(plan) {
-        x = (plan.sampler.solve)(&mut model, x, &part, &plan.options, &mut run)?;
+        x = (plan.method.solve)(&mut model, x, &part, &plan.options, &mut run)?;
         run.before += part.steps.len();
+    }
+    if plan.schedule.final_scale != 1.0 {
+        x *= plan.schedule.final_scale as f32;
     }
     Ok((x, model.calls))
 }
@@ -203,6 +206,20 @@ struct WatchedDenoiser<'a, 'b, 'l, D> {
 impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
         let denoised = self.inner.denoise(x, level)?;
+        self.called(&denoised)?;
+        Ok(denoised)
+    }
+
+    fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
+        let both = self.inner.denoise_both(x, level)?;
+        self.called(&both[0])?;
+        Ok(both)
+    }
+}
+
+impl<D> WatchedDenoiser<'_, '_, '_, D> {
+    /// Counts and dumps a call, and ends the run if the user wants.
+    fn called(&mut self, denoised: &Latents) -> Result<(), DenoiseError> {
         let mut watched = self.watched.borrow_mut();
         if let Some(dump) = watched.dump.as_deref_mut() {
             dump.append(&format!("denoised.{:03}", self.calls), &denoised.view());
@@ -213,7 +230,7 @@ impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
         if watched.cancel.is_cancelled() {
             return Err(EngineError::Interrupted.into());
         }
-        Ok(denoised)
+        Ok(())
     }
 }
 

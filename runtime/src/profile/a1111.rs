@@ -3,19 +3,23 @@
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision, TIMESTEPS};
 use crate::sampler::{
-    DDIM, DPM_ADAPTIVE, DPM_FAST, DPM2, DPM2_ANCESTRAL, DPMPP_2M, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN,
-    DPMPP_2S_ANCESTRAL, DPMPP_3M_SDE, DPMPP_SDE, Options, PLMS, RESTART, Sampler, Schedule, Space,
+    Bh, DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_ADAPTIVE, DPM_FAST, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL,
+    DPMPP_2M, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN, DPMPP_2S_ANCESTRAL, DPMPP_3M_SDE, DPMPP_SDE, LCM,
+    Options, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC,
 };
 use crate::sigmas::{
     SD1_ROUNDED, SDXL_ROUNDED, Spread, align_your_steps, beta, ddim_uniform, exponential, karras,
-    kl_optimal, polyexponential, sgm_uniform, simple, turbo, uniform,
+    kl_optimal, linspace, polyexponential, sgm_uniform, simple, turbo, uniform,
 };
 
 /// The rules.
 pub static A1111: Rules = Rules {
     name: "a1111",
     sampler: |_| Ok(&DPMPP_2M),
-    solver: Some,
+    solver: |sampler| {
+        let unknown = [&DDPM, &DEIS, &TCD, &DPM_MULTISTEP].contains(&sampler);
+        (!unknown).then_some(sampler)
+    },
     options: |sampler, options| Options {
         // Every solver that k-diffusion gives an eta gets the one of ancestral steps.
         eta: options
@@ -26,7 +30,13 @@ pub static A1111: Rules = Rules {
     },
     step_seed: None,
     spreads: |sampler| match sampler {
-        s if s == &DDIM || s == &PLMS || takes_the_models_ends(s) => &[],
+        s if has_timesteps(s) || s == &UNIPC || takes_the_models_ends(s) => &[],
+        s if s == &LCM => &[
+            Spread::Uniform,
+            Spread::Karras,
+            Spread::Exponential,
+            Spread::Beta,
+        ],
         _ => &Spread::ALL,
     },
     automatic: |sampler, _| Ok(automatic(sampler)),
@@ -41,6 +51,11 @@ pub static A1111: Rules = Rules {
     clip_skip_open_clip: false,
     pixel: |value| value as u8,
 };
+
+/// Solvers with timesteps of their own.
+fn has_timesteps(sampler: Sampler) -> bool {
+    [&DDIM, &DDIM_CFGPP, &PLMS].contains(&sampler)
+}
 
 /// Solvers that are not given levels, but the model's most and least noise.
 fn takes_the_models_ends(sampler: Sampler) -> bool {
@@ -71,10 +86,20 @@ fn schedule(
     count: usize,
     trained: &Trained<'_>,
 ) -> Schedule {
-    let table = NoiseTable::scaled_linear(0.00085, 0.012, Precision::Products);
+    let mut table = NoiseTable::scaled_linear(0.00085, 0.012, Precision::Products);
+    if trained.config["rescale_betas_zero_snr"] == true {
+        table = table.zero_terminal_snr(ZERO_SNR);
+    }
     let sigmas = match spread {
-        None if sampler.space == Space::Vp => return timesteps(table, count),
+        None if sampler == &UNIPC => return unipc_clock(table, count),
+        None if has_timesteps(sampler) => return timesteps(table, count),
         None => exponential(&table, count + 1),
+        Some(spread) if sampler == &LCM => {
+            let levels = lcm_levels(&table, spread, count);
+            let most = levels[0].sigma;
+            let chain: Vec<Level> = levels.into_iter().chain([Level::CLEAN]).collect();
+            return Schedule::chain(&chain, most, table);
+        }
         Some(spread) => sigmas(sampler, spread, count, &table, trained.xl),
     };
     let level = |sigma: f64| match sigma {
@@ -122,6 +147,61 @@ fn sigmas(
         sigmas.remove(sigmas.len() - 2);
     }
     sigmas
+}
+
+/// The last product of models that were trained down to a signal of 0.
+const ZERO_SNR: f32 = 4.897_345e-8;
+
+/// LCM knows the 50 levels of its training, 19, 39, .. 999: between them ln(sigma) is linear, and the model is told the
+/// nearest.
+fn lcm_levels(table: &NoiseTable, spread: Spread, count: usize) -> Vec<Level> {
+    let known: Vec<Level> = (0..50).map(|i| table.at(f64::from(20 * i + 19))).collect();
+    let at = |place: f64| {
+        let (low, high) = (known[place.floor() as usize], known[place.ceil() as usize]);
+        let weight = place.fract();
+        ((1.0 - weight) * low.sigma.ln() + weight * high.sigma.ln()).exp()
+    };
+    let free = spread.between(known[49].sigma, known[0].sigma, count);
+    let sigmas = free.unwrap_or_else(|| linspace(49.0, 0.0, count).map(at).collect());
+    let nearest = |sigma: f64| {
+        let distance = |level: &&Level| (level.sigma.ln() - sigma.ln()).abs();
+        let by_distance = |a: &&Level, b: &&Level| distance(a).total_cmp(&distance(b));
+        let t = known
+            .iter()
+            .min_by(by_distance)
+            .map_or(0.0, |level| level.t);
+        Level { sigma, t }
+    };
+    sigmas.into_iter().map(nearest).collect()
+}
+
+/// `UniPC`'s own clock: even in time from 1 to 1/1000, where time `u` is timestep `1000 u - 1` and the logarithm of `abar`
+/// is linear in between. It ends at the least noise of training.
+fn unipc_clock(table: NoiseTable, count: usize) -> Schedule {
+    // As many steps as DDIM has timesteps.
+    let count = TIMESTEPS.div_ceil((TIMESTEPS / count).max(1));
+    let log = |t: f64| -table.at(t).sigma.powi(2).ln_1p();
+    let at = |t: f64| {
+        let weight = t.fract();
+        let log = (1.0 - weight) * log(t.floor()) + weight * log(t.ceil());
+        Level {
+            sigma: (-log).exp_m1().sqrt(),
+            t,
+        }
+    };
+    let last = (TIMESTEPS - 1) as f64;
+    let levels: Vec<Level> = linspace(last, 0.0, count + 1).map(at).collect();
+    let variance = |level: Level| 1.0 + level.sigma * level.sigma;
+    let (most, least) = (variance(levels[0]).sqrt(), variance(levels[count]).sqrt());
+    Schedule {
+        final_scale: 1.0 / least,
+        setup: Setup {
+            orders: (0..count).map(|i| (count - i).min(3)).collect(),
+            bh: Bh::One,
+            ..Setup::default()
+        },
+        ..Schedule::chain(&levels, most, table)
+    }
 }
 
 /// DDIM's and PLMS' own timesteps: 1, 1 + k, .. with `k = 1000 / count`, of which the lowest is only stepped to.

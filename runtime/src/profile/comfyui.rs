@@ -2,7 +2,10 @@
 
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision};
-use crate::sampler::{DDIM, DPM2, DPM2_ANCESTRAL, EULER, PLMS, RESTART, Sampler, Schedule, Space};
+use crate::sampler::{
+    DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL, EULER, EULER_ANCESTRAL, LCM,
+    PLMS, RESTART, Sampler, Schedule, Space, TCD, UNIPC,
+};
 use crate::sigmas::{
     SD1, SDXL, Spread, align_your_steps, beta_timesteps, ddim_uniform, exponential, karras,
     kl_optimal, polyexponential, sgm_uniform, simple, turbo_ladder, uniform,
@@ -33,11 +36,23 @@ pub static COMFYUI: Rules = Rules {
     pixel: |value| value as u8,
 };
 
-/// Its "ddim" is Euler's method. It has neither PLMS nor Restart.
+/// What it does not have, or has in another form that is not done yet.
+static NOT_THERE: [Sampler; 7] = [
+    &PLMS,
+    &RESTART,
+    &UNIPC,
+    &DEIS,
+    &TCD,
+    &DDIM_CFGPP,
+    &DPM_MULTISTEP,
+];
+
+/// Its "ddim" is Euler's method, and its "ddpm" in noise levels is that with ancestral noise.
 fn solver(sampler: Sampler) -> Option<Sampler> {
     match sampler {
         s if s == &DDIM => Some(&EULER),
-        s if s == &PLMS || s == &RESTART => None,
+        s if s == &DDPM => Some(&EULER_ANCESTRAL),
+        s if NOT_THERE.contains(&s) => None,
         s => Some(s),
     }
 }
@@ -59,7 +74,12 @@ fn schedule(sampler: Sampler, spread: Spread, count: usize, trained: &Trained<'_
         Space::Ve if most > table.sigma_max() * (1.0 - 1e-5) => (1.0 + most * most).sqrt(),
         Space::Ve => most,
     };
-    Schedule::chain(&levels, initial_scale, table)
+    let mut schedule = Schedule::chain(&levels, initial_scale, table);
+    if sampler == &LCM {
+        // Its "lcm" takes the model's estimate as it is.
+        schedule.setup.timestep_scaling = None;
+    }
+    schedule
 }
 
 /// Noise levels without the final 0.

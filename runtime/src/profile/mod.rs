@@ -11,7 +11,7 @@ mod scheduler_config;
 pub use a1111::A1111;
 pub use comfyui::COMFYUI;
 pub use diffusers::DIFFUSERS;
-pub use scheduler_config::{ConfigError, SchedulerConfig};
+pub use scheduler_config::ConfigError;
 
 use serde_json::Value;
 

@@ -9,7 +9,7 @@ use crate::denoise::{DenoiseError, Denoiser, Latents};
 pub static DPMPP_2M: Method = Method {
     name: "DPM++ 2M",
     aliases: &["dpmpp_2m", "dpm++2m", "dpm++_2m", "k_dpmpp_2m"],
-    class: Some("DPMSolverMultistepScheduler"),
+    class: None,
     space: Space::Ve,
     knobs: &[],
     calls: one_call,

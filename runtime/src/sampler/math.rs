@@ -103,9 +103,46 @@ impl Vp {
     }
 }
 
+/// Solves a small, regular system of linear equations, `rows . x = sides`.
+#[must_use]
+pub fn solve(mut rows: Vec<Vec<f64>>, mut sides: Vec<f64>) -> Vec<f64> {
+    let n = sides.len();
+    for k in 0..n {
+        let largest = |&a: &usize, &b: &usize| rows[a][k].abs().total_cmp(&rows[b][k].abs());
+        let pivot = (k..n).max_by(largest).unwrap_or(k);
+        rows.swap(k, pivot);
+        sides.swap(k, pivot);
+        let (above, below) = rows.split_at_mut(k + 1);
+        for (i, row) in below.iter_mut().enumerate() {
+            let factor = row[k] / above[k][k];
+            let entries = row.iter_mut().zip(&above[k]);
+            entries.for_each(|(entry, pivot)| *entry -= factor * pivot);
+            sides[k + 1 + i] -= factor * sides[k];
+        }
+    }
+    for k in (0..n).rev() {
+        let known: f64 = (k + 1..n).map(|j| rows[k][j] * sides[j]).sum();
+        sides[k] = (sides[k] - known) / rows[k][k];
+    }
+    sides
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn systems_are_solved() {
+        let rows = vec![
+            vec![0.0, 2.0, 1.0],
+            vec![1.0, 1.0, 1.0],
+            vec![4.0, -1.0, 0.5],
+        ];
+        let x = solve(rows, vec![7.0, 6.0, 3.5]);
+        for (found, expected) in x.iter().zip([1.0, 2.0, 3.0]) {
+            assert!((found - expected).abs() < 1e-12, "{x:?}");
+        }
+    }
 
     #[test]
     fn levels_split_as_published() {

@@ -5,10 +5,14 @@
 
 mod cold;
 mod ddim;
+mod ddim_cfgpp;
+mod ddpm;
+mod deis;
 mod dpm2;
 mod dpm2_ancestral;
 mod dpm_adaptive;
 mod dpm_fast;
+mod dpm_multistep;
 mod dpm_solver;
 mod dpmpp_2m;
 mod dpmpp_2m_sde;
@@ -18,10 +22,14 @@ mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
 mod heun;
+mod lcm;
 mod lms;
 pub mod math;
 mod plms;
 mod restart;
+mod setup;
+mod tcd;
+mod unipc;
 
 use std::fmt;
 
@@ -30,8 +38,12 @@ use crate::sigmas::Spread;
 
 pub use cold::COLD;
 pub use ddim::DDIM;
+pub use ddim_cfgpp::DDIM_CFGPP;
+pub use ddpm::DDPM;
+pub use deis::DEIS;
 pub use dpm_adaptive::DPM_ADAPTIVE;
 pub use dpm_fast::DPM_FAST;
+pub use dpm_multistep::DPM_MULTISTEP;
 pub use dpm2::DPM2;
 pub use dpm2_ancestral::DPM2_ANCESTRAL;
 pub use dpmpp_2m::DPMPP_2M;
@@ -42,12 +54,16 @@ pub use dpmpp_sde::DPMPP_SDE;
 pub use euler::EULER;
 pub use euler_ancestral::EULER_ANCESTRAL;
 pub use heun::HEUN;
+pub use lcm::LCM;
 pub use lms::LMS;
 pub use plms::PLMS;
 pub use restart::RESTART;
+pub use setup::{Bh, SecondOrder, Setup};
+pub use tcd::TCD;
+pub use unipc::UNIPC;
 
 /// Every solver.
-pub static METHODS: [&Method; 18] = [
+pub static METHODS: [&Method; 25] = [
     &EULER,
     &EULER_ANCESTRAL,
     &HEUN,
@@ -65,6 +81,13 @@ pub static METHODS: [&Method; 18] = [
     &RESTART,
     &DDIM,
     &PLMS,
+    &DDIM_CFGPP,
+    &DDPM,
+    &UNIPC,
+    &DEIS,
+    &LCM,
+    &TCD,
+    &DPM_MULTISTEP,
     &COLD,
 ];
 
@@ -179,8 +202,13 @@ pub struct Schedule {
     pub steps: Vec<Step>,
     /// What unit noise is multiplied by to become the state before the first step.
     pub initial_scale: f64,
+    /// What the state after the last step is multiplied by to become latents: 1 unless a state with noise left in it is
+    /// variance preserving in the program that is followed.
+    pub final_scale: f64,
     /// The model's levels, and the timestep that it is told for a level that a method makes itself.
     pub table: NoiseTable,
+    /// What the program that is followed says of the method.
+    pub setup: Setup,
 }
 
 impl Schedule {
@@ -198,7 +226,9 @@ impl Schedule {
         Self {
             steps: steps.collect(),
             initial_scale,
+            final_scale: 1.0,
             table,
+            setup: Setup::default(),
         }
     }
 }
@@ -291,4 +321,4 @@ pub struct UnknownSampler {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

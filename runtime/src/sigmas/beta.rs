@@ -10,7 +10,12 @@ const SHAPE: f64 = 0.6;
 /// Noise levels at the quantiles (A1111).
 #[must_use]
 pub fn beta(table: &NoiseTable, count: usize) -> Vec<f64> {
-    let (most, least) = (table.sigma_max(), table.sigma_min());
+    beta_between(table.sigma_max(), table.sigma_min(), count)
+}
+
+/// The same between two levels.
+#[must_use]
+pub fn beta_between(most: f64, least: f64, count: usize) -> Vec<f64> {
     linspace(1.0, 0.0, count)
         .map(|p| least + quantile(p) * (most - least))
         .collect()

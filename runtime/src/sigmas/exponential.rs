@@ -3,6 +3,14 @@
 use super::linspace;
 use crate::denoise::NoiseTable;
 
+/// Even in log sigma between two levels.
+#[must_use]
+pub fn exponential_between(most: f64, least: f64, count: usize) -> Vec<f64> {
+    linspace(most.ln(), least.ln(), count)
+        .map(f64::exp)
+        .collect()
+}
+
 /// Even in log sigma over the whole table.
 #[must_use]
 pub fn exponential(table: &NoiseTable, count: usize) -> Vec<f64> {

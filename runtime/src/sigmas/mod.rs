@@ -17,9 +17,9 @@ mod uniform;
 use std::str::FromStr;
 
 pub use align_your_steps::{SD1, SD1_ROUNDED, SDXL, SDXL_ROUNDED, Table, align_your_steps};
-pub use beta::{beta, beta_timesteps};
+pub use beta::{beta, beta_between, beta_timesteps};
 pub use ddim_uniform::ddim_uniform;
-pub use exponential::{exponential, polyexponential};
+pub use exponential::{exponential, exponential_between, polyexponential};
 pub use karras::{RHO, karras, karras_between};
 pub use kl_optimal::kl_optimal;
 pub use sgm_uniform::sgm_uniform;
@@ -77,6 +77,17 @@ impl Spread {
     #[must_use]
     pub fn name(self) -> &'static str {
         self.names()[0]
+    }
+
+    /// Levels from one to another; none for a spread that depends on which levels the model knows.
+    #[must_use]
+    pub fn between(self, most: f64, least: f64, count: usize) -> Option<Vec<f64>> {
+        match self {
+            Self::Karras => Some(karras_between(most, least, count)),
+            Self::Exponential => Some(exponential_between(most, least, count)),
+            Self::Beta => Some(beta_between(most, least, count)),
+            _ => None,
+        }
     }
 
     /// The name that A1111 shows, then those of command lines and other programs.
