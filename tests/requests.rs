@@ -18,8 +18,9 @@ use sd_runtime::pipeline::{
     self, Destination, Dump, Micro, ModelDir, Models, PipelineError, Plans, Request,
 };
 use sd_runtime::profile::{A1111, COMFYUI, DIFFUSERS, PROFILES, Profile};
+use sd_runtime::sampler::math::ancestral;
 use sd_runtime::sampler::{
-    DDIM, DPM_FAST, DPM2, DPMPP_SDE, EULER, EULER_ANCESTRAL, METHODS, PLMS, Sampler,
+    DDIM, DPM_ADAPTIVE, DPM_FAST, DPM2, DPMPP_2M, EULER, EULER_ANCESTRAL, METHODS, PLMS, Sampler,
 };
 use sdrt_tests::{
     Made, Reference, demo_model, engine, make, make_with, psnr, relative_l2, synthetic,
@@ -52,11 +53,11 @@ fn mean_color(made: &Made, x: usize, y: usize) -> [u8; 3] {
 #[test]
 fn every_sampler_of_every_profile_draws_the_prompt() {
     for profile in PROFILES {
-        // One of each kind is enough for a program that spreads levels for all of them in one way.
-        let few = [&EULER, &DPM2, &DPMPP_SDE, &DPM_FAST];
+        // Some of each kind are enough where profiles share the solvers.
+        let few = [&EULER, &EULER_ANCESTRAL, &DPM2, &DPMPP_2M, &DDIM, &PLMS];
         let solved = |sampler: &Sampler| (profile.solver)(sampler) == Some(*sampler);
         for sampler in METHODS.into_iter().filter(solved) {
-            if profile == &COMFYUI && !few.contains(&sampler) {
+            if profile != &A1111 && !few.contains(&sampler) {
                 continue;
             }
             let mut request = Request {
@@ -65,7 +66,7 @@ fn every_sampler_of_every_profile_draws_the_prompt() {
                 steps: Some(14),
                 ..circle()
             };
-            if sampler == &DPM_FAST {
+            if [&DPM_FAST, &DPM_ADAPTIVE].contains(&sampler) {
                 // Few steps of high order do not keep up with as much noise as A1111 adds.
                 request.options.eta = Some(0.0);
             }
@@ -78,6 +79,61 @@ fn every_sampler_of_every_profile_draws_the_prompt() {
             assert_eq!(made.calls, calls, "{what}");
         }
     }
+}
+
+#[test]
+fn what_a_program_does_in_another_way_than_asked_is_said() {
+    let comfyui = Request {
+        profile: &COMFYUI,
+        steps: Some(1),
+        ..circle()
+    };
+    let made = run(&comfyui, None);
+    assert_eq!((made.warnings.len(), made.notes.len()), (0, 0));
+    let weighted = Request {
+        prompt: "a (red:1.2) circle".to_owned(),
+        sampler: Some(&DDIM),
+        ..comfyui.clone()
+    };
+    let made = run(&weighted, None);
+    assert!(made.warnings[0].contains("as in A1111"), "{made:?}");
+    assert_eq!(made.notes, ["comfyui's DDIM is Euler"]);
+    assert!(made.plans[0].infotext.contains("Sampler: Euler,"));
+
+    let a1111 = Request {
+        sampler: Some(&DDIM),
+        steps: Some(2),
+        ..circle()
+    };
+    let made = run(&a1111, None);
+    assert_eq!(made.notes, ["under a1111's rules 2 steps are 1"]);
+}
+
+#[test]
+fn comfyuis_steps_draw_from_a_generator_of_the_next_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    let mut dump = Dump::default();
+    let request = Request {
+        profile: &COMFYUI,
+        sampler: Some(&EULER_ANCESTRAL),
+        steps: Some(2),
+        ..circle()
+    };
+    let made = run(&request, Some(&mut dump));
+    dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+        .unwrap();
+    let tensors = Reference::open(&file);
+    let schedule = &made.plans[0].schedule;
+    let [from, to] = [schedule.steps[0].from.sigma, schedule.steps[0].to.sigma];
+    let (down, up) = ancestral(from, to, 1.0);
+    let mut source = request.rng.source(request.seed + 1);
+    let mut noise = tensors.get("initial_noise");
+    let x = &noise * schedule.initial_scale as f32;
+    source.normal(noise.as_slice_mut().unwrap());
+    let ratio = (down / from) as f32;
+    let expected = x * ratio + tensors.get("denoised.000") * (1.0 - ratio) + noise * up as f32;
+    assert!(relative_l2(&tensors.get("latents.000"), &expected) < 1e-6);
 }
 
 #[test]

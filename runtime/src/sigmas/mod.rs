@@ -44,7 +44,7 @@ pub enum Spread {
     KlOptimal,
     /// Optimised for a model family.
     AlignYourSteps,
-    /// Every so-manieth level.
+    /// Every n-th level of the table.
     Simple,
     /// Even in timesteps, by `ComfyUI`'s name and between the model's ends.
     Normal,

@@ -1,4 +1,4 @@
-//! Every so-manieth level of the table, from the last one (`ComfyUI`'s "simple").
+//! Every n-th level of the table, from the last one (`ComfyUI`'s "simple").
 
 use crate::denoise::NoiseTable;
 
