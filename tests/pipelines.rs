@@ -4,13 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::Cancel;
-use sd_runtime::pipeline::{Destination, Dump, Micro, Request};
+use sd_runtime::pipeline::{Destination, Dump, Micro, ModelDir, Models, Request};
 use sd_runtime::profile::DIFFUSERS;
 use sd_runtime::sampler;
-use sdrt_tests::{Made, Reference, make, psnr, relative_l2, repository, synthetic};
+use sdrt_tests::{Made, Reference, make_with, psnr, relative_l2, repository, synthetic};
 use serde_json::Value;
 
 /// Single precision adds up in another order in every library; a wrong timestep or size is 1e-3 and more.
@@ -44,13 +44,14 @@ fn request(asked: &Value, case: &Value) -> Request {
         width: Some(number("width", 64.0) as usize),
         height: Some(64),
         steps: Some(asked["steps"].as_u64().unwrap() as usize),
-        guidance_scale: Some(number("guidance_scale", f64::NAN)),
+        guidance_scale: case["guidance_scale"].as_f64(),
         guidance_rescale: number("guidance_rescale", 0.0),
         micro: Micro {
             original_size: pair("original_size"),
             target_size: pair("target_size"),
             crop: pair("crop").unwrap_or_default(),
         },
+        refiner_start: number("refiner_start", 1.0),
         seed: SEED,
         sampler: case["class"]
             .as_str()
@@ -61,12 +62,12 @@ fn request(asked: &Value, case: &Value) -> Request {
     }
 }
 
-/// Makes the picture in `model`, and reads the inside of the run.
-fn dumped(model: &Path, request: &Request) -> (Made, Reference) {
+/// Makes the picture, and reads the inside of the run.
+fn dumped(models: &Models, request: &Request) -> (Made, Reference) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("dump.safetensors");
     let mut dump = Dump::default();
-    let made = make(model, request, Some(&mut dump)).unwrap();
+    let made = make_with(models, request, Some(&mut dump)).unwrap();
     dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
         .unwrap();
     (made, Reference::open(&file))
@@ -96,7 +97,15 @@ fn runs_are_those_of_diffusers(family: &str) {
     let mut count = 0;
     for (name, case) in of_family {
         let before = configure(&model, &case["scheduler"]);
-        let (made, found) = dumped(&model, &request(&asked, case));
+        let refiner = case["refiner_start"]
+            .is_number()
+            .then(|| synthetic("sdxl-refiner"));
+        let open = |path: &PathBuf| ModelDir::open(path).unwrap();
+        let models = Models {
+            base: open(&model),
+            refiner: refiner.as_ref().map(|(_dir, path)| open(path)),
+        };
+        let (made, found) = dumped(&models, &request(&asked, case));
         fs::write(model.join("scheduler/scheduler_config.json"), before).unwrap();
         let expected = |tensor: &str| reference.get(&format!("{name}.{tensor}"));
         assert_eq!(

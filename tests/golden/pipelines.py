@@ -2,7 +2,7 @@
 
     python pipelines.py FOLDER OUT.safetensors
 
-FOLDER holds, for every family that `pipelines.json` names, FAMILY.safetensors by `sdconvert synth --family FAMILY --tiny`
+FOLDER holds, for every family that `pipelines.json` names and `sdxl-refiner`, FAMILY.safetensors by `sdconvert synth --family FAMILY --tiny`
 and the folder FAMILY by `sdconvert build FAMILY.safetensors -o FAMILY`. Networks are built from the former as
 `family_reference.py` does it; tokenizers and the scheduler's configuration are those of the latter. The output is
 `pipelines.safetensors`: per case of `pipelines.json` the first noise, the last latents, and of some the picture.
@@ -21,7 +21,12 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.numpy import save_file
 from transformers import CLIPTokenizer
@@ -52,7 +57,7 @@ def is_xl(family):
 
 def build_texts(family, weights):
     """SSD-1B and the consistency models have the text encoders of what they were distilled from."""
-    texts = TEXTS["sdxl" if is_xl(family) else family.removesuffix("-lcm")]
+    texts = TEXTS[family if family in TEXTS else "sdxl" if is_xl(family) else "sd15"]
     return [build_text(prefix, spec, weights) for prefix, spec in texts]
 
 
@@ -69,20 +74,27 @@ class Networks:
         weights = load(folder, family)
         self.xl = is_xl(family)
         self.texts = build_texts(family, weights)
-        names = ["tokenizer", "tokenizer_2"][: len(self.texts)]
+        self.refines = family == "sdxl-refiner"
+        names = ["tokenizer_2"] if self.refines else ["tokenizer", "tokenizer_2"][: len(self.texts)]
         self.tokenizers = [CLIPTokenizer.from_pretrained(folder / family / name) for name in names]
         self.unet = build_unet(family, weights)
         self.vae = build_vae(family, weights)
 
     def pipeline(self, scheduler):
         untouched = type(scheduler).from_config(scheduler.config)
-        parts = dict(
-            vae=self.vae,
-            unet=self.unet,
-            scheduler=scheduler,
-            text_encoder=self.texts[0],
-            tokenizer=self.tokenizers[0],
-        )
+        parts = dict(vae=self.vae, unet=self.unet, scheduler=scheduler)
+        if self.refines:
+            return StableDiffusionXLImg2ImgPipeline(
+                **parts,
+                text_encoder=None,
+                tokenizer=None,
+                text_encoder_2=self.texts[0],
+                tokenizer_2=self.tokenizers[0],
+                requires_aesthetics_score=True,
+                force_zeros_for_empty_prompt=False,
+                add_watermarker=False,
+            )
+        parts |= dict(text_encoder=self.texts[0], tokenizer=self.tokenizers[0])
         if self.xl:
             return StableDiffusionXLPipeline(
                 **parts, text_encoder_2=self.texts[1], tokenizer_2=self.tokenizers[1], add_watermarker=False
@@ -97,35 +109,45 @@ class Networks:
         return pipeline
 
 
-def run(networks, folder, case, prompt, steps):
+def run(networks, refiner, folder, case, prompt, steps):
     pipeline = networks.pipeline(build_scheduler(folder, case))
     pipeline.set_progress_bar_config(disable=True)
-    more = {}
-    if networks.xl:
-        turned = lambda name: tuple(reversed(case[name])) if name in case else None
-        more = dict(
-            original_size=turned("original_size"),
-            target_size=turned("target_size"),
-            crops_coords_top_left=turned("crop") or (0, 0),
-        )
     width, height = case.get("width", SIDE), SIDE
-    noise = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(SEED))
-    made = lambda output: pipeline(
+    told = dict(
         prompt=prompt,
         negative_prompt=case.get("negative_prompt"),
-        width=width,
-        height=height,
         num_inference_steps=steps,
         guidance_scale=case["guidance_scale"],
         guidance_rescale=case.get("guidance_rescale", 0.0),
         clip_skip=case["clip_skip"] - 1 if "clip_skip" in case else None,
+    )
+    if networks.xl:
+        turned = lambda name: tuple(reversed(case[name])) if name in case else None
+        told |= dict(
+            original_size=turned("original_size"),
+            target_size=turned("target_size"),
+            crops_coords_top_left=turned("crop") or (0, 0),
+        )
+    made = lambda output, **more: pipeline(
+        **told,
+        width=width,
+        height=height,
         generator=torch.Generator().manual_seed(SEED),
         output_type=output,
         **more,
-    ).images[0]
-    result = dict(initial_noise=noise.numpy(), final_latents=made("latent")[None].numpy())
+    ).images
+    noise = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(SEED))
+    if "refiner_start" in case:
+        start = case["refiner_start"]
+        refining = refiner.pipeline(build_scheduler(folder, case))
+        refining.set_progress_bar_config(disable=True)
+        latents = made("latent", denoising_end=start)
+        latents = refining(**told, image=latents, denoising_start=start, output_type="latent").images
+    else:
+        latents = made("latent")
+    result = dict(initial_noise=noise.numpy(), final_latents=latents.numpy())
     if case.get("picture"):
-        result["picture"] = np.array(made("pil"))
+        result["picture"] = np.array(made("pil")[0])
     return result
 
 
@@ -137,11 +159,12 @@ def main():
     args = parser.parse_args()
     asked = json.loads((Path(__file__).parent / "pipelines.json").read_text())
     result, networks = {}, {}
+    refiner = Networks(args.folder, "sdxl-refiner")
     for name, case in asked["cases"].items():
         family = name.split(".")[0]
         if family not in networks:
             networks = {family: Networks(args.folder, family)}
-        found = run(networks[family], args.folder / family, case, asked["prompt"], asked["steps"])
+        found = run(networks[family], refiner, args.folder / family, case, asked["prompt"], asked["steps"])
         result.update({f"{name}.{key}": value for key, value in found.items()})
     save_file(result, args.out)
 
