@@ -34,9 +34,9 @@ pub struct Plan {
     pub first_noise: FirstNoise,
     /// The file that holds its first noise instead, and its place in there.
     pub initial_noise: Option<(PathBuf, usize)>,
-    /// The solver that was asked for.
+    /// The solver, by the name under which the profile's program has it.
     pub sampler: Sampler,
-    /// The method that it stands for in the profile.
+    /// The method that it stands for there.
     pub method: Sampler,
     /// How its noise levels are spread; none if it has levels of its own.
     pub spread: Option<Spread>,
@@ -294,10 +294,10 @@ impl Choice {
             Some(sampler) => sampler,
             None => (profile.sampler)(&trained).map_err(in_config)?,
         };
-        let method = request.solver(sampler)?;
-        // A class may be run by a method of its own, which is no news.
-        if method != sampler && method.class != sampler.class {
-            notes.push(format!("{}'s {sampler} is {method}", profile.name));
+        let asked = sampler;
+        let sampler = request.solver(asked)?;
+        if sampler != asked {
+            notes.push(format!("{}'s {asked} is {sampler}", profile.name));
         }
         let known = (profile.spreads)(sampler);
         let usual_spread = usual_spread.filter(|spread| known.contains(spread));
@@ -323,7 +323,7 @@ impl Choice {
         }
         Ok(Self {
             sampler,
-            method,
+            method: (profile.method)(sampler),
             spread,
             steps,
             guidance_scale,

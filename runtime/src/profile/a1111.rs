@@ -16,10 +16,12 @@ use crate::sigmas::{
 pub static A1111: Rules = Rules {
     name: "a1111",
     sampler: |_| Ok(&DPMPP_2M),
-    solver: |sampler| {
-        let unknown = [&DDPM, &DEIS, &TCD, &DPM_MULTISTEP].contains(&sampler);
-        (!unknown).then_some(sampler)
+    solver: |sampler| match sampler {
+        s if [&DDPM, &DEIS, &TCD].contains(&s) => None,
+        s if s == &DPM_MULTISTEP => Some(&DPMPP_2M),
+        s => Some(s),
     },
+    method: |sampler| sampler,
     options: |sampler, options| Options {
         // Every solver that k-diffusion gives an eta gets the one of ancestral steps.
         eta: options

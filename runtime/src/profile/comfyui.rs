@@ -3,8 +3,8 @@
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision};
 use crate::sampler::{
-    DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL, EULER, EULER_ANCESTRAL, LCM,
-    PLMS, RESTART, Sampler, Schedule, Space, TCD, UNIPC,
+    DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL, DPMPP_2M, EULER,
+    EULER_ANCESTRAL, LCM, PLMS, RESTART, Sampler, Schedule, Space, TCD, UNIPC,
 };
 use crate::sigmas::{
     SD1, SDXL, Spread, align_your_steps, beta_timesteps, ddim_uniform, exponential, karras,
@@ -16,6 +16,7 @@ pub static COMFYUI: Rules = Rules {
     name: "comfyui",
     sampler: |_| Ok(&EULER),
     solver,
+    method: |sampler| sampler,
     options: |_, options| options,
     step_seed: Some(1),
     spreads: |_| &Spread::ALL,
@@ -37,21 +38,14 @@ pub static COMFYUI: Rules = Rules {
 };
 
 /// What it does not have, or has in another form that is not done yet.
-static NOT_THERE: [Sampler; 7] = [
-    &PLMS,
-    &RESTART,
-    &UNIPC,
-    &DEIS,
-    &TCD,
-    &DDIM_CFGPP,
-    &DPM_MULTISTEP,
-];
+static NOT_THERE: [Sampler; 6] = [&PLMS, &RESTART, &UNIPC, &DEIS, &TCD, &DDIM_CFGPP];
 
 /// Its "ddim" is Euler's method, and its "ddpm" in noise levels is that with ancestral noise.
 fn solver(sampler: Sampler) -> Option<Sampler> {
     match sampler {
         s if s == &DDIM => Some(&EULER),
         s if s == &DDPM => Some(&EULER_ANCESTRAL),
+        s if s == &DPM_MULTISTEP => Some(&DPMPP_2M),
         s if NOT_THERE.contains(&s) => None,
         s => Some(s),
     }

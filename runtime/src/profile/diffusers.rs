@@ -14,10 +14,10 @@ use crate::sigmas::{Spread, linspace};
 pub static DIFFUSERS: Rules = Rules {
     name: "diffusers",
     sampler,
-    solver: |sampler| match set_up(sampler).0 {
-        Some(DPM_SOLVER) => Some(&DPM_MULTISTEP),
-        Some(name) => class(name).map(|_| sampler),
-        None => None,
+    solver: |sampler| class_of(sampler).ok().map(|_| sampler),
+    method: |sampler| match set_up(sampler).0 {
+        Some(DPM_SOLVER) => &DPM_MULTISTEP,
+        _ => sampler,
     },
     options: |_, options| options,
     step_seed: None,

@@ -14,7 +14,7 @@ pub static DPMPP_3M_SDE: Method = Method {
         "dpmpp_3m_sde_gpu",
         "k_dpmpp_3m_sde",
     ],
-    class: Some("DPMSolverMultistepScheduler"),
+    class: None,
     space: Space::Ve,
     knobs: &[Knob::Eta, Knob::Noise],
     calls: one_call,

@@ -329,9 +329,10 @@ fn solvers_keep_to_their_calls_and_stay_finite_for_every_number_of_steps() {
                 x.mapv(|x| x / (1.0 + (level.sigma * level.sigma) as f32))
             });
             let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
-            let x = (sampler.solve)(&mut model, x, &schedule, &options, &mut Waves::default());
+            let method = (profile.method)(sampler);
+            let x = (method.solve)(&mut model, x, &schedule, &options, &mut Waves::default());
             assert!(x.unwrap().iter().all(|x| x.is_finite()), "{what}");
-            let told = (sampler.calls)(&schedule);
+            let told = (method.calls)(&schedule);
             assert_eq!(told.is_none(), sampler == &DPM_ADAPTIVE, "{what}");
             assert_eq!(told.unwrap_or(called), called, "{what}");
         }

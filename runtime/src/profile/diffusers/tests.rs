@@ -24,7 +24,7 @@ fn run_toy(
     });
     let model: &mut dyn Denoiser = &mut model;
     let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
-    let method = (DIFFUSERS.solver)(sampler).unwrap();
+    let method = (DIFFUSERS.method)(sampler);
     let options = Options::default();
     let x = (method.solve)(model, x, schedule, &options, &mut Draws::default()).unwrap();
     (x * schedule.final_scale as f32, times)
