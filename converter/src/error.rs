@@ -30,7 +30,7 @@ pub enum ConvertError {
         evidence: String,
     },
     /// The file holds tensors, but no model.
-    #[error("{}: no part of a model found among its {count} tensors (the first are {first})", path.display())]
+    #[error("{}: {}", path.display(), no_part(*count, first))]
     NotACheckpoint {
         /// The file.
         path: PathBuf,
@@ -354,6 +354,13 @@ impl ConvertError {
     }
 }
 
+fn no_part(count: usize, first: &str) -> String {
+    match count {
+        0 => "it holds no tensors".to_owned(),
+        _ => format!("no part of a model found among its {count} tensors (the first are {first})"),
+    }
+}
+
 fn foreign_hint(kind: &str) -> &'static str {
     if kind == ADAPTER {
         "add it to a model with `--lora FILE`"
@@ -365,7 +372,7 @@ fn foreign_hint(kind: &str) -> &'static str {
 fn write_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "\nhint: a conversion needs about as much free space as the checkpoint is large"
+            "\nhint: make room on that disk, or choose another; a conversion takes about as much as the checkpoint is large"
         }
         io::ErrorKind::PermissionDenied => "\nhint: choose another folder with `-o`",
         _ => "",

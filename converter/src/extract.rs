@@ -312,10 +312,10 @@ impl Extracted {
     /// Writes the LoRA in half precision.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, file: StagedFile) -> Result<(), ConvertError> {
+    /// The file cannot be written, or the user interrupts.
+    pub fn write(&self, file: StagedFile, progress: &dyn Progress) -> Result<(), ConvertError> {
         let version = version(self.family, self.velocity);
-        factors::write(&self.modules, &[], version, false, file)
+        factors::write(&self.modules, &[], version, false, file, progress)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A directory that exists is filled and never renamed, since it may be a mount point, or lie where nothing may be created:
 //! its hidden place is inside. Of single files, only regular ones are replaced, through symbolic links; devices, FIFOs and
-//! descriptors (`/dev/stdout`) are written to when the file is complete.
+//! descriptors (`/dev/stdout`) are written to when the file is complete; since that may wait for a reader, a thread does it.
 
 use sd_ui::STDOUT;
 use std::env;
@@ -10,11 +10,15 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use sd_models::manifest;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::ConvertError;
+use crate::progress::Progress;
 
 /// A lock in every unfinished directory, held while its process lives, so that the leftovers of a killed one are known.
 const LOCK: &str = ".lock";
@@ -27,6 +31,9 @@ const RETIRED: &str = ".old";
 
 /// What a disk's topmost folder may hold on its own.
 const OF_THE_DISK: &str = "lost+found";
+
+/// How often a writer that waits for its reader looks whether the user wants to stop.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Most symbolic links that lead to a file.
 const MAX_LINKS: usize = 40;
@@ -234,14 +241,16 @@ impl StagedFile {
     /// Writes its content, and gives it its name. `fill` may replace the file that it is given the path of.
     ///
     /// # Errors
-    /// `fill` fails, or the file cannot be put into its place.
+    /// `fill` fails, the file cannot be put into its place, or the user interrupts.
     pub fn write(
         self,
+        progress: &dyn Progress,
         fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         fill(self.staging.path())?;
         let target = self.target.clone();
-        self.put().map_err(|source| match source.kind() {
+        self.put(progress).map_err(|source| match source.kind() {
+            io::ErrorKind::Interrupted => ConvertError::Interrupted,
             io::ErrorKind::AlreadyExists => ConvertError::OutputExists { path: target },
             _ => ConvertError::Write {
                 path: target,
@@ -253,13 +262,15 @@ impl StagedFile {
     /// [`Self::write`] of a text.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn write_text(self, text: &str) -> Result<(), ConvertError> {
+    /// As for [`Self::write`].
+    pub fn write_text(self, text: &str, progress: &dyn Progress) -> Result<(), ConvertError> {
         let target = self.target.clone();
-        self.write(|path| fs::write(path, text).map_err(ConvertError::write(target)))
+        self.write(progress, |path| {
+            fs::write(path, text).map_err(ConvertError::write(target))
+        })
     }
 
-    fn put(self) -> io::Result<()> {
+    fn put(self, progress: &dyn Progress) -> io::Result<()> {
         let complete = self.staging.path().to_owned();
         // Not every file system has permissions.
         let _ = fs::set_permissions(&complete, self.permissions);
@@ -279,7 +290,7 @@ impl StagedFile {
                     copy(&complete, &mut file)?;
                 }
             }
-            Place::Stream(end) => copy(&complete, &mut OpenOptions::new().append(true).open(end)?)?,
+            Place::Stream(end) => send(File::open(&complete)?, end, progress)?,
         }
         Ok(())
     }
@@ -288,13 +299,14 @@ impl StagedFile {
 /// Writes the file `target` whole or not at all.
 ///
 /// # Errors
-/// It exists and `replace` is off, it cannot be written, or `fill` fails.
+/// It exists and `replace` is off, it cannot be written, `fill` fails, or the user interrupts.
 pub fn write_file(
     target: &Path,
     replace: bool,
+    progress: &dyn Progress,
     fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
-    StagedFile::create(target, replace)?.write(fill)
+    StagedFile::create(target, replace)?.write(progress, fill)
 }
 
 /// Only what this program writes, or nothing at all, may be replaced.
@@ -398,6 +410,24 @@ fn copy(complete: &Path, to: &mut File) -> io::Result<()> {
     io::copy(&mut File::open(complete)?, to).map(drop)
 }
 
+/// Copies to a device or pipe. Its reader may never come, so a thread waits for it, which is left behind if the user wants to
+/// stop.
+fn send(mut complete: File, end: PathBuf, progress: &dyn Progress) -> io::Result<()> {
+    let (done, outcome) = mpsc::channel();
+    thread::Builder::new().spawn(move || {
+        let opened = OpenOptions::new().append(true).open(end);
+        let sent = opened.and_then(|mut to| io::copy(&mut complete, &mut to).map(drop));
+        let _ = done.send(sent);
+    })?;
+    loop {
+        match outcome.recv_timeout(POLL) {
+            Ok(sent) => return sent,
+            Err(RecvTimeoutError::Timeout) if !progress.cancelled() => {}
+            Err(_) => return Err(io::ErrorKind::Interrupted.into()),
+        }
+    }
+}
+
 /// A temporary file with the permissions of any other new one.
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
@@ -412,6 +442,7 @@ fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Unwatched;
 
     fn entries(path: &Path) -> usize {
         fs::read_dir(path).unwrap().count()
@@ -524,7 +555,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "old");
         StagedFile::create(&file, true)
             .unwrap()
-            .write_text("new")
+            .write_text("new", &Unwatched)
             .unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert_eq!(entries(folder.path()), 1);
@@ -539,13 +570,13 @@ mod tests {
         symlink("file", path("link")).unwrap();
         for text in ["new", "newer"] {
             let file = StagedFile::create(&path("link"), true).unwrap();
-            file.write_text(text).unwrap();
+            file.write_text(text, &Unwatched).unwrap();
             assert!(path("link").is_symlink());
             assert_eq!(fs::read_to_string(path("file")).unwrap(), text);
         }
         symlink("/dev/null", path("null")).unwrap();
         let file = StagedFile::create(&path("null"), false).unwrap();
-        file.write_text("x").unwrap();
+        file.write_text("x", &Unwatched).unwrap();
         let null = fs::metadata("/dev/null").unwrap();
         assert!(null.file_type().is_char_device());
         let made = std::process::Command::new("mkfifo")
@@ -557,7 +588,7 @@ mod tests {
             move || fs::read_to_string(fifo).unwrap()
         });
         let file = StagedFile::create(&path("fifo"), false).unwrap();
-        file.write_text("through").unwrap();
+        file.write_text("through", &Unwatched).unwrap();
         assert_eq!(reader.join().unwrap(), "through");
     }
 

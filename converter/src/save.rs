@@ -45,7 +45,7 @@ pub fn save(
     let tensors = tensors(model, &failure, &non_finite, progress)?;
     // One entry only: the order of several would vary between runs, and so would the file's hash.
     let metadata = recipe.map(|text| HashMap::from([("sd_merge_recipe".to_owned(), text)]));
-    write_file(path, force, |file| {
+    write_file(path, force, progress, |file| {
         let named = tensors.iter().map(|t| (t.key.as_str(), t));
         let written = safetensors::serialize_to_file(named, metadata, file);
         if let Some(error) = failure.lock().expect("no panic while it is held").take() {

@@ -131,7 +131,7 @@ impl Synth {
         };
         let resolution = format!("{side}x{side}");
         let metadata = HashMap::from([("modelspec.resolution".to_owned(), resolution)]);
-        write_file(path, force, |file| {
+        write_file(path, force, progress, |file| {
             let named = tensors.iter().map(|t| (t.name.as_str(), t));
             let written = safetensors::serialize_to_file(named, Some(metadata), file);
             // Tensors made after the interruption are zeros, and the file is discarded.

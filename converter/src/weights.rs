@@ -124,7 +124,7 @@ impl Weights {
         weights.hints.tokenizers = folder.tokenizers;
         weights.hints.scheduler = folder.scheduler;
         weights.hints.index = folder.index;
-        weights.hints.notes = folder.notes;
+        weights.hints.notes.extend(folder.notes);
         weights.finish()
     }
 
@@ -144,6 +144,7 @@ impl Weights {
     /// Names the tensors of a further file.
     fn add(&mut self, source: Box<dyn TensorSource>, layout: Layout) -> Result<(), ConvertError> {
         let index = self.sources.len();
+        self.hints.notes.extend_from_slice(source.notes());
         let file = Arc::new(source.path().to_owned());
         for (key, info) in source.tensors() {
             match layout.classify(key) {

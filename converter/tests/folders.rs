@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use common::synthetic;
 use safetensors::tensor::{Dtype, TensorView};
 use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::merge::{BlockWeights, Merged, Method, Plan, Policy};
 use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
+use sd_models::keys::Component;
 use sd_models::tokenizer::{self, Pad};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -151,6 +153,36 @@ fn a_tokenizer_in_one_file_gets_the_files_that_other_readers_need() {
     assert_eq!(vocabulary.as_object().unwrap().len(), 518);
     let merges = fs::read_to_string(tokenizer.join("merges.txt")).unwrap();
     assert_eq!(merges, "#version: 0.2\nc a\nca t</w>\nd o\ndo g</w>\n");
+}
+
+#[test]
+fn a_merge_of_models_whose_tokenizers_differ_tells_which_one_it_takes() {
+    let [plain, other] = [r"{}", r#"{"<cat-toy>": 49408}"#].map(|added| {
+        let folder = Folder::new("sd15", 1);
+        folder.write_tokenizer("tokenizer", "added_tokens.json", added);
+        folder
+    });
+    let merged = |second: &Folder, text_encoders| {
+        let open = |folder: &Folder| Weights::open(&folder.path(""), None).unwrap();
+        let mut plan = Plan::new(Method::WeightedSum, BlockWeights::Uniform(0.5));
+        plan.text_encoders = text_encoders;
+        Merged::new(vec![Box::new(open(&plain)), Box::new(open(second))], plan).unwrap()
+    };
+    let notes = |model: &Merged| model.hints().notes.join("\n");
+    let model = merged(&other, Policy::Merge);
+    assert!(
+        notes(&model).contains("tokenizer of its"),
+        "{}",
+        notes(&model)
+    );
+    assert!(!notes(&merged(&plain, Policy::Merge)).contains("tokenizer of its"));
+    // Text encoders that are taken whole bring their tokenizers.
+    let model = merged(&other, Policy::B);
+    assert!(!notes(&model).contains("tokenizer of its"));
+    let (parts, _) = model.hints().tokenizers[&Component::TextEncoder]
+        .read()
+        .unwrap();
+    assert_eq!(parts.added.len(), 1);
 }
 
 #[test]

@@ -769,6 +769,165 @@ fn eight_bit_weights_are_multiplied_by_their_scales_however_those_are_spelt() {
     }
 }
 
+#[test]
+fn eight_bit_weights_whose_scales_are_missing_are_refused() {
+    use safetensors::Dtype::{F8_E4M3, U8};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f8.safetensors");
+    let json = br#"{"format":"float8_e4m3fn"}"#;
+    let file = BTreeMap::from([
+        ("m.weight".to_owned(), raw(F8_E4M3, &[2], &[0x38, 0x40])),
+        ("m.comfy_quant".to_owned(), raw(U8, &[json.len()], json)),
+    ]);
+    write_raw(&path, &file);
+    let error = error_of(&path);
+    assert!(
+        error.contains("scales missing") && error.contains("`m.weight`"),
+        "{error}"
+    );
+    for command in ["build", "merge", "inspect", "verify"] {
+        let file = path.to_str().unwrap();
+        let out = dir.path().join("out");
+        let out = ["-o", out.to_str().unwrap(), "--allow-partial"];
+        let output = match command {
+            "build" => sdconvert(&[&[command, file][..], &out].concat()),
+            "merge" => sdconvert(&[&[command, file, file][..], &out].concat()),
+            _ => sdconvert(&[command, file]),
+        };
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("scales missing"), "{command}: {said}");
+    }
+}
+
+#[test]
+fn a_weight_that_the_marker_gives_no_scale_has_the_scale_one_and_that_is_told() {
+    use safetensors::Dtype::F8_E4M3;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f8.safetensors");
+    let codes = || raw(F8_E4M3, &[2], &[0x38, 0x40]);
+    let mut file = BTreeMap::from([
+        ("m.weight".to_owned(), codes()),
+        ("n.weight".to_owned(), codes()),
+        ("n.scale_weight".to_owned(), floats(&[2.0])),
+        ("scaled_fp8".to_owned(), raw(F8_E4M3, &[0], &[])),
+    ]);
+    write_raw(&path, &file);
+    let opened = open(&path).unwrap();
+    assert_eq!(values(&*opened, "m.weight"), [1.0, 2.0]);
+    assert_eq!(values(&*opened, "n.weight"), [2.0, 4.0]);
+    let [note] = opened.notes() else {
+        panic!("{:?}", opened.notes())
+    };
+    assert!(note.contains("taking 1: `m.weight`"), "{note}");
+    file.remove("m.weight");
+    write_raw(&path, &file);
+    assert!(open(&path).unwrap().notes().is_empty());
+}
+
+#[test]
+fn weights_in_half_precision_with_a_scale_are_multiplied_and_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wide.safetensors");
+    let file = BTreeMap::from([
+        ("m.weight".to_owned(), floats(&[1.0, 2.0])),
+        ("m.weight_scale".to_owned(), floats(&[2.0])),
+    ]);
+    write_raw(&path, &file);
+    let opened = open(&path).unwrap();
+    assert_eq!(values(&*opened, "m.weight"), [2.0, 4.0]);
+    let note = opened.notes().join("");
+    assert!(
+        note.contains("not in 8 bits") && note.contains("`m.weight`"),
+        "{note}"
+    );
+}
+
+#[test]
+fn scales_that_are_no_positive_numbers_are_refused_by_name() {
+    use safetensors::Dtype::F8_E4M3;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f8.safetensors");
+    let write = |codes: &[u8], scales: &[f32]| {
+        let file = BTreeMap::from([
+            ("m.weight".to_owned(), raw(F8_E4M3, &[2, 1], codes)),
+            ("m.weight_scale".to_owned(), floats(scales)),
+        ]);
+        write_raw(&path, &file);
+    };
+    for scales in [
+        [f32::NAN, 1.0],
+        [1.0, f32::INFINITY],
+        [-0.5, 1.0],
+        [1.0, 0.0],
+    ] {
+        write(&[0x38, 0x40], &scales);
+        let error = error_of(&path);
+        assert!(error.contains("the scale `m.weight_scale`"), "{error}");
+    }
+    // Nothing but zeros has the scale zero.
+    write(&[0x38, 0], &[1.0, 0.0]);
+    assert!(open(&path).is_ok());
+}
+
+#[test]
+#[cfg(unix)]
+fn pipes_and_devices_are_refused_by_name_before_they_are_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    for path in [&fifo, Path::new("/dev/zero")] {
+        let error = error_of(path);
+        assert!(error.contains("a pipe or device, not a file"), "{error}");
+    }
+    let error = error_of(dir.path());
+    assert!(error.contains("a folder, not a file"), "{error}");
+}
+
+#[test]
+fn a_flipped_byte_in_a_zipped_checkpoint_is_noticed() {
+    let mut bytes = fs::read(golden("zip.ckpt")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flipped.ckpt");
+    let whole = open(&golden("zip.ckpt")).unwrap();
+    let data = whole.bytes("f64").unwrap().into_owned();
+    let at = bytes.windows(data.len()).position(|w| w == data).unwrap();
+    bytes[at + 3] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let opened = open(&path).unwrap();
+    let error = opened.bytes("f64").unwrap_err().to_string();
+    assert!(
+        error.contains("checksum") && error.contains("data/"),
+        "{error}"
+    );
+    assert!(opened.check().is_err() && whole.check().is_ok());
+    let output = sdconvert(&["verify", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn files_of_nothing_or_of_text_are_called_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.ckpt");
+    for (content, said) in [
+        (&b""[..], "an empty file"),
+        (
+            br#"{"error":"Invalid username or password."}"#,
+            "a text file",
+        ),
+        (b"\n\n  <head><title>502", "a text file"),
+        (&[9, 0, 0, 0, 0], "truncated"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let error = error_of(&path);
+        assert!(error.contains(said), "{error}");
+    }
+    write_raw(&path, &BTreeMap::new());
+    let error = Weights::open(&path, None).unwrap_err().to_string();
+    assert!(error.contains("it holds no tensors"), "{error}");
+}
+
 /// A model whose attention is in 8 bits with scales, and the same model with the products.
 fn scaled_and_plain(dir: &Path) -> [PathBuf; 2] {
     use safetensors::Dtype::{F8_E4M3, F16, F32, I64};

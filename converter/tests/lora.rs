@@ -551,6 +551,38 @@ fn text_encoders_go_by_the_names_of_onetrainer_too() {
 }
 
 #[test]
+fn names_with_dots_may_be_those_of_single_files_or_leave_out_the_text_model() {
+    let place = Place::new("sdxl");
+    let layer = "encoder.layers.0.self_attn.q_proj";
+    let unet = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q";
+    for (component, name, spelled) in [
+        (
+            Component::UNet,
+            unet.to_owned(),
+            "lora_unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q".to_owned(),
+        ),
+        (
+            Component::TextEncoder,
+            format!("text_model.{layer}"),
+            format!("clip_l.{layer}"),
+        ),
+        (
+            Component::TextEncoder2,
+            format!("text_model.{layer}"),
+            format!("clip_g.{layer}"),
+        ),
+    ] {
+        let name: Name = (component, format!("{name}.weight"));
+        let width = place.model().entries()[&name].shape[0];
+        let mut tensors = Tensors::new();
+        low_rank(&mut tensors, &spelled, width, &[width]);
+        let model = place.bake(&tensors, 1.0).unwrap();
+        let before = place.model().read_f32(&name).unwrap();
+        assert!(model.read_f32(&name).unwrap() != before, "{spelled}");
+    }
+}
+
+#[test]
 fn a_folder_of_peft_is_taken_with_its_scales() {
     let place = Place::new("sd15");
     let dotted = QUERY.strip_suffix(".weight").unwrap();
@@ -575,6 +607,21 @@ fn a_folder_of_peft_is_taken_with_its_scales() {
         64,
     ));
     fs::rename(file, adapter.join("adapter_model.safetensors")).unwrap();
+    let refused = |config: &str, said: &[&str]| {
+        fs::write(adapter.join("adapter_config.json"), config).unwrap();
+        let Err(error) = baked() else {
+            panic!("{config} was accepted")
+        };
+        for part in ["adapter_config.json", "lora_A.weight`"].iter().chain(said) {
+            assert!(error.contains(part), "`{part}` is not in: {error}");
+        }
+    };
+    refused(r#"{"r": 4}"#, &["rank 4", "rank 2"]);
+    refused(
+        r#"{"r": 2, "use_dora": true}"#,
+        &["use_dora", "no magnitude"],
+    );
+    refused(r#"{"peft_type": "LOHA", "r": 2}"#, &["LOHA", "of a LoRA"]);
     let config = r#"{"r": 4, "lora_alpha": 4, "rank_pattern": {"to_q": 2}, "alpha_pattern": {"attn1.to_q": 3}}"#;
     fs::write(adapter.join("adapter_config.json"), config).unwrap();
     let mut expected = kohya(KOHYA);

@@ -325,6 +325,69 @@ fn a_baked_vae_replaces_the_first_models() {
 }
 
 #[test]
+fn options_that_would_do_nothing_are_wrong_usage() {
+    let place = Place::new();
+    let (a, out) = (place.synth("sd15", 0), place.path("out.safetensors"));
+    let merge = |more: &[&str], said: &str| {
+        let args = [&["merge", &a, &a, "-o", &out][..], more].concat();
+        fail(&args, 2, &[said]);
+    };
+    merge(&["--seed", "1"], "weighted-sum takes no --seed");
+    merge(&["--density", "0.5"], "weighted-sum takes no --density");
+    merge(&["--beta", "0.5"], "weighted-sum takes no --beta");
+    merge(
+        &["--method", "average", "--alpha", "0.1"],
+        "average takes no --alpha",
+    );
+    let recipe = ["merge", "--recipe", "x.toml", "--alpha", "1", "-o", &out];
+    fail(&recipe, 2, &["--recipe", "--alpha"]);
+    let variant = ["build", &a, "--variant", "fp16", "-o", &out];
+    fail(&variant, 2, &["--variant", "no folder is given"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_merge_into_a_pipe_that_nobody_reads_ends_when_it_shall() {
+    let place = Place::new();
+    let (a, fifo) = (place.synth("sd15", 0), place.path("fifo"));
+    let run = |program: &str, args: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        command.args(args).spawn().unwrap()
+    };
+    assert!(run("mkfifo", &[&fifo]).wait().unwrap().success());
+    let mut merge = run(
+        env!("CARGO_BIN_EXE_sdconvert"),
+        &["merge", &a, &a, "-o", &fifo],
+    );
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert!(merge.try_wait().unwrap().is_none());
+    let pid = merge.id().to_string();
+    assert!(run("kill", &["-TERM", &pid]).wait().unwrap().success());
+    for _ in 0..200 {
+        if let Some(status) = merge.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(130));
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    merge.kill().unwrap();
+    panic!("it went on");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_report_that_cannot_be_written_costs_no_model_and_that_is_told() {
+    let place = Place::new();
+    let (a, out) = (place.synth("sd15", 0), place.path("model"));
+    fail(
+        &["build", &a, "-o", &out, "--report", "/dev/full"],
+        1,
+        &["is complete, only its report failed", "/dev/full"],
+    );
+    assert!(succeed(&["verify", &out]).contains("whole"));
+}
+
+#[test]
 fn merges_that_cannot_be_are_refused() {
     let place = Place::new();
     let (a, b) = (place.synth("sd15", 0), place.synth("sd21", 0));
@@ -339,7 +402,7 @@ fn merges_that_cannot_be_are_refused() {
         1,
         &["is not in", "bk-sdm-base"],
     );
-    fail(&["merge", &a, "-o", &out], 1, &["takes 2 models, 1 given"]);
+    fail(&["merge", &a, "-o", &out], 2, &["takes 2 models, 1 given"]);
     fail(
         &["merge", &a, &a, "--method", "mean", "-o", &out],
         2,

@@ -7,10 +7,21 @@ use super::header::HeaderError;
 use super::pickle::PickleError;
 use super::torch_zip::TorchError;
 
+/// What [`CheckpointError::NotAFile`] calls a folder.
+pub(super) const FOLDER: &str = "a folder";
+
 /// A checkpoint that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
+    /// A pipe, a device, or a folder where a file is expected.
+    #[error("{}: {kind}, not a file{}", path.display(), if *kind == FOLDER { "" } else { "\nhint: save it as a file first: models are read in pieces, and a pipe or device cannot be" })]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
     /// The file cannot be opened or mapped.
     #[error("cannot read {}: {source}", path.display())]
     Io {
@@ -136,6 +147,28 @@ pub enum CheckpointError {
         scheme: String,
         /// A tensor that gives it away.
         evidence: String,
+    },
+    /// A weight that is nothing without its scale.
+    #[error("{}: scales missing: by `{evidence}`, the weight `{weight}` has one, but it is not in the file\nhint: the file may be incomplete; fetch it again, or use the model's fp16 file", path.display())]
+    ScaleMissing {
+        /// The file.
+        path: PathBuf,
+        /// The weight.
+        weight: String,
+        /// A tensor that speaks of the scale.
+        evidence: String,
+    },
+    /// A scale by which nothing sensible can be multiplied.
+    #[error("{}: the scale `{scale}` of the weight `{weight}` is {value}; a positive number expected\nhint: the file is damaged; fetch it again, or use the model's fp16 file", path.display())]
+    BadScale {
+        /// The file.
+        path: PathBuf,
+        /// The scale.
+        scale: String,
+        /// What it is for.
+        weight: String,
+        /// What it is.
+        value: f32,
     },
     /// A weight's scale without the weight.
     #[error("{}: it holds the scale `{scale}`, but not the weight `{weight}`\nhint: use the model's fp16 file", path.display())]

@@ -364,6 +364,7 @@ fn read_text(path: &Path) -> Result<Option<String>, CheckpointError> {
         Ok(metadata) if metadata.len() > MAX_TEXT => {
             Err(config(format!("it has {} bytes", metadata.len())))
         }
+        Ok(metadata) if !metadata.is_file() => Err(config("it is no file".to_owned())),
         Ok(_) => {
             let text = fs::read_to_string(path);
             text.map(Some).map_err(|e| config(e.to_string()))

@@ -52,7 +52,9 @@ pub struct Header {
     reason = "the messages say it; the fields are what they show"
 )]
 pub enum HeaderError {
-    #[error("the file has {0} bytes, too few for a safetensors file")]
+    #[error(
+        "the file has {0} bytes, too few for a safetensors file\nhint: the file is truncated; fetch it again"
+    )]
     HeaderTooSmall(u64),
     #[error(
         "its header would be {0} bytes long, and at most 100000000 are allowed: not a safetensors file, or a damaged one"

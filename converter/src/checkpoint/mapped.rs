@@ -1,10 +1,12 @@
 //! A file's bytes, mapped into memory: what is not read costs nothing.
 
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
 use std::path::Path;
 
 use memmap2::Mmap;
+
+use super::CheckpointError;
+use super::error::FOLDER;
 
 /// The bytes of a file.
 #[derive(Debug)]
@@ -17,10 +19,26 @@ pub(super) enum Mapped {
 }
 
 impl Mapped {
-    /// Maps a file; an empty one has no bytes.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if file.metadata()?.len() == 0 {
+    /// Maps a file; an empty one has no bytes. What is no file is not even opened, since that may wait for a writer forever.
+    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let metadata = fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() {
+                FOLDER
+            } else {
+                "a pipe or device"
+            };
+            return Err(CheckpointError::NotAFile {
+                path: path.to_owned(),
+                kind,
+            });
+        }
+        let file = File::open(path).map_err(io)?;
+        if metadata.len() == 0 {
             return Ok(Self::Static(&[]));
         }
         #[expect(
@@ -29,7 +47,7 @@ impl Mapped {
         )]
         // SAFETY: the map is read-only, and only ever read as bytes, for which every value is valid. Another program
         // that truncates the file meanwhile ends this one with SIGBUS, as it does every program that maps files.
-        let map = unsafe { Mmap::map(&file) }?;
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::File(map))
     }
 

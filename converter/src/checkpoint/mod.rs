@@ -57,6 +57,19 @@ pub trait TensorSource: Send + Sync {
     /// The whole file, for hashing.
     fn file_bytes(&self) -> &[u8];
 
+    /// What the user should know of the file.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Compares the data with the checksums that the file has of it, if it has any.
+    ///
+    /// # Errors
+    /// Some data is not what was written.
+    fn check(&self) -> Result<(), CheckpointError> {
+        Ok(())
+    }
+
     /// Length of the file.
     fn size_bytes(&self) -> u64 {
         self.file_bytes().len() as u64
@@ -73,11 +86,7 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
 
 /// [`open`] without a look at scales.
 fn open_stored(path: &Path) -> Result<Box<dyn TensorSource>, CheckpointError> {
-    let bytes = Mapped::open(path).map_err(|source| CheckpointError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    read(path, bytes)
+    read(path, Mapped::open(path)?)
 }
 
 /// [`open`] of a file whose bytes are in memory already; `path` stands for it in messages.

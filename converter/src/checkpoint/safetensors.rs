@@ -22,11 +22,7 @@ impl SafetensorsFile {
     /// # Errors
     /// It cannot be read, is of another format, or breaks a rule of this one.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let bytes = Mapped::open(path).map_err(|source| CheckpointError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::new(path.to_owned(), bytes)
+        Self::new(path.to_owned(), Mapped::open(path)?)
     }
 
     /// Reads a file that is part of the program; `label` stands for its path in messages.
@@ -88,6 +84,8 @@ pub(super) const USE_OF_GRAPHS: &str = "it is converted already: `sdrun txt2img 
 /// What people give instead of checkpoints, by how it begins, and what they should do.
 fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     const DOWNLOAD: &str = "the download went wrong (a login page?); fetch the file again";
+    const MESSAGE: &str =
+        "the download went wrong (an error message?); look into it, and fetch the file again";
     let starts: [(&[u8], &str, &str); 5] = [
         (b"<!DOCTYPE", "a web page", DOWNLOAD),
         (b"<!doctype", "a web page", DOWNLOAD),
@@ -103,11 +101,27 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
             "quantized files cannot be converted; get the model's .safetensors file",
         ),
     ];
+    if bytes.is_empty() {
+        return Some((
+            "an empty file",
+            "the download went wrong; fetch the file again",
+        ));
+    }
     let known = starts
         .into_iter()
         .find(|(start, ..)| bytes.starts_with(start))
         .map(|(_, kind, hint)| (kind, hint));
-    known.or_else(|| is_onnx(bytes).then_some(("an ONNX graph", USE_OF_GRAPHS)))
+    known
+        .or_else(|| is_onnx(bytes).then_some(("an ONNX graph", USE_OF_GRAPHS)))
+        .or_else(|| is_text(bytes).then_some(("a text file", MESSAGE)))
+}
+
+/// Whether a file begins with text. A safetensors file has a zero there: four of the eight bytes that can tell its header's
+/// length are never needed.
+fn is_text(bytes: &[u8]) -> bool {
+    const LOOKED_AT: usize = 64;
+    let control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
+    !bytes.iter().take(LOOKED_AT).any(control)
 }
 
 /// Whether a file begins as ONNX models do: with the format's version, then a text of at least one letter (who made it), or
@@ -122,7 +136,6 @@ fn is_onnx(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::header::HeaderError;
 
     #[test]
     fn tensors_are_read_from_a_file() {
@@ -174,8 +187,8 @@ mod tests {
         assert!(
             matches!(
                 error,
-                CheckpointError::Header {
-                    problem: HeaderError::HeaderTooSmall(0),
+                CheckpointError::Format {
+                    kind: "an empty file",
                     ..
                 }
             ),

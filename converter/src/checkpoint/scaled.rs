@@ -2,7 +2,8 @@
 //!
 //! A scale is one number or one per row. `MODULE.scale_weight` with a marker `scaled_fp8` is the older spelling of ComfyUI;
 //! `MODULE.weight_scale` is that of diffusers and of newer ComfyUI, which adds `MODULE.comfy_quant` (JSON). Scales of
-//! activations are for programs that compute in 8 bits.
+//! activations are for programs that compute in 8 bits. As in ComfyUI, a weight that only the marker speaks of has the scale
+//! 1, and one of another type than 8-bit floats is multiplied all the same; both are told.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{CheckpointError, Dtype, TensorInfo, TensorSource, to_f32};
+use crate::error::some_of;
 
 /// Parts of names that only weights of other programs have, and those programs or their formats.
 const UNREADABLE: &[(&str, &str)] = &[
@@ -55,16 +57,18 @@ struct Scaled {
     tensors: BTreeMap<String, TensorInfo>,
     /// One number, or one per row, by weight.
     scales: BTreeMap<String, Vec<f32>>,
+    notes: Vec<String>,
 }
 
 /// The file as if it were not quantized.
 ///
 /// # Errors
-/// It is quantized in a way that cannot be read, or a scale does not fit its weight.
+/// It is quantized in a way that cannot be read, or a scale is missing, does not fit its weight, or is no positive number.
 pub(super) fn dequantized(
     source: Box<dyn TensorSource>,
 ) -> Result<Box<dyn TensorSource>, CheckpointError> {
     let (mut scales, mut hidden) = (BTreeMap::new(), BTreeSet::new());
+    let (mut marked, mut described) = (Vec::new(), Vec::new());
     for name in source.tensors().keys() {
         if let Some((_, scheme)) = UNREADABLE.iter().find(|(part, _)| name.contains(part)) {
             return Err(quantized(source.path(), scheme, name));
@@ -76,16 +80,29 @@ pub(super) fn dequantized(
             let of_activations = OF_ACTIVATIONS.map(|end| format!("{module}{end}"));
             hidden.extend(of_activations);
             hidden.insert(name.clone());
-        } else if name.ends_with(MARKER) {
+        } else if let Some(networks) = name.strip_suffix(MARKER) {
+            marked.push(networks.to_owned());
             hidden.insert(name.clone());
-        } else if name.ends_with(DESCRIPTION) {
+        } else if let Some(module) = name.strip_suffix(DESCRIPTION) {
             check_description(&*source, name)?;
+            described.push((format!("{module}.weight"), name.clone()));
             hidden.insert(name.clone());
         }
+    }
+    let unscaled = described
+        .into_iter()
+        .find(|(weight, _)| source.tensors().contains_key(weight) && !scales.contains_key(weight));
+    if let Some((weight, evidence)) = unscaled {
+        return Err(CheckpointError::ScaleMissing {
+            path: source.path().to_owned(),
+            weight,
+            evidence,
+        });
     }
     if hidden.is_empty() {
         return Ok(source);
     }
+    let notes = notes(&*source, &scales, &marked);
     let mut tensors = source.tensors().clone();
     tensors.retain(|name, _| !hidden.contains(name));
     for weight in scales.keys() {
@@ -97,7 +114,37 @@ pub(super) fn dequantized(
         source,
         tensors,
         scales,
+        notes,
     }))
+}
+
+/// What is unusual about a file's scales: `marked` are the beginnings of names for which a marker promises some.
+fn notes(
+    source: &dyn TensorSource,
+    scales: &BTreeMap<String, Vec<f32>>,
+    marked: &[String],
+) -> Vec<String> {
+    let is_8_bit = |dtype| matches!(dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
+    let (mut without, mut wide) = (Vec::new(), Vec::new());
+    for (name, info) in source.tensors() {
+        let promised = || marked.iter().any(|networks| name.starts_with(networks));
+        match (scales.contains_key(name), is_8_bit(info.dtype)) {
+            (true, false) => wide.push(name),
+            (false, true) if name.ends_with(".weight") && promised() => without.push(name),
+            _ => {}
+        }
+    }
+    let path = source.path().display();
+    let told = [
+        (without, "8-bit weights have no scale; taking 1"),
+        (
+            wide,
+            "weights that are not in 8 bits are multiplied by their scales",
+        ),
+    ];
+    let told = told.iter().filter(|(names, _)| !names.is_empty());
+    told.map(|(names, what)| format!("{path}: {} {what}: {}", names.len(), some_of(names)))
+        .collect()
 }
 
 fn module_of_scale(name: &str) -> Option<&str> {
@@ -112,7 +159,7 @@ fn quantized(path: &Path, scheme: &str, evidence: &str) -> CheckpointError {
     }
 }
 
-/// The numbers of a scale, which fit its weight.
+/// The numbers of a scale, which fit its weight. Zero is the scale of zeros alone.
 fn read_scale(
     source: &dyn TensorSource,
     name: &str,
@@ -141,7 +188,25 @@ fn read_scale(
             expected: format!("one scale for `{weight}`, or one for each of its {rows} rows"),
         });
     }
-    values(source, name)
+    let scale = values(source, name)?;
+    let wrong = |value: &&f32| !(value.is_finite() && **value >= 0.0);
+    let mut bad = scale.iter().find(wrong).copied();
+    if bad.is_none() && scale.contains(&0.0) {
+        let of = values(source, weight)?;
+        let rows = of.chunks((of.len() / scale.len()).max(1)).zip(&scale);
+        let mut nulled =
+            rows.filter(|(row, scale)| **scale == 0.0 && row.iter().any(|x| *x != 0.0));
+        bad = nulled.next().map(|(_, scale)| *scale);
+    }
+    match bad {
+        None => Ok(scale),
+        Some(value) => Err(CheckpointError::BadScale {
+            path: path.to_owned(),
+            scale: name.to_owned(),
+            weight: weight.to_owned(),
+            value,
+        }),
+    }
 }
 
 /// A tensor in single precision.
@@ -197,5 +262,13 @@ impl TensorSource for Scaled {
 
     fn file_bytes(&self) -> &[u8] {
         self.source.file_bytes()
+    }
+
+    fn check(&self) -> Result<(), CheckpointError> {
+        self.source.check()
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }

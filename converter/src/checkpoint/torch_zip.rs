@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zip::{CompressionMethod, ZipArchive};
 
@@ -29,6 +30,18 @@ pub enum TorchError {
         name: String,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// Data that is not what was written.
+    #[error(
+        "zip entry `{name}`: its checksum is {found:08x}, but {expected:08x} was written\nhint: the file is damaged; fetch it again"
+    )]
+    Checksum {
+        /// Name of the entry.
+        name: String,
+        /// The checksum (CRC-32) of the data.
+        found: u32,
+        /// The checksum that the archive has of it.
+        expected: u32,
     },
     /// A compiled program, not weights.
     #[error("a TorchScript program (it holds `{evidence}`), not a checkpoint")]
@@ -91,12 +104,35 @@ pub enum TorchError {
 }
 
 /// Bytes of an entry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Entry {
+    name: String,
     index: usize,
     start: usize,
     size: usize,
     stored: bool,
+    /// Checksum of the data; zero where the writer computed none, as PyTorch may be told to.
+    checksum: u32,
+    /// Whether the data was compared with it.
+    checked: AtomicBool,
+}
+
+impl Entry {
+    fn check(&self, data: &[u8]) -> Result<(), TorchError> {
+        if self.checksum == 0 || self.checked.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (found, expected) = (crc32fast::hash(data), self.checksum);
+        if found != expected {
+            return Err(TorchError::Checksum {
+                name: self.name.clone(),
+                found,
+                expected,
+            });
+        }
+        self.checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// A checked archive.
@@ -116,7 +152,7 @@ impl TorchZip {
             problem,
         };
         let (pickle_entry, storages) = entries(bytes.get()).map_err(torch)?;
-        let data = unpacked(bytes.get(), pickle_entry).map_err(torch)?;
+        let data = unpacked(bytes.get(), &pickle_entry).map_err(torch)?;
         let pickle = pickle::read(&data).map_err(|problem| CheckpointError::Pickle {
             path: path.clone(),
             problem,
@@ -209,15 +245,18 @@ fn entries(file: &[u8]) -> Result<(Entry, BTreeMap<String, Entry>), TorchError> 
         }
         unpacked_size = unpacked_size.saturating_add(entry.size());
         let found = Entry {
+            name: name.clone(),
             index,
             start: start as usize,
             size: entry.size() as usize,
             stored,
+            checksum: entry.crc32(),
+            checked: AtomicBool::new(false),
         };
         match path {
             "data.pkl" => pickles.push(found),
             "byteorder" => {
-                let order = unpacked_raw(file, found, 16)?;
+                let order = unpacked_raw(file, &found, 16)?;
                 if order.starts_with(b"big") {
                     return Err(TorchError::BigEndian);
                 }
@@ -241,15 +280,14 @@ fn entries(file: &[u8]) -> Result<(Entry, BTreeMap<String, Entry>), TorchError> 
             size,
         });
     }
-    match pickles[..] {
-        [pickle] if pickle.size <= MAX_PICKLE => Ok((pickle, storages)),
-        [_] => Err(TorchError::Entry {
+    let count = pickles.len();
+    match pickles.pop() {
+        Some(pickle) if count == 1 && pickle.size <= MAX_PICKLE => Ok((pickle, storages)),
+        Some(_) if count == 1 => Err(TorchError::Entry {
             name: "data.pkl".to_owned(),
             problem: "it is larger than any checkpoint's",
         }),
-        _ => Err(TorchError::DataPickles {
-            count: pickles.len(),
-        }),
+        _ => Err(TorchError::DataPickles { count }),
     }
 }
 
@@ -285,15 +323,21 @@ fn local_size(file: &[u8], header: u64) -> Option<u64> {
     (flags & 8 == 0 && size != u32::MAX).then_some(u64::from(size))
 }
 
-fn unpacked(file: &[u8], entry: Entry) -> Result<Cow<'_, [u8]>, TorchError> {
-    if entry.stored {
-        return Ok(Cow::Borrowed(&file[entry.start..entry.start + entry.size]));
+/// An entry's data. Its checksum is computed the first time, which costs little beside what is done with the data.
+fn unpacked<'a>(file: &'a [u8], entry: &Entry) -> Result<Cow<'a, [u8]>, TorchError> {
+    let data = match entry.stored {
+        true => Cow::Borrowed(&file[entry.start..entry.start + entry.size]),
+        false => Cow::Owned(unpacked_raw(file, entry, entry.size)?),
+    };
+    // One that is cut off is told by its length.
+    if data.len() == entry.size {
+        entry.check(&data)?;
     }
-    Ok(Cow::Owned(unpacked_raw(file, entry, entry.size)?))
+    Ok(data)
 }
 
 /// At most `limit` bytes of an entry.
-fn unpacked_raw(file: &[u8], entry: Entry, limit: usize) -> Result<Vec<u8>, TorchError> {
+fn unpacked_raw(file: &[u8], entry: &Entry, limit: usize) -> Result<Vec<u8>, TorchError> {
     let mut archive = ZipArchive::new(Cursor::new(file))?;
     let reader = archive.by_index(entry.index)?;
     let mut bytes = Vec::new();
@@ -321,7 +365,7 @@ impl TensorSource for TorchZip {
             path: self.path.clone(),
             name: name.to_owned(),
         })?;
-        let Some(&entry) = self.storages.get(&tensor.storage.key) else {
+        let Some(entry) = self.storages.get(&tensor.storage.key) else {
             return Ok(Cow::Borrowed(&[])); // `checked` lets only empty tensors go without
         };
         let storage =
@@ -348,5 +392,14 @@ impl TensorSource for TorchZip {
 
     fn file_bytes(&self) -> &[u8] {
         self.bytes.get()
+    }
+
+    fn check(&self) -> Result<(), CheckpointError> {
+        let check = |entry| unpacked(self.bytes.get(), entry).map(drop);
+        let checked = self.storages.values().try_for_each(check);
+        checked.map_err(|problem| CheckpointError::Torch {
+            path: self.path.clone(),
+            problem,
+        })
     }
 }

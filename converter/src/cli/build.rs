@@ -49,7 +49,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     vae: Option<PathBuf>,
     /// Take the UNet's running averages (EMA) instead of its final weights
-    #[arg(long, conflicts_with = "recipe")]
+    #[arg(long, conflicts_with_all = ["recipe", "base"])]
     ema: bool,
     /// Model that a Control-LoRA or difference ControlNet is made for
     #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
@@ -57,7 +57,7 @@ pub(crate) struct BuildArgs {
     /// Of a folder's variants of weights (`fp16`, ..), take this one
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// What the UNet predicts, if the file does not tell: `epsilon` or `v_prediction`
+    /// What the UNet predicts, if the file does not tell: `epsilon`, `v_prediction` or `sample`
     #[arg(long, value_name = "TYPE", value_parser = prediction)]
     prediction_type: Option<PredictionType>,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
@@ -162,6 +162,13 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         !is_stdout(&args.output),
         UsageError("a model directory cannot go to standard output".to_owned())
     );
+    let given = [&args.checkpoint, &args.base, &args.vae]
+        .into_iter()
+        .flatten();
+    anyhow::ensure!(
+        args.variant.is_none() || !given.clone().all(|path| path.is_file()),
+        UsageError("--variant chooses from a folder's weights, and no folder is given".to_owned())
+    );
     let report_file = match &args.report {
         Some(path) => Some(StagedFile::create(path, true)?),
         None => None,
@@ -204,7 +211,11 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     }
     let json = report.to_json(&args.output);
     if let Some(file) = report_file {
-        file.write_text(&format!("{json:#}\n"))?;
+        let bar = ui.spinner("writing the report");
+        let written = file.write_text(&format!("{json:#}\n"), &bar);
+        let model = args.output.display();
+        written
+            .with_context(|| format!("the model {model} is complete, only its report failed"))?;
     }
     if args.json {
         return Ok(ui.result(json)?);

@@ -82,8 +82,8 @@ pub(crate) fn run(args: &ExtractArgs, ui: &Ui) -> anyhow::Result<()> {
     let tuned = Weights::open(&args.tuned, None)?;
     let bar = ui.bytes("extracting", work_bytes(&base));
     let extracted = extract(&base, &tuned, &options, &bar)?;
+    extracted.write(file, &bar)?;
     drop(bar);
-    extracted.write(file)?;
     let report = &extracted.report;
     ui.note(report.to_string());
     if let Some(largest) = report.text_left_out {

@@ -15,7 +15,7 @@ use sd_converter::save::work_bytes;
 use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use sd_models::manifest::{self, hex};
-use sd_ui::{Interrupted, Ui};
+use sd_ui::{Interrupted, Ui, UsageError};
 use sha2::{Digest, Sha256};
 
 /// Say what a file or a model directory holds, and whether it can be converted
@@ -33,6 +33,13 @@ pub(crate) struct InspectArgs {
 
 pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<()> {
     if args.file.join(manifest::FILE_NAME).is_file() {
+        anyhow::ensure!(
+            args.against.is_none(),
+            UsageError(format!(
+                "{}: --against compares checkpoints and LoRAs, and this is a converted model",
+                args.file.display()
+            ))
+        );
         let manifest = inspect_dir(&args.file)?;
         let text = if args.json {
             serde_json::to_string(&manifest)?

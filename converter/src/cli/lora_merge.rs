@@ -32,8 +32,8 @@ pub(crate) fn run(args: &LoraMergeArgs, ui: &Ui) -> anyhow::Result<()> {
     let file = StagedFile::create(&args.output, args.force)?;
     let bar = ui.spinner("merging");
     let merged = merge(&args.loras, args.rank.map(|rank| rank as usize))?;
+    merged.write(file, &bar)?;
     drop(bar);
-    merged.write(file)?;
     for note in &merged.notes {
         ui.note(note);
     }

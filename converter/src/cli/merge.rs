@@ -19,32 +19,36 @@ use sd_ui::{Ui, UsageError};
 
 use super::safetensors_file;
 
+/// How far to go from A where nothing is said.
+const ALPHA: f64 = 0.5;
+
 /// Merge models of one family into one file
 #[derive(Debug, clap::Args)]
 pub(crate) struct MergeArgs {
     /// Models to merge: A, B, and C where the method takes one
     #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
     models: Vec<PathBuf>,
-    /// Merges of merges, described in a TOML file
-    #[arg(long, value_name = "FILE")]
+    /// Merges of merges, described in a TOML file, which then says all about how
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "alpha", "beta", "block_weights", "density", "seed",
+        "vae_from", "te_from", "missing", "storage", "vae"])]
     recipe: Option<PathBuf>,
     #[arg(long, value_name = "NAME", value_parser = method, default_value = "weighted-sum", help = method_help())]
     method: Method,
-    /// How far to go from A: 0 is A
-    #[arg(long, value_name = "X", default_value_t = 0.5)]
-    alpha: f64,
-    /// The third model's part, in sum-twice and triple-sum
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
-    beta: f64,
+    /// How far to go from A: 0 is A [default: 0.5]
+    #[arg(long, value_name = "X")]
+    alpha: Option<f64>,
+    /// The third model's part, in sum-twice and triple-sum [default: 0]
+    #[arg(long, value_name = "X")]
+    beta: Option<f64>,
     /// Alpha by block: numbers (26 for SD 1 and 2, 20 for SDXL; one less without BASE), a preset's name, or a file of them
     #[arg(long, value_name = "LIST|PRESET|FILE")]
     block_weights: Option<String>,
-    /// Part of each difference that ties and dare keep
-    #[arg(long, value_name = "X", default_value_t = 0.2)]
-    density: f64,
-    /// What dare drops
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Part of each difference that ties and dare keep [default: 0.2]
+    #[arg(long, value_name = "X")]
+    density: Option<f64>,
+    /// What dare drops [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Where the VAE comes from: a, b or merge
     #[arg(long, value_name = "MODEL", value_parser = policy, default_value = "a")]
     vae_from: Policy,
@@ -150,27 +154,49 @@ fn absent(model: &dyn Model) -> anyhow::Result<Vec<String>> {
 
 fn merged(args: &MergeArgs) -> anyhow::Result<Box<dyn Model>> {
     let usage = |text: String| Err(UsageError(text));
-    if !(args.density > 0.0 && args.density <= 1.0) {
+    if let Some(density) = args.density
+        && !(density > 0.0 && density <= 1.0)
+    {
         usage(format!(
-            "--density {}: above 0 and at most 1 expected",
-            args.density
+            "--density {density}: above 0 and at most 1 expected"
         ))?;
     }
-    if !args.alpha.is_finite() || !args.beta.is_finite() {
+    let numbers = [args.alpha, args.beta].into_iter().flatten();
+    if !numbers.clone().all(f64::is_finite) {
         usage("--alpha and --beta must be numbers".to_owned())?;
     }
-    if args.beta != 0.0 && !args.method.has_beta() {
-        usage(format!("method {} takes no --beta", args.method.name()))?;
+    let method = args.method;
+    for (option, given, taken) in [
+        ("--alpha", args.alpha.is_some(), method.has_alpha()),
+        (
+            "--block-weights",
+            args.block_weights.is_some(),
+            method.has_alpha(),
+        ),
+        (
+            "--beta",
+            args.beta.is_some_and(|beta| beta != 0.0),
+            method.has_beta(),
+        ),
+        ("--density", args.density.is_some(), method.has_density()),
+        ("--seed", args.seed.is_some(), method.has_seed()),
+    ] {
+        if given && !taken {
+            usage(format!("method {} takes no {option}", method.name()))?;
+        }
     }
+    let inputs = method.check_inputs(args.models.len());
+    inputs.map_err(|e| UsageError(e.to_string()))?;
+    let (base, beta) = (args.alpha.unwrap_or(ALPHA), args.beta.unwrap_or_default());
     let alpha = match &args.block_weights {
         Some(text) => block_weights(text)?,
-        None => BlockWeights::Uniform(args.alpha),
+        None => BlockWeights::Uniform(base),
     };
-    let mut plan = Plan::new(args.method, alpha);
-    plan.base = args.alpha;
-    plan.beta = BlockWeights::Uniform(args.beta);
-    plan.density = args.density;
-    plan.seed = args.seed;
+    let mut plan = Plan::new(method, alpha);
+    plan.base = base;
+    plan.beta = BlockWeights::Uniform(beta);
+    plan.density = args.density.unwrap_or(plan.density);
+    plan.seed = args.seed.unwrap_or(plan.seed);
     plan.weights = vec![1.0; args.models.len()];
     (plan.vae, plan.text_encoders) = (args.vae_from, args.te_from);
     (plan.missing, plan.storage) = (args.missing, args.storage);
@@ -217,8 +243,8 @@ fn record(args: &MergeArgs) -> anyhow::Result<String> {
         "type": "sdrt",
         "method": args.method.name(),
         "models": models,
-        "alpha": args.alpha,
-        "beta": args.beta,
+        "alpha": args.alpha.unwrap_or(ALPHA),
+        "beta": args.beta.unwrap_or_default(),
         "block_weights": args.block_weights,
         "vae": args.vae.as_ref().and_then(name),
     });

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use sd_converter::checkpoint::open;
 use sd_converter::inspect::inspect_file;
 use sd_converter::verify::{read_manifest, verify_dir, work_bytes};
 use sd_ui::Ui;
 
-/// Check a model directory (hashes, graphs, weights) or a checkpoint's header
+/// Check a model directory (hashes, graphs, weights), or a checkpoint (its header; a `.ckpt` file's checksums too)
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArgs {
     /// Model directory or checkpoint
@@ -22,6 +23,9 @@ pub(crate) fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<()> {
             "{path}: {}",
             report.refused.unwrap_or_default()
         );
+        let bar = ui.spinner("checking");
+        open(&args.path)?.check()?;
+        drop(bar);
         return Ok(ui.result(format!("{path}: a complete checkpoint, {}", report.kind))?);
     }
     let bar = ui.bytes("hashing", work_bytes(read_manifest(&args.path)?.as_ref()));

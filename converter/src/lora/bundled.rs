@@ -14,6 +14,7 @@ use crate::embedding::Embedding;
 use crate::error::some_of;
 use crate::model::Model;
 use crate::output::write_file;
+use crate::progress::Unwatched;
 
 /// How their keys begin.
 pub(super) const PREFIX: &str = "bundle_emb.";
@@ -125,7 +126,7 @@ impl Adapter {
         for bundled in &self.embeddings {
             fs::create_dir_all(folder).map_err(ConvertError::write(folder))?;
             let path = folder.join(format!("{}.safetensors", bundled.name));
-            write_file(&path, false, |file| {
+            write_file(&path, false, &Unwatched, |file| {
                 let written = bundled.embedding.write(file);
                 written.map_err(ConvertError::write(&path))
             })?;

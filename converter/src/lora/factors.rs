@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, View};
 
 use crate::ConvertError;
 use crate::output::StagedFile;
+use crate::progress::Progress;
 
 /// A module on a matrix or convolution.
 #[derive(Debug)]
@@ -49,13 +50,14 @@ pub(crate) struct Norm {
 /// call the base model's version.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or the user interrupts.
 pub(crate) fn write(
     modules: &[Factors],
     norms: &[Norm],
     version: &str,
     single: bool,
     file: StagedFile,
+    progress: &dyn Progress,
 ) -> Result<(), ConvertError> {
     let mut tensors = Vec::new();
     let stored = |shape, values: &[f32]| Stored {
@@ -95,7 +97,7 @@ pub(crate) fn write(
     // One entry only: the order of several would vary between runs, and so would the file's hash.
     let version = ("ss_base_model_version".to_owned(), version.to_owned());
     let target = file.target().to_owned();
-    file.write(|path| {
+    file.write(progress, |path| {
         let views = tensors.iter().map(|(name, tensor)| (name, tensor));
         let metadata = Some(HashMap::from([version]));
         safetensors::serialize_to_file(views, metadata, path).map_err(|e| ConvertError::Write {

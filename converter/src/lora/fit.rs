@@ -465,6 +465,9 @@ pub(super) fn groups(
             group: &*group,
             source,
         };
+        if let Some(config) = &config {
+            config.check(&parts)?;
+        }
         let is_rotation = group.format.name == super::oft::FORMAT.name;
         zero_alphas +=
             usize::from(!is_rotation && parts.number("alpha").is_ok_and(|a| a == Some(0.0)));

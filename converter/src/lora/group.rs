@@ -108,6 +108,17 @@ impl<'a> Parts<'a> {
         self.group.parts.contains_key(role)
     }
 
+    /// Key of a part.
+    pub(super) fn key(&self, role: &str) -> Option<&'a str> {
+        self.group.parts.get(role).map(String::as_str)
+    }
+
+    /// Key of some part, for messages.
+    pub(super) fn first_key(&self) -> &'a str {
+        let first = self.group.parts.values().next();
+        first.map_or("", String::as_str)
+    }
+
     /// Shape of a part.
     pub(super) fn shape(&self, role: &str) -> Option<&'a [usize]> {
         let key = self.group.parts.get(role)?;

@@ -175,6 +175,7 @@ pub(super) fn guess(
             format!("; it is made for {lora}, this is {model}")
         }
         (Some(lora), None) => format!("; it is made for {lora}"),
+        (None, _) => "; nothing in it tells what it is made for".to_owned(),
         _ => String::new(),
     };
     if let (Some(lora), Some(model)) = (text_width(groups, source), model_width(base))

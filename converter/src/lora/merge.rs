@@ -24,6 +24,7 @@ use crate::ConvertError;
 use crate::checkpoint::{Dtype, TensorSource};
 use crate::extract::version;
 use crate::output::StagedFile;
+use crate::progress::Progress;
 use crate::svd::{Svd, svd};
 
 /// What is wrong with kinds of modules that act on what is there.
@@ -62,10 +63,17 @@ impl Merged {
     /// Writes the LoRA under kohya's names, in single precision if one of the files is.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, file: StagedFile) -> Result<(), ConvertError> {
+    /// The file cannot be written, or the user interrupts.
+    pub fn write(&self, file: StagedFile, progress: &dyn Progress) -> Result<(), ConvertError> {
         let version = version(self.family, false);
-        factors::write(&self.modules, &self.norms, version, self.single, file)
+        factors::write(
+            &self.modules,
+            &self.norms,
+            version,
+            self.single,
+            file,
+            progress,
+        )
     }
 }
 

@@ -134,8 +134,12 @@ impl Names {
         for prefix in flat_prefixes {
             self.0.insert(format!("{prefix}{flat}"), place.clone());
         }
-        for prefix in dotted_prefixes {
-            self.0.insert(format!("{prefix}{path}"), place.clone());
+        // Some writers leave out the level that holds all of a text encoder.
+        let short = path.strip_prefix("text_model.");
+        for path in [Some(path), short].into_iter().flatten() {
+            for prefix in dotted_prefixes {
+                self.0.insert(format!("{prefix}{path}"), place.clone());
+            }
         }
         // A text encoder alone under a trainer's wrapper, or the only one of its model.
         if component == Component::TextEncoder && path.starts_with("text_model.") {
@@ -161,8 +165,13 @@ impl Names {
         for prefix in ["lora_unet_", "oft_unet_"] {
             self.0.insert(format!("{prefix}{flat}"), place.clone());
         }
-        // The last is OneTrainer's.
-        for prefix in ["diffusion_model.", "model.diffusion_model.", "unet."] {
+        // `unet.` is OneTrainer's.
+        for prefix in [
+            "diffusion_model.",
+            "model.diffusion_model.",
+            "unet.",
+            "lora_unet.",
+        ] {
             self.0.insert(format!("{prefix}{path}"), place.clone());
         }
     }

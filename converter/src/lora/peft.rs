@@ -9,7 +9,8 @@ use std::path::Path;
 use regex::{RegexSet, escape};
 use serde_json::{Map, Value};
 
-use super::LoraError;
+use super::group::Parts;
+use super::{LoraError, dora, ia3, locon, loha, lokr, oft};
 use crate::checkpoint::TensorSource;
 
 /// Name of PEFT's files without their ending, and of the configuration beside them.
@@ -18,6 +19,15 @@ const CONFIG: &str = "adapter_config.json";
 
 /// Entry of a file's metadata.
 const METADATA: &str = "lora_adapter_metadata";
+
+/// What PEFT calls kinds of adapters, and what we call them.
+const KINDS: [(&str, &str); 5] = [
+    ("LORA", locon::FORMAT.name),
+    ("LOHA", loha::FORMAT.name),
+    ("LOKR", lokr::FORMAT.name),
+    ("IA3", ia3::FORMAT.name),
+    ("OFT", oft::FORMAT.name),
+];
 
 /// Largest configuration that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -29,6 +39,10 @@ pub(super) struct ModuleConfig {
     /// The rank it was trained with, if that is told.
     rank: Option<f64>,
     stabilized: bool,
+    /// Kind of adapter, by PEFT's name and ours, if it is one of [`KINDS`].
+    kind: Option<(&'static str, &'static str)>,
+    /// Whether it has magnitudes (DoRA).
+    magnitudes: bool,
     /// Of (IA)^3: whether it stretches inputs.
     pub(super) feedforward: bool,
 }
@@ -52,13 +66,19 @@ impl ModuleConfig {
 
 /// A configuration, by component; `""` is for all.
 #[derive(Clone, Debug)]
-pub(super) struct Config(BTreeMap<String, ComponentConfig>);
+pub(super) struct Config {
+    /// Where it stands.
+    place: String,
+    components: BTreeMap<String, ComponentConfig>,
+}
 
 #[derive(Clone, Debug)]
 struct ComponentConfig {
     alpha: Option<f64>,
     rank: Option<f64>,
     stabilized: bool,
+    kind: Option<(&'static str, &'static str)>,
+    magnitudes: bool,
     alphas: Patterns,
     ranks: Patterns,
     feedforward: RegexSet,
@@ -81,13 +101,13 @@ impl Config {
                 None => return Ok(None),
             },
         };
-        let config = Self::parse(&text);
-        config
-            .map(Some)
-            .map_err(|problem| LoraError::Config { place, problem })
+        match Self::parse(&text) {
+            Ok(components) => Ok(Some(Self { place, components })),
+            Err(problem) => Err(LoraError::Config { place, problem }),
+        }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<BTreeMap<String, ComponentConfig>, String> {
         let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let mut components: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
         for (key, value) in fields {
@@ -97,19 +117,65 @@ impl Config {
         }
         let components = components.into_iter();
         let parsed = components.map(|(name, fields)| Ok((name, ComponentConfig::parse(&fields)?)));
-        parsed.collect::<Result<_, String>>().map(Self)
+        parsed.collect()
     }
 
     /// What it says of a module, named as in the file.
     pub(super) fn module(&self, module: &str) -> Option<ModuleConfig> {
         let component = module.split('.').next().unwrap_or_default();
-        let config = self.0.get(component).or_else(|| self.0.get(""))?;
+        let components = &self.components;
+        let config = components.get(component).or_else(|| components.get(""))?;
         Some(ModuleConfig {
             alpha: config.alphas.value(module).or(config.alpha),
             rank: config.ranks.value(module).or(config.rank),
             stabilized: config.stabilized,
+            kind: config.kind,
+            magnitudes: config.magnitudes,
             feedforward: config.feedforward.is_match(module),
         })
+    }
+
+    /// Checks that a module's tensors are what the configuration says: with other ones, its scale is for something else.
+    ///
+    /// # Errors
+    /// They are not.
+    pub(super) fn check(&self, parts: &Parts<'_>) -> Result<(), LoraError> {
+        let format = parts.group.format.name;
+        let Some(config) = parts.group.config else {
+            return Ok(());
+        };
+        let contradicts = |says: String, found: String| {
+            Err(LoraError::Config {
+                place: self.place.clone(),
+                problem: format!(
+                    "{says}, but {found}\nhint: the configuration is of another adapter"
+                ),
+            })
+        };
+        if let Some((said, kind)) = config.kind
+            && kind != format
+            && KINDS.iter().any(|(_, known)| *known == format)
+        {
+            let key = parts.first_key();
+            return contradicts(
+                format!("its peft_type is {said}"),
+                format!("`{key}` is of a {format}"),
+            );
+        }
+        let (Some(key), Some(&[rank, ..])) = (parts.key("down"), parts.shape("down")) else {
+            return Ok(());
+        };
+        match config.rank {
+            Some(said) if said != rank as f64 => contradicts(
+                format!("it says rank {said}"),
+                format!("`{key}` has rank {rank}"),
+            ),
+            _ if config.magnitudes && !dora::has_magnitude(parts) => contradicts(
+                "it says use_dora".to_owned(),
+                format!("there is no magnitude beside `{key}`"),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -142,6 +208,10 @@ impl ComponentConfig {
             alpha: number("lora_alpha").or_else(|| number("alpha")),
             rank: number("r"),
             stabilized: is_set("use_rslora"),
+            kind: KINDS
+                .into_iter()
+                .find(|(said, _)| fields.get("peft_type").and_then(Value::as_str) == Some(said)),
+            magnitudes: is_set("use_dora"),
             alphas: patterns("alpha_pattern")?,
             ranks: patterns("rank_pattern")?,
             feedforward: set(feedforward)?,
@@ -184,7 +254,10 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        Config::parse(text).unwrap()
+        Config {
+            place: CONFIG.to_owned(),
+            components: Config::parse(text).unwrap(),
+        }
     }
 
     #[test]

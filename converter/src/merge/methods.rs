@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use crate::ConvertError;
 use crate::random;
 
 /// Elements that are worked on at once.
@@ -77,6 +78,44 @@ impl Method {
             }
             Self::Ties | Self::Dare | Self::Average => (2, 16),
         }
+    }
+
+    /// Whether it takes `alpha`.
+    #[must_use]
+    pub fn has_alpha(self) -> bool {
+        self != Self::Average
+    }
+
+    /// Whether it keeps a part of each difference only.
+    #[must_use]
+    pub fn has_density(self) -> bool {
+        matches!(self, Self::Ties | Self::Dare)
+    }
+
+    /// Whether chance decides something.
+    #[must_use]
+    pub fn has_seed(self) -> bool {
+        self == Self::Dare
+    }
+
+    /// Checks how many models it gets.
+    ///
+    /// # Errors
+    /// Too few or too many.
+    pub fn check_inputs(self, got: usize) -> Result<(), ConvertError> {
+        let (least, most) = self.inputs();
+        if (least..=most).contains(&got) {
+            return Ok(());
+        }
+        Err(ConvertError::MergeInputs {
+            method: self.name(),
+            got,
+            want: if least == most {
+                least.to_string()
+            } else {
+                format!("{least} to {most}")
+            },
+        })
     }
 
     /// Whether it takes `beta`.

@@ -160,18 +160,7 @@ impl Merged {
     /// # Errors
     /// Models of different families or structures, weights that only some have, or block weights that do not fit.
     pub fn new(inputs: Vec<Box<dyn Model>>, plan: Plan) -> Result<Self, ConvertError> {
-        let (least, most) = plan.method.inputs();
-        if !(least..=most).contains(&inputs.len()) {
-            return Err(ConvertError::MergeInputs {
-                method: plan.method.name(),
-                got: inputs.len(),
-                want: if least == most {
-                    least.to_string()
-                } else {
-                    format!("{least} to {most}")
-                },
-            });
-        }
+        plan.method.check_inputs(inputs.len())?;
         let first = &inputs[0];
         let families = inputs.iter().map(|input| family(&**input));
         let families: Vec<_> = families.collect::<Result<_, _>>()?;
@@ -192,7 +181,7 @@ impl Merged {
         let mut merged = Self {
             entries: first.entries().clone(),
             residue: residue(&inputs),
-            hints: hints(&inputs),
+            hints: hints(&inputs, plan.text_encoders),
             inputs,
             plan,
             alpha,
@@ -548,14 +537,41 @@ pub(crate) fn storage(wanted: Option<Dtype>, of_a: Dtype) -> Dtype {
     })
 }
 
-/// The first model's, and what the user should know of the others.
-fn hints(inputs: &[Box<dyn Model>]) -> Hints {
+/// The first model's, and what the user should know of the others. Tokenizers belong to their text encoders.
+fn hints(inputs: &[Box<dyn Model>], text_encoders: Policy) -> Hints {
     let mut hints = inputs[0].hints().clone();
     let others = inputs[1..].iter();
     hints
         .notes
         .extend(others.flat_map(|other| other.hints().notes.clone()));
+    match text_encoders {
+        Policy::A => {}
+        Policy::B => hints.tokenizers = inputs[1].hints().tokenizers.clone(),
+        Policy::Merge => hints.notes.extend(other_tokenizers(inputs)),
+    }
     hints
+}
+
+/// Names the models whose tokenizers are not the first one's: their tokens have rows that mean something else in its text
+/// encoder.
+fn other_tokenizers(inputs: &[Box<dyn Model>]) -> Vec<String> {
+    let read = |model: &dyn Model, component| {
+        let folder = model.hints().tokenizers.get(&component)?;
+        // What cannot be read is an error of its own where it is used.
+        let (parts, _) = folder.read().ok()?;
+        (!parts.is_clip()).then_some(parts)
+    };
+    let mut notes = Vec::new();
+    for component in [Component::TextEncoder, Component::TextEncoder2] {
+        let first = read(&*inputs[0], component);
+        let others = inputs[1..].iter();
+        let differ = others.filter(|other| read(&***other, component) != first);
+        notes.extend(differ.map(|other| {
+            let (a, other) = (inputs[0].path().display(), other.path().display());
+            format!("{other}: the tokenizer of its {component} differs from that of {a}, which the result takes")
+        }));
+    }
+    notes
 }
 
 /// The first model's, and what nothing knows in the others.

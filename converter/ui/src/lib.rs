@@ -1,5 +1,6 @@
 //! How the programs talk to people: results on stdout, everything else on stderr, exit codes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -106,7 +107,7 @@ impl Ui {
     /// Nobody reads it.
     pub fn result(&self, text: impl fmt::Display) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        writeln!(out, "{}", text.to_string().trim_end())?;
+        writeln!(out, "{}", printable(text.to_string().trim_end()))?;
         out.flush()
     }
 
@@ -250,7 +251,23 @@ pub fn is_stdout(target: &Path) -> bool {
 
 /// Writes a line to stderr; if nobody reads it, that is fine.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(line));
+}
+
+/// A text whose control characters, which names in files may hold, do nothing to a terminal.
+fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::new();
+    for c in text.chars() {
+        match acts(c) {
+            true => escaped.extend(c.escape_debug()),
+            false => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 /// A progress bar that also says when to stop.
@@ -292,6 +309,15 @@ mod tests {
     fn standard_output_has_several_names() {
         assert!(is_stdout(Path::new("-")) && is_stdout(Path::new("/dev/stdout")));
         assert!(!is_stdout(Path::new("./-")));
+    }
+
+    #[test]
+    fn control_characters_in_names_do_not_reach_the_terminal() {
+        assert_eq!(
+            printable("a\u{1b}[31m\r\nb\t\u{9b}"),
+            "a\\u{1b}[31m\\r\nb\t\\u{9b}"
+        );
+        assert!(matches!(printable("größe\n"), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct AddedToken {
 }
 
 /// What a tokenizer is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
     /// Ids of symbols and of what merges make of them.
     pub vocabulary: HashMap<String, u32>,
