@@ -36,8 +36,6 @@ pub struct Plan {
     pub initial_noise: Option<(PathBuf, usize)>,
     /// The solver, by the name under which the profile's program has it.
     pub sampler: Sampler,
-    /// The method that it stands for there.
-    pub method: Sampler,
     /// How its noise levels are spread; none if it has levels of its own.
     pub spread: Option<Spread>,
     /// What it runs over.
@@ -191,12 +189,11 @@ impl Plans {
                 first_noise,
                 initial_noise: request.initial_noise.clone().map(|path| (path, i)),
                 sampler: choice.sampler,
-                method: choice.method,
                 spread: choice.spread,
                 schedule: Arc::clone(&choice.schedule),
                 steps: choice.steps,
-                options: (profile.options)(choice.method, request.options),
-                calls: (choice.method.calls)(&choice.schedule),
+                options: (profile.options)(choice.sampler, request.options),
+                calls: (choice.sampler.calls)(&choice.schedule),
                 guidance_scale: (profile.guidance_scale)(choice.guidance_scale),
                 guidance_rescale: request.guidance_rescale,
                 told: told.clone(),
@@ -260,7 +257,6 @@ fn size_and_memory(
 /// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.
 struct Choice {
     sampler: Sampler,
-    method: Sampler,
     spread: Option<Spread>,
     steps: usize,
     guidance_scale: f64,
@@ -323,7 +319,6 @@ impl Choice {
         }
         Ok(Self {
             sampler,
-            method: (profile.method)(sampler),
             spread,
             steps,
             guidance_scale,
@@ -410,7 +405,7 @@ fn settings(
     if request.clip_skip > 1 {
         pairs.push(("Clip skip", request.clip_skip.to_string()));
     }
-    let draws = choice.method.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
+    let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
     if request.ensd != 0 && draws {
         pairs.push(("ENSD", request.ensd.to_string()));
     }

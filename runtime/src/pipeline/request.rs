@@ -220,7 +220,7 @@ impl Request {
                 churn != [default.s_churn, default.s_tmin, default.s_tmax],
             ),
         ] {
-            if changed && !(profile.method)(sampler).knobs.contains(&knob) {
+            if changed && !sampler.knobs.contains(&knob) {
                 return Err(RequestError::Knob {
                     sampler: sampler.name,
                     option,

@@ -186,7 +186,7 @@ fn encode(
 impl Dump {
     /// Notes the settings of a run.
     fn set_all(&mut self, plan: &Plan) {
-        self.set("convention", plan.method.space.name());
+        self.set("convention", plan.sampler.space.name());
         for (key, value) in &plan.settings {
             self.set(key, value);
         }

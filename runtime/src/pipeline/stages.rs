@@ -159,7 +159,7 @@ pub(super) fn denoise(
         before: 0,
     };
     for part in parts(plan) {
-        x = (plan.method.solve)(&mut model, x, &part, &plan.options, &mut run)?;
+        x = (plan.sampler.solve)(&mut model, x, &part, &plan.options, &mut run)?;
         run.before += part.steps.len();
     }
     if plan.schedule.final_scale != 1.0 {
@@ -177,13 +177,15 @@ fn parts(plan: &Plan) -> Vec<Cow<'_, Schedule>> {
         None => vec![Cow::Borrowed(schedule)],
         Some(at) => {
             let (before, after) = schedule.steps.split_at(at);
-            let part = |steps: &[Step]| {
-                Cow::Owned(Schedule {
-                    steps: steps.to_vec(),
-                    ..schedule.clone()
-                })
+            let orders = &schedule.setup.orders;
+            let (first, second) = orders.split_at(at.min(orders.len()));
+            let part = |steps: &[Step], orders: &[usize]| {
+                let mut part = schedule.clone();
+                part.steps = steps.to_vec();
+                part.setup.orders = orders.to_vec();
+                Cow::Owned(part)
             };
-            vec![part(before), part(after)]
+            vec![part(before, first), part(after, second)]
         }
     }
 }

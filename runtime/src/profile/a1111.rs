@@ -21,7 +21,6 @@ pub static A1111: Rules = Rules {
         s if s == &DPM_MULTISTEP => Some(&DPMPP_2M),
         s => Some(s),
     },
-    method: |sampler| sampler,
     options: |sampler, options| Options {
         // Every solver that k-diffusion gives an eta gets the one of ancestral steps.
         eta: options

@@ -16,7 +16,6 @@ pub static COMFYUI: Rules = Rules {
     name: "comfyui",
     sampler: |_| Ok(&EULER),
     solver,
-    method: |sampler| sampler,
     options: |_, options| options,
     step_seed: Some(1),
     spreads: |_| &Spread::ALL,

@@ -7,17 +7,19 @@ use serde_json::{Value, json};
 use super::scheduler_config::{Class, ConfigError, SchedulerConfig, class};
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, TIMESTEPS};
-use crate::sampler::{Bh, DPM_MULTISTEP, METHODS, Sampler, Schedule, SecondOrder, Setup, Step};
+use crate::sampler::{
+    Bh, DPM_MULTISTEP, METHODS, Method, Sampler, Schedule, SecondOrder, Setup, Step,
+};
 use crate::sigmas::{Spread, linspace};
 
 /// The rules.
 pub static DIFFUSERS: Rules = Rules {
     name: "diffusers",
     sampler,
-    solver: |sampler| class_of(sampler).ok().map(|_| sampler),
-    method: |sampler| match set_up(sampler).0 {
-        Some(DPM_SOLVER) => &DPM_MULTISTEP,
-        _ => sampler,
+    solver: |sampler| match set_up(sampler).0 {
+        Some(DPM_SOLVER) => DPM_SOLVERS.iter().find(|method| *method == sampler),
+        Some(name) => class(name).map(|_| sampler),
+        None => None,
     },
     options: |_, options| options,
     step_seed: None,
@@ -34,6 +36,7 @@ pub static DIFFUSERS: Rules = Rules {
     automatic: |sampler, trained| Ok(config(sampler, trained)?.spread()),
     schedule: |sampler, spread, count, trained| {
         let config = config(sampler, trained)?;
+        let spread = spread.filter(|spread| *spread != Spread::Normal); // the same here
         (class_of(sampler)?.schedule)(&config, spread.unwrap_or(Spread::Uniform), count)
     },
     // Pipelines guide above 1 only.
@@ -50,6 +53,30 @@ pub static DIFFUSERS: Rules = Rules {
 };
 
 const DPM_SOLVER: &str = "DPMSolverMultistepScheduler";
+
+/// That class by all of its names, each of which sets it up in its own way.
+static DPM_SOLVERS: [Method; 5] = [
+    Method {
+        name: "DPM++ 2M",
+        ..DPM_MULTISTEP
+    },
+    Method {
+        name: "DPM++ 2M SDE",
+        ..DPM_MULTISTEP
+    },
+    Method {
+        name: "DPM++ 2M SDE Heun",
+        ..DPM_MULTISTEP
+    },
+    Method {
+        name: "DPM++ 3M SDE",
+        ..DPM_MULTISTEP
+    },
+    Method {
+        name: "DPM-Solver++",
+        ..DPM_MULTISTEP
+    },
+];
 
 /// The class that a solver is, and the fields that its name sets.
 fn set_up(sampler: Sampler) -> (Option<&'static str>, Vec<(&'static str, Value)>) {

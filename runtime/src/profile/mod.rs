@@ -33,8 +33,6 @@ pub struct Rules {
     pub sampler: fn(&Trained<'_>) -> Result<Sampler, ConfigError>,
     /// The solver that the program runs for the one that is asked for; none if it has nothing of the kind.
     pub solver: fn(Sampler) -> Option<Sampler>,
-    /// The method that computes such a solver, if that is not the solver itself.
-    pub method: fn(Sampler) -> Sampler,
     /// A solver's options, with the program's own for those left open.
     pub options: fn(Sampler, Options) -> Options,
     /// What is added to a picture's seed for a second generator, which steps draw from; none if the first one goes on.
