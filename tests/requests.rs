@@ -545,10 +545,10 @@ fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot
     let config = path.join("scheduler/scheduler_config.json");
     let text = fs::read_to_string(&config)
         .unwrap()
-        .replace("PNDMScheduler", "UniPCMultistepScheduler");
+        .replace("PNDMScheduler", "DPMSolverSDEScheduler");
     fs::write(&config, text).unwrap();
     let error = make(&path, &request, None).unwrap_err();
-    assert!(error.to_string().contains("UniPC"), "{error}");
+    assert!(error.to_string().contains("DPMSolverSDE"), "{error}");
     let chosen = Request {
         sampler: Some(&EULER),
         ..request
@@ -644,6 +644,7 @@ fn settings_that_a_profile_never_reads_do_not_stop_it() {
     );
     let request = Request {
         profile: &DIFFUSERS,
+        sampler: Some(&DDIM), // PNDM's class does not read it
         steps: Some(1),
         ..circle()
     };
