@@ -175,11 +175,11 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
 }
 
 fn parse_size(text: &str) -> Result<[usize; 2], String> {
-    parse_pair(text, 'x')
+    parse_pair(text, 'x').ok_or_else(|| "expected WIDTHxHEIGHT, such as 512x768".to_owned())
 }
 
 fn parse_crop(text: &str) -> Result<[usize; 2], String> {
-    parse_pair(text, ',')
+    parse_pair(text, ',').ok_or_else(|| "expected LEFT,TOP, such as 0,64".to_owned())
 }
 
 fn parse_aesthetic(text: &str) -> Result<[f64; 2], String> {
@@ -192,11 +192,9 @@ fn parse_aesthetic(text: &str) -> Result<[f64; 2], String> {
     scores.ok_or_else(|| "expected a number, or two with a comma between them".to_owned())
 }
 
-fn parse_pair(text: &str, sign: char) -> Result<[usize; 2], String> {
-    let pair = text.to_lowercase();
-    let pair = pair.split_once(sign);
-    let pair = pair.and_then(|(x, y)| Some([x.trim().parse().ok()?, y.trim().parse().ok()?]));
-    pair.ok_or_else(|| format!("expected two numbers with `{sign}` between them"))
+fn parse_pair(text: &str, sign: char) -> Option<[usize; 2]> {
+    let (x, y) = text.split_once([sign, sign.to_ascii_uppercase()])?;
+    Some([x.trim().parse().ok()?, y.trim().parse().ok()?])
 }
 
 /// Where a run's results go.
