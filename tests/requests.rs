@@ -622,6 +622,18 @@ fn a_prediction_type_corrected_by_hand_is_followed_and_said() {
 }
 
 #[test]
+fn a_prediction_type_that_is_no_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = edited(
+        dir.path(),
+        SCHEDULER,
+        &serde_json::json!({"prediction_type": 5}),
+    );
+    let error = ModelDir::open(&path).unwrap_err().to_string();
+    assert!(error.contains("prediction type 5"), "{error}");
+}
+
+#[test]
 fn settings_that_a_profile_never_reads_do_not_stop_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = edited(

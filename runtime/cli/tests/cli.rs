@@ -119,6 +119,11 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
         (vec!["--ep", "abacus"], "openvino"),
         (vec!["--seed", "-2"], "-1 for a random one"),
         (
+            vec!["--seed", "18446744073709551615", "--batch", "2"],
+            "seed of the last picture",
+        ),
+        (vec!["--sampler", "TCD"], "under those of diffusers"),
+        (
             vec!["--sampler", "Euler", "--eta", "0.5"],
             "no effect on Euler",
         ),

@@ -7,7 +7,7 @@ use super::{DenoiseError, Latents};
 use crate::engine::{Cancel, Input, Network};
 use crate::text::Condition;
 
-/// Numbers of the guidance embedding of distilled models, unless the graph says another number.
+/// Numbers of the guidance embedding of latent consistency models.
 const GUIDANCE_WIDTH: usize = 256;
 
 /// A UNet.

@@ -140,8 +140,14 @@ fn named(path: PathBuf, origin: Origin) -> Result<Found, EngineError> {
     } else {
         VARIABLE
     };
-    let path = file.ok_or(EngineError::LibraryMissing { path, origin: name })?;
-    Ok(Found { path, origin })
+    match file {
+        Some(path) => Ok(Found { path, origin }),
+        None if path.is_dir() => Err(EngineError::LibraryBroken {
+            path,
+            problem: "no ONNX Runtime library lies in it".to_owned(),
+        }),
+        None => Err(EngineError::LibraryMissing { path, origin: name }),
+    }
 }
 
 /// `libonnxruntime.so.1.32.0`, `libonnxruntime.1.32.0.dylib` or `onnxruntime.dll` in a folder.

@@ -68,12 +68,14 @@ pub enum RequestError {
         known: Vec<&'static str>,
     },
     /// A sampler that the profile's program does not have.
-    #[error("{sampler} cannot be run under {profile}'s rules\nhint: a1111's rules have it")]
+    #[error("{sampler} cannot be run under {profile}'s rules\nhint: it can under those of {}", others.join(" and "))]
     Sampler {
         /// The sampler.
         sampler: &'static str,
         /// The profile.
         profile: &'static str,
+        /// Profiles that have it.
+        others: Vec<&'static str>,
     },
     /// A sampler was given an option that it does not have.
     #[error("{option} has no effect on {sampler}")]

@@ -417,12 +417,14 @@ impl Configs<'_> {
 
     /// What the UNet predicts, if the scheduler's configuration says so.
     fn prediction(&self, scheduler: &Value) -> Result<Option<PredictionType>, PipelineError> {
-        let Some(name) = scheduler["prediction_type"].as_str() else {
+        let name = &scheduler["prediction_type"];
+        if name.is_null() {
             return Ok(None);
-        };
-        let known = prediction_type(name).ok_or_else(|| PipelineError::NotAModel {
+        }
+        let known = name.as_str().and_then(prediction_type);
+        let known = known.ok_or_else(|| PipelineError::NotAModel {
             path: self.path.join("scheduler/scheduler_config.json"),
-            problem: format!("prediction type `{name}` is not known"),
+            problem: format!("prediction type {name} is not known"),
         });
         known.map(Some)
     }

@@ -77,11 +77,18 @@ impl Told {
     fn of(request: &Request, model: &ModelDir, size: [usize; 2], notes: &mut Vec<String>) -> Self {
         let negative = request.negative_prompt.as_deref();
         let zero = (request.profile.zero_negative)(negative, model.force_zeros);
-        let ids = |aesthetic| request.micro.time_ids(model.family, size, aesthetic);
+        let [positive, low] = request.aesthetic;
+        let mut negative_micro = request.micro;
+        if model.family == ModelFamily::SdxlRefiner && request.profile.refiner_is_apart {
+            negative_micro.crop = [0, 0];
+        }
         Self {
             layers: layers(request, model, notes),
             zero_negative: zero && model.family.time_ids().is_some(),
-            time_ids: request.aesthetic.map(ids),
+            time_ids: [
+                request.micro.time_ids(model.family, size, positive),
+                negative_micro.time_ids(model.family, size, low),
+            ],
         }
     }
 }

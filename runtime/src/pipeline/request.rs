@@ -7,7 +7,7 @@ use sd_models::family::ModelFamily;
 use super::RequestError;
 use crate::noise::Rng;
 use crate::noise::texture::Texture;
-use crate::profile::{A1111, Profile};
+use crate::profile::{A1111, PROFILES, Profile};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
 
@@ -153,6 +153,15 @@ impl Request {
             in_range("steps", steps as f64, 1.0, 1000.0)?;
         }
         in_range("batch", self.batch as f64, 1.0, 1000.0)?;
+        let last = self.batch as u64 - 1;
+        if self.seed.checked_add(last).is_none() {
+            return Err(RequestError::Range {
+                name: "seed of the last picture",
+                value: self.seed as f64 + last as f64,
+                least: 0.0,
+                most: u64::MAX as f64,
+            });
+        }
         in_range("clip-skip", self.clip_skip as f64, 1.0, 12.0)?;
         if let Some(scale) = self.guidance_scale {
             in_range("cfg", scale, 0.0, 100.0)?;
@@ -187,9 +196,15 @@ impl Request {
     /// The profile's program has none, or no such spread for it, or an option has no effect on it.
     pub(super) fn solver(&self, asked: Sampler) -> Result<Sampler, RequestError> {
         let profile = self.profile;
-        let sampler = (profile.solver)(asked).ok_or(RequestError::Sampler {
-            sampler: asked.name,
-            profile: profile.name,
+        let sampler = (profile.solver)(asked).ok_or_else(|| {
+            let others = PROFILES
+                .iter()
+                .filter(|other| (other.solver)(asked).is_some());
+            RequestError::Sampler {
+                sampler: asked.name,
+                profile: profile.name,
+                others: others.map(|other| other.name).collect(),
+            }
         })?;
         if let Some(spread) = self.spread {
             let known = (profile.spreads)(sampler);

@@ -173,7 +173,7 @@ fn parts(plan: &Plan) -> Vec<Cow<'_, Schedule>> {
     let schedule = &*plan.schedule;
     let refined = |step: &Step| is_refined(step.from.t, plan.refiner_below);
     let at = schedule.steps.iter().position(refined);
-    match at.filter(|&at| at > 0 && plan.profile.refiner_restarts) {
+    match at.filter(|&at| at > 0 && plan.profile.refiner_is_apart) {
         None => vec![Cow::Borrowed(schedule)],
         Some(at) => {
             let (before, after) = schedule.steps.split_at(at);

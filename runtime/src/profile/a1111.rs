@@ -43,7 +43,7 @@ pub static A1111: Rules = Rules {
     automatic: |sampler, _| Ok(automatic(sampler)),
     schedule: |sampler, spread, count, trained| Ok(schedule(sampler, spread, count, trained)),
     guidance_scale: |asked| asked,
-    refiner_restarts: false,
+    refiner_is_apart: false,
     prompts: Prompts::Attention,
     zero_negative: |negative, _| negative.is_none_or(str::is_empty),
     clip_skip_xl: |_| 2,

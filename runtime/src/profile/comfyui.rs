@@ -27,7 +27,7 @@ pub static COMFYUI: Rules = Rules {
     guidance_scale: |asked| asked,
     prompts: Prompts::AttentionInstead,
     zero_negative: |_, _| false,
-    refiner_restarts: false,
+    refiner_is_apart: false,
     // "Stop at CLIP layer" counts layers; without it, it is the last but one.
     clip_skip_xl: |skip| skip.max(2),
     clip_skip_negative: true,

@@ -42,7 +42,7 @@ pub static DIFFUSERS: Rules = Rules {
     // Pipelines guide above 1 only.
     guidance_scale: |asked| asked.max(1.0),
     // The refiner is a pipeline of its own, with a scheduler of its own.
-    refiner_restarts: true,
+    refiner_is_apart: true,
     prompts: Prompts::Plain,
     zero_negative: |negative, forced| negative.is_none() && forced,
     clip_skip_xl: |skip| skip + 1,

@@ -45,8 +45,9 @@ pub struct Rules {
     pub schedule: fn(Sampler, Option<Spread>, usize, &Trained<'_>) -> Result<Schedule, ConfigError>,
     /// The guidance that is applied for the one that is asked for.
     pub guidance_scale: fn(f64) -> f64,
-    /// Whether the solver starts anew where a refiner takes over, without memory of the steps before.
-    pub refiner_restarts: bool,
+    /// Whether a refiner is a pipeline of its own: the solver starts anew there, without memory of the steps before, and the
+    /// negative prompt is told of no crop.
+    pub refiner_is_apart: bool,
     /// How prompts become tokens.
     pub prompts: Prompts,
     /// Whether SDXL gets zeros instead of the embedding of this negative prompt; the second value is what the model's
