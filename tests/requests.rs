@@ -1007,6 +1007,8 @@ fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
     };
     let ids: Vec<f32> = dumped(&told).get("time_ids").into_iter().collect();
     assert_eq!(ids, [2000.0, 1000.0, 5.0, 3.0, 256.0, 512.0]);
+    let warnings = run(&told, None).warnings;
+    assert!(warnings[0].contains("no SDXL"), "{warnings:?}");
 }
 
 #[test]

@@ -142,6 +142,7 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             ],
             "diffusers's rules",
         ),
+        (vec!["--refiner-start", "0.5"], "--refiner <DIR>"),
         (vec!["--subseed", "3"], "--subseed-strength"),
         (vec!["--subseed-strength", "2"], "0 to 1"),
         (vec!["--seed-resize", "512"], "512x768"),

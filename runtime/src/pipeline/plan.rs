@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sd_models::family::ModelFamily;
 
 use super::request::check_side;
-use super::{ModelDir, Models, PipelineError, Request, infotext};
+use super::{Micro, ModelDir, Models, PipelineError, Request, infotext};
 use crate::noise::texture::Texture;
 use crate::noise::{BrownianTree, FirstNoise, Rng, Variation};
 use crate::profile::Profile;
@@ -148,6 +148,10 @@ impl Plans {
         let choice = Choice::of(request, model, &mut notes)?;
         let (size, memory) = size_and_memory(request, models, limit)?;
         let texture = request.noise.open()?;
+        if request.micro != Micro::default() && model.family.time_ids().is_none() {
+            let text = "original size, target size and crop have no effect: the model is no SDXL";
+            warnings.push(text.to_owned());
+        }
         let told: Vec<Told> = models
             .all()
             .map(|model| Told::of(request, model, size, &mut notes))

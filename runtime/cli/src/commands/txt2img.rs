@@ -105,6 +105,7 @@ pub(crate) struct Txt2ImgArgs {
         long,
         value_name = "F",
         default_value_t = 0.8,
+        requires = "refiner",
         help_heading = "Refiner"
     )]
     refiner_start: f64,
