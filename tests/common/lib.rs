@@ -259,3 +259,32 @@ pub fn make_with(
         calls: last,
     })
 }
+
+/// A request that the demo model fulfils well in few steps.
+#[must_use]
+pub fn circle() -> Request {
+    Request {
+        prompt: "a large red circle on a blue background".to_owned(),
+        guidance_scale: Some(5.0),
+        seed: 1,
+        steps: Some(8),
+        ..Request::default()
+    }
+}
+
+/// Copies a folder with everything in it.
+///
+/// # Panics
+/// It cannot be read or written.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a folder that can be copied");
+    for entry in std::fs::read_dir(from).expect("a folder that can be copied") {
+        let entry = entry.expect("a folder that can be copied");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a folder that can be copied");
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! What `sdrun` makes of model directories: damaged and edited ones, those of other programs, and every family.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+use std::fs;
+use std::path::Path;
+
+use prost::Message;
+use sd_converter::onnx::proto::{
+    AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
+    TensorTypeProto, ValueInfoProto, attribute_type, data_type,
+};
+use sd_models::manifest::PredictionType;
+use sd_runtime::engine::EngineError;
+use sd_runtime::pipeline::{Dump, ModelDir, Models, PipelineError, Plans, Request};
+use sd_runtime::profile::{DIFFUSERS, PROFILES};
+use sd_runtime::sampler::{DDIM, EULER, PLMS};
+use sdrt_tests::{Made, circle, copy_dir, demo_model, make, psnr, synthetic};
+
+fn run(request: &Request, dump: Option<&mut Dump>) -> Made {
+    make(demo_model(), request, dump).unwrap()
+}
+
+fn picture(request: &Request) -> Vec<u8> {
+    run(request, None).pictures.remove(0).rgb
+}
+
+fn run_in(path: &Path, request: &Request) -> Made {
+    make(path, request, None).unwrap()
+}
+
+#[test]
+fn damaged_model_directories_are_named_file_by_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let data = path.join("unet/model.onnx_data");
+    let bytes = fs::read(&data).unwrap();
+    let failure = || {
+        ModelDir::open(&path).map_err(|e| e.to_string())?;
+        make(&path, &circle(), None).map(|_| ()).map_err(|e| {
+            assert!(
+                matches!(e, PipelineError::Engine(EngineError::Damaged { .. })),
+                "{e}"
+            );
+            e.to_string()
+        })
+    };
+    let mut altered = bytes.clone();
+    altered[100_000] ^= 1;
+    fs::write(&data, &altered).unwrap();
+    let error = failure().unwrap_err();
+    assert!(
+        error.contains("model.onnx_data") && error.contains("SHA-256"),
+        "{error}"
+    );
+    fs::write(&data, &bytes[..bytes.len() / 2]).unwrap();
+    let error = failure().unwrap_err();
+    assert!(
+        error.contains("model.onnx_data") && error.contains("bytes"),
+        "{error}"
+    );
+    fs::remove_file(&data).unwrap();
+    assert!(failure().unwrap_err().contains("it is missing"));
+    fs::write(&data, &bytes).unwrap();
+    failure().unwrap();
+    fs::write(path.join("sdrt.json"), "{").unwrap();
+    assert!(failure().unwrap_err().contains("sdrt.json"));
+}
+
+#[test]
+fn directories_of_other_programs_run_without_a_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [128, 128]);
+    let made = make(&path, &circle(), None).unwrap();
+    assert_eq!(made.pictures, run(&circle(), None).pictures);
+    let error = ModelDir::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("sdconvert build"), "{error}");
+}
+
+#[test]
+fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
+    let request = |size| Request {
+        width: Some(size),
+        height: Some(size),
+        steps: Some(2),
+        ..circle()
+    };
+    let (_dir, sd21) = synthetic("sd21");
+    let model = ModelDir::open(&sd21).unwrap();
+    assert_eq!(model.prediction, PredictionType::VPrediction);
+    let made = make(&sd21, &request(64), None).unwrap();
+    assert_eq!(made.pictures[0].width, 64);
+    for (family, said) in [
+        ("sd15-inpaint", "`sdrun inpaint`"),
+        ("sdxl-inpaint", "`sdrun inpaint`"),
+        ("instruct-pix2pix", "`sdrun img2img`"),
+        ("controlnet-sd15", "only controlnet"),
+        ("taesd", "only vae_decoder and vae_encoder"),
+    ] {
+        let (_dir, path) = synthetic(family);
+        let error = ModelDir::open(&path).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+/// A copy of the demo model's directory in `dir`, whose JSON file `name` gets other values.
+fn edited(dir: &Path, name: &str, edit: &serde_json::Value) -> std::path::PathBuf {
+    let path = dir.join("model");
+    if !path.exists() {
+        copy_dir(demo_model(), &path);
+    }
+    let file = path.join(name);
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    for (key, value) in edit.as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    fs::write(file, json.to_string()).unwrap();
+    path
+}
+
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+#[test]
+fn a_prediction_type_corrected_by_hand_is_followed_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let velocity = serde_json::json!({"prediction_type": "v_prediction"});
+    let path = edited(dir.path(), SCHEDULER, &velocity);
+    for profile in PROFILES {
+        let request = Request {
+            profile,
+            steps: Some(2),
+            ..circle()
+        };
+        let velocity = run_in(&path, &request);
+        let notes = &velocity.notes;
+        assert!(
+            notes.iter().any(|n| n.contains("v_prediction")),
+            "{notes:?}"
+        );
+        let epsilon = run(&request, None);
+        assert_ne!(velocity.pictures, epsilon.pictures);
+        assert!(epsilon.notes.is_empty(), "{:?}", epsilon.notes);
+    }
+}
+
+#[test]
+fn a_prediction_type_that_is_no_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = edited(
+        dir.path(),
+        SCHEDULER,
+        &serde_json::json!({"prediction_type": 5}),
+    );
+    let error = ModelDir::open(&path).unwrap_err().to_string();
+    assert!(error.contains("prediction type 5"), "{error}");
+}
+
+#[test]
+fn settings_that_a_profile_never_reads_do_not_stop_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = edited(
+        dir.path(),
+        SCHEDULER,
+        &serde_json::json!({"thresholding": true}),
+    );
+    run_in(
+        &path,
+        &Request {
+            steps: Some(1),
+            ..circle()
+        },
+    );
+    let request = Request {
+        profile: &DIFFUSERS,
+        sampler: Some(&DDIM), // PNDM's class does not read it
+        steps: Some(1),
+        ..circle()
+    };
+    let error = make(&path, &request, None).unwrap_err().to_string();
+    assert!(error.contains("thresholding"), "{error}");
+    assert_eq!(error.matches("scheduler_config.json").count(), 1, "{error}");
+}
+
+#[test]
+fn the_diffusers_profile_follows_the_directorys_scheduler_or_says_that_it_cannot() {
+    let request = Request {
+        profile: &DIFFUSERS,
+        steps: Some(2),
+        ..circle()
+    };
+    assert_eq!(run(&request, None).plans[0].sampler, &PLMS);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let config = path.join("scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&config)
+        .unwrap()
+        .replace("PNDMScheduler", "DPMSolverSDEScheduler");
+    fs::write(&config, text).unwrap();
+    let error = make(&path, &request, None).unwrap_err();
+    assert!(error.to_string().contains("DPMSolverSDE"), "{error}");
+    let chosen = Request {
+        sampler: Some(&EULER),
+        ..request
+    };
+    make(&path, &chosen, None).unwrap();
+}
+
+#[test]
+fn models_are_called_by_their_folders_whole_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model-v1.5");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let title = |path: &Path| ModelDir::open(path).unwrap().title();
+    assert_eq!(title(&path), "model-v1.5");
+    assert_eq!(title(&path.join("unet/..")), "model-v1.5");
+}
+
+#[test]
+fn a_folder_without_component_configs_is_taken_for_stable_diffusion_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    fs::remove_file(path.join("scheduler/scheduler_config.json")).unwrap();
+    for component in ["text_encoder", "unet", "vae_decoder"] {
+        fs::remove_file(path.join(component).join("config.json")).unwrap();
+    }
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [512, 512]);
+    assert_eq!(model.notes.len(), 4, "{:?}", model.notes);
+    let request = Request {
+        width: Some(128),
+        height: Some(128),
+        ..circle()
+    };
+    assert!(run_in(&path, &request).pictures[0].rgb == picture(&circle()));
+}
+
+#[test]
+fn a_folder_without_a_manifest_draws_the_same_in_every_family() {
+    for family in ["sd21", "sdxl", "sdxl-lcm", "sd15-lcm"] {
+        let (_dir, path) = synthetic(family);
+        let with = ModelDir::open(&path).unwrap();
+        let before = run_in(&path, &tiny()).pictures;
+        fs::remove_file(path.join("sdrt.json")).unwrap();
+        let without = ModelDir::open(&path).unwrap();
+        assert_eq!(without.family, with.family, "{family}");
+        assert_eq!(without.default_size, with.default_size, "{family}");
+        let after = run_in(&path, &tiny()).pictures;
+        assert!(after == before, "{family}");
+    }
+}
+
+#[test]
+fn an_sdxl_without_component_configs_is_taken_for_what_its_encoders_say() {
+    let (_dir, path) = synthetic("sdxl");
+    let before = run_in(&path, &tiny()).pictures;
+    for file in [
+        "sdrt.json",
+        "model_index.json",
+        SCHEDULER,
+        "unet/config.json",
+        "vae_decoder/config.json",
+        "text_encoder/config.json",
+        "text_encoder_2/config.json",
+    ] {
+        fs::remove_file(path.join(file)).unwrap();
+    }
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.default_size, [1024, 1024]);
+    let notes = model.notes;
+    assert!(
+        notes.iter().all(|note| note.contains("of SDXL")),
+        "{notes:?}"
+    );
+    let after = run_in(&path, &tiny()).pictures;
+    assert!(after == before);
+}
+
+#[test]
+fn a_model_without_a_scheduler_config_predicts_what_its_manifest_says() {
+    let (_dir, path) = synthetic("sd21");
+    let before = run_in(&path, &tiny()).pictures;
+    fs::remove_file(path.join(SCHEDULER)).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    assert_eq!(model.prediction, PredictionType::VPrediction);
+    assert_eq!(run_in(&path, &tiny()).pictures, before);
+}
+
+/// A small picture by a solver that every model can be run with.
+fn tiny() -> Request {
+    Request {
+        width: Some(64),
+        height: Some(64),
+        steps: Some(2),
+        sampler: Some(&DDIM),
+        profile: &DIFFUSERS,
+        ..circle()
+    }
+}
+
+/// Changes the graph of a directory's component.
+fn rewrite(path: &Path, component: &str, change: impl Fn(&mut GraphProto)) {
+    let file = path.join(component).join("model.onnx");
+    let mut model = ModelProto::decode(&*fs::read(&file).unwrap()).unwrap();
+    change(model.graph.as_mut().unwrap());
+    fs::write(file, model.encode_to_vec()).unwrap();
+}
+
+fn tensor_type(value: &mut ValueInfoProto) -> &mut TensorTypeProto {
+    let of_type = value.r#type.as_mut().unwrap();
+    of_type.tensor_type.as_mut().unwrap()
+}
+
+/// A node between the graph's boundary and `name`, which is called `inner` inside.
+fn node(op: &str, input: &str, output: &str, attribute: Option<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: op.to_owned(),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: attribute.into_iter().collect(),
+        ..NodeProto::default()
+    }
+}
+
+fn cast(to: i32) -> AttributeProto {
+    AttributeProto {
+        name: "to".to_owned(),
+        i: Some(to.into()),
+        r#type: attribute_type::INT,
+        ..AttributeProto::default()
+    }
+}
+
+/// Puts `op` behind the graph's input `name`.
+fn behind_input(graph: &mut GraphProto, name: &str, op: &str, attribute: Option<AttributeProto>) {
+    let inner = format!("{name}.{op}");
+    for other in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+        if other == name {
+            other.clone_from(&inner);
+        }
+    }
+    graph.node.insert(0, node(op, name, &inner, attribute));
+}
+
+fn make_half(graph: &mut GraphProto) {
+    for i in 0..graph.input.len() {
+        if tensor_type(&mut graph.input[i]).elem_type == data_type::FLOAT {
+            tensor_type(&mut graph.input[i]).elem_type = data_type::FLOAT16;
+            let name = graph.input[i].name.clone();
+            behind_input(graph, &name, "Cast", Some(cast(data_type::FLOAT)));
+        }
+    }
+    for i in 0..graph.output.len() {
+        tensor_type(&mut graph.output[i]).elem_type = data_type::FLOAT16;
+        let name = graph.output[i].name.clone();
+        let inner = format!("{name}.inner");
+        for other in graph
+            .node
+            .iter_mut()
+            .flat_map(|n| n.output.iter_mut().chain(&mut n.input))
+        {
+            if *other == name {
+                other.clone_from(&inner);
+            }
+        }
+        let cast = node("Cast", &inner, &name, Some(cast(data_type::FLOAT16)));
+        graph.node.push(cast);
+    }
+}
+
+fn fixed(length: i64) -> DimensionProto {
+    DimensionProto {
+        value: Some(DimensionValue::Fixed(length)),
+    }
+}
+
+#[test]
+fn graphs_of_half_precision_with_a_list_of_timesteps_and_a_fixed_batch_run() {
+    let plain = picture(&circle());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+
+    rewrite(&path, "unet", |graph| {
+        behind_input(graph, "timestep", "Squeeze", None);
+        for input in &mut graph.input {
+            let name = input.name.clone();
+            let shape = tensor_type(input).shape.as_mut().unwrap();
+            match name.as_str() {
+                "timestep" => shape.dim = vec![fixed(1)],
+                _ => shape.dim[0] = fixed(2),
+            }
+        }
+    });
+    let made = |request: &Request| run_in(&path, request).pictures.remove(0).rgb;
+    assert!(psnr(&made(&circle()), &plain) > 50.0);
+    // Without guidance there is nothing to fill the second place with but the first.
+    let unguided = Request {
+        guidance_scale: Some(1.0),
+        ..circle()
+    };
+    assert!(psnr(&made(&unguided), &picture(&unguided)) > 50.0);
+
+    for component in ["text_encoder", "unet", "vae_decoder"] {
+        rewrite(&path, component, make_half);
+    }
+    assert!(psnr(&made(&circle()), &plain) > 30.0);
+}
+
+#[test]
+fn models_of_every_family_for_text_to_image_draw() {
+    for family in [
+        "sdxl",
+        "ssd-1b",
+        "vega",
+        "koala-700m",
+        "bk-sdm-tiny",
+        "sd-turbo",
+        "sd15-lcm",
+        "sdxl-lcm",
+    ] {
+        let (_dir, path) = synthetic(family);
+        for profile in PROFILES {
+            let request = Request {
+                profile,
+                width: Some(64),
+                height: Some(72),
+                steps: Some(2),
+                sampler: Some(&EULER),
+                ..circle()
+            };
+            let made = make(&path, &request, None).unwrap_or_else(|e| panic!("{family}: {e}"));
+            let picture = &made.pictures[0];
+            assert_eq!((picture.width, picture.height), (64, 72), "{family}");
+        }
+    }
+    let (_dir, refiner) = synthetic("sdxl-refiner");
+    let error = make(&refiner, &circle(), None).unwrap_err().to_string();
+    assert!(error.contains("SDXL base model"), "{error}");
+}
+
+#[test]
+fn distilled_models_get_the_settings_that_they_are_made_for_unless_told_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny-lightning-4step");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let open = Request {
+        prompt: "a red circle".to_owned(),
+        ..Request::default()
+    };
+    let model = Models::one(ModelDir::open(&path).unwrap());
+    let plans = Plans::resolve(&open, &model, u64::MAX).unwrap();
+    let plan = &plans.plans[0];
+    assert_eq!((plan.steps, plan.guidance_scale), (4, 1.0));
+    assert_eq!(plan.sampler, &EULER);
+    assert!(
+        plans.notes.iter().any(|n| n.contains("Lightning")),
+        "{:?}",
+        plans.notes
+    );
+    let told = Request {
+        steps: Some(9),
+        guidance_scale: Some(2.0),
+        sampler: Some(&PLMS),
+        ..open
+    };
+    let plans = Plans::resolve(&told, &model, u64::MAX).unwrap();
+    let plan = &plans.plans[0];
+    assert_eq!((plan.steps, plan.guidance_scale), (9, 2.0));
+    assert_eq!(plan.sampler, &PLMS);
+    assert!(plans.notes.is_empty(), "{:?}", plans.notes);
+}
