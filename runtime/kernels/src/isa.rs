@@ -1,0 +1,112 @@
+//! Instruction levels of x86 processors, and which of them the machine has.
+
+use std::fmt;
+use std::str::FromStr;
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Scalar, Simd};
+
+/// A set of vector instructions; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// What every processor has.
+    Scalar,
+    /// AVX2, FMA and F16C: 8 numbers at a time.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL: 16 numbers at a time.
+    Avx512,
+    /// Besides, products of 16-bit numbers: AVX512-BF16 and AVX512-VNNI.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// All levels, the simplest first.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The best that this machine has.
+    #[must_use]
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            let bf16 =
+                is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+            match (avx2, avx512, bf16) {
+                (true, true, true) => Self::Avx512Bf16,
+                (true, true, false) => Self::Avx512,
+                (true, false, _) => Self::Avx2,
+                _ => Self::Scalar,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Self::Scalar
+    }
+
+    /// The levels that this machine has, the simplest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        let best = Self::detect();
+        Self::ALL.into_iter().filter(move |&isa| isa <= best)
+    }
+
+    /// The name in options and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    /// Runs `task` with the vectors of this level, or of the best one that the machine has if it lacks this one.
+    pub(crate) fn dispatch<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: the level is one that was detected.
+        match self.min(Self::detect()) {
+            Self::Scalar => unsafe { Scalar::vectorize(task) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { Avx2::vectorize(task) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => unsafe { Avx512::vectorize(task) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("only the scalar level is detected here"),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|isa| isa.name() == name);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("`{name}` is no instruction level; there are {names}")
+        })
+    }
+}
+
+/// Work written over [`Simd`]; `run` must be `#[inline(always)]`, so that it is compiled with the level's instructions.
+pub(crate) trait Task {
+    /// What it returns.
+    type Output;
+
+    /// Does the work.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `S`; pointers in `self` are what the task says.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}

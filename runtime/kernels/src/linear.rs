@@ -1,0 +1,364 @@
+//! Linear layers over rows of tokens or pixels: `activation(x W + b) + residual`.
+//!
+//! A task is a block of columns: its weights are widened once into panels that stay in the second-level cache, and rows pass by
+//! them. So weights are read from memory once, and a 16-bit weight costs little more than a single-precision one.
+
+use crate::activation::Activation;
+use crate::isa::Task;
+use crate::pack::{Matrix, Part};
+use crate::pool::for_each_task;
+use crate::product::{Product, panel_columns};
+use crate::scratch::Shared;
+use crate::simd::{Simd, gelu};
+use crate::{Floats, Run};
+
+pub use crate::pack::Order;
+
+/// A linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear<'a> {
+    /// `inputs x columns` numbers.
+    pub weight: Floats<'a>,
+    /// How they lie.
+    pub order: Order,
+    /// Width of a row that goes in.
+    pub inputs: usize,
+    /// Width of a row that comes out.
+    pub outputs: usize,
+    /// One number for each column.
+    pub bias: Option<&'a [f32]>,
+    /// What follows.
+    pub activation: Activation,
+    /// The weight has twice as many columns as come out: the first half is gated by the GELU of the second (Shazeer 2020). There
+    /// is no other activation then.
+    pub geglu: bool,
+}
+
+/// Terms of a sum between two visits of its result: a panel of so many rows stays in the first-level cache.
+const DEPTH: usize = 320;
+
+/// Numbers of a task's weights, which stay in the second-level cache.
+const WEIGHTS: usize = 80 << 10;
+
+/// Rows that are taken through all of a task's panels before the next ones.
+const ROWS: usize = 96;
+
+/// `x` [rows, inputs] -> `y` [rows, outputs]; `residual` is added, again from its start where it is shorter than `y`.
+///
+/// # Panics
+/// Lengths that do not fit together.
+pub fn linear(
+    run: &mut Run<'_>,
+    layer: &Linear<'_>,
+    x: &[f32],
+    residual: Option<&[f32]>,
+    y: &mut [f32],
+) {
+    let rows = x.len() / layer.inputs;
+    let columns = layer.outputs * (1 + usize::from(layer.geglu));
+    assert_eq!(
+        x.len(),
+        rows * layer.inputs,
+        "rows of {} numbers",
+        layer.inputs
+    );
+    assert_eq!(
+        y.len(),
+        rows * layer.outputs,
+        "rows of {} numbers",
+        layer.outputs
+    );
+    assert_eq!(layer.weight.len(), layer.inputs * columns, "weights");
+    assert!(layer.bias.is_none_or(|b| b.len() == columns), "bias");
+    assert!(
+        residual.is_none_or(|r| !r.is_empty() && y.len().is_multiple_of(r.len())),
+        "residual"
+    );
+    if rows > 0 {
+        run.isa.dispatch(Rows {
+            run,
+            layer,
+            x,
+            residual,
+            y,
+        });
+    }
+}
+
+/// The arguments of [`linear`].
+struct Rows<'a, 'r> {
+    run: &'a mut Run<'r>,
+    layer: &'a Linear<'a>,
+    x: &'a [f32],
+    residual: Option<&'a [f32]>,
+    y: &'a mut [f32],
+}
+
+impl Task for Rows<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self {
+            run,
+            layer,
+            x,
+            residual,
+            y,
+        } = self;
+        let rows = x.len() / layer.inputs;
+        let halves = 1 + usize::from(layer.geglu);
+        let panel = panel_columns::<S>();
+        let fit = (WEIGHTS / layer.inputs / halves / panel).clamp(1, 16) * panel;
+        let column_blocks = layer.outputs.div_ceil(fit);
+        let columns = layer
+            .outputs
+            .div_ceil(column_blocks)
+            .next_multiple_of(panel);
+        let column_blocks = layer.outputs.div_ceil(columns);
+        let workers = run.pool.workers();
+        let row_blocks = (4 * workers)
+            .div_ceil(column_blocks)
+            .min(rows.div_ceil(ROWS))
+            .max(1);
+        let shape = Shape {
+            rows: rows.div_ceil(row_blocks),
+            columns,
+            halves,
+        };
+
+        let weights = layer.inputs * columns * halves;
+        let sums = ROWS * columns * halves;
+        let (_, own) = run.scratch.take(0, weights + sums, workers);
+        let y = Shared::new(y);
+        for_each_task(run.pool, column_blocks * row_blocks, &|task, worker| {
+            let block = Block {
+                layer,
+                shape,
+                first_row: task / column_blocks * shape.rows,
+                first_column: task % column_blocks * columns,
+                x,
+                residual,
+                y: &y,
+                panels: own[worker].at(0),
+                sums: own[worker].at(weights),
+            };
+            // SAFETY: tasks are different blocks of y; scratch is the worker's own; the level was chosen by `dispatch`.
+            unsafe { S::vectorize(block) };
+        });
+    }
+}
+
+/// How the output is cut into blocks.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    columns: usize,
+    halves: usize,
+}
+
+/// A block of the output.
+struct Block<'a> {
+    layer: &'a Linear<'a>,
+    shape: Shape,
+    first_row: usize,
+    first_column: usize,
+    x: &'a [f32],
+    residual: Option<&'a [f32]>,
+    y: &'a Shared<'a, f32>,
+    panels: *mut f32,
+    sums: *mut f32,
+}
+
+impl Task for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self {
+            layer,
+            shape,
+            first_row,
+            first_column,
+            x,
+            ..
+        } = self;
+        let panel = panel_columns::<S>();
+        let panels = shape.columns / panel * shape.halves;
+        let last_row = (first_row + shape.rows).min(x.len() / layer.inputs);
+        let depth = layer.inputs.div_ceil(layer.inputs.div_ceil(DEPTH));
+        unsafe {
+            self.pack::<S>(depth);
+            for row in (first_row..last_row).step_by(ROWS) {
+                let rows = ROWS.min(last_row - row);
+                for input in (0..layer.inputs).step_by(depth) {
+                    let k = depth.min(layer.inputs - input);
+                    for p in 0..panels {
+                        let b = self.panels.add(input * panels * panel + p * k * panel);
+                        Product {
+                            rows,
+                            k,
+                            a: x.as_ptr().add(row * layer.inputs + input),
+                            a_stride: layer.inputs,
+                            b,
+                            c: self.sums.add(p * panel),
+                            c_stride: panels * panel,
+                            accumulate: input > 0,
+                            next: b.wrapping_add(k * panel),
+                        }
+                        .run::<S>();
+                    }
+                }
+                for i in 0..rows {
+                    self.finish::<S>(row + i, self.sums.add(i * panels * panel), first_column);
+                }
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    /// Weights as panels `[depth block][panel][k][2 LANES]`; panels of the second half follow those of the first.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, depth: usize) {
+        let Self { layer, shape, .. } = self;
+        let panel = panel_columns::<S>();
+        let matrix = Matrix {
+            data: layer.weight,
+            order: layer.order,
+            inputs: layer.inputs,
+            outputs: layer.outputs * shape.halves,
+        };
+        let mut to = self.panels;
+        for input in (0..layer.inputs).step_by(depth) {
+            let inputs = depth.min(layer.inputs - input);
+            for half in 0..shape.halves {
+                for column in (0..shape.columns).step_by(panel) {
+                    let column = self.first_column + column;
+                    let part = Part {
+                        input,
+                        inputs,
+                        output: half * layer.outputs + column,
+                        outputs: layer.outputs.saturating_sub(column).min(panel),
+                    };
+                    // SAFETY: the part lies in the matrix, and scratch holds all panels.
+                    unsafe {
+                        matrix.pack::<S>(part, to);
+                        to = to.add(inputs * panel);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A row's sums become its output.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, row: usize, sums: *const f32, first_column: usize) {
+        let Self { layer, shape, .. } = self;
+        let end = (first_column + shape.columns).min(layer.outputs);
+        for column in (first_column..end).step_by(S::LANES) {
+            let n = S::LANES.min(end - column);
+            // SAFETY: n numbers are there; sums have whole vectors.
+            unsafe {
+                let biased = |half: usize| {
+                    let sum = S::load(sums.add(half * shape.columns + column - first_column));
+                    match layer.bias {
+                        Some(b) => {
+                            let b = b.as_ptr().add(half * layer.outputs + column);
+                            S::add(sum, S::load_first(b, n))
+                        }
+                        None => sum,
+                    }
+                };
+                let mut v = if layer.geglu {
+                    S::mul(biased(0), gelu::<S>(biased(1)))
+                } else {
+                    layer.activation.apply::<S>(biased(0))
+                };
+                let at = row * layer.outputs + column;
+                if let Some(residual) = self.residual {
+                    let r = residual.as_ptr().add(at % residual.len());
+                    v = S::add(v, S::load_first(r, n));
+                }
+                S::store_first(self.y.at(at), v, n);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, close, every_level, stored};
+
+    /// The formula, in double precision.
+    fn twin(layer: &Linear<'_>, x: &[f32], residual: Option<&[f32]>) -> Vec<f64> {
+        let columns = layer.outputs * (1 + usize::from(layer.geglu));
+        let w = layer.weight.to_f32();
+        let rows = x.len() / layer.inputs;
+        let z = |row: usize, column: usize| {
+            let terms = (0..layer.inputs).map(|k| {
+                let w = match layer.order {
+                    Order::InputsFirst => w[k * columns + column],
+                    Order::OutputsFirst => w[column * layer.inputs + k],
+                };
+                f64::from(x[row * layer.inputs + k]) * f64::from(w)
+            });
+            terms.sum::<f64>() + layer.bias.map_or(0.0, |b| f64::from(b[column]))
+        };
+        let y = |i: usize| {
+            let (row, column) = (i / layer.outputs, i % layer.outputs);
+            let y = if layer.geglu {
+                z(row, column) * Activation::Gelu.of(z(row, layer.outputs + column))
+            } else {
+                layer.activation.of(z(row, column))
+            };
+            y + residual.map_or(0.0, |r| f64::from(r[i % r.len()]))
+        };
+        (0..rows * layer.outputs).map(y).collect()
+    }
+
+    #[test]
+    fn linear_layers_equal_the_formula_at_every_level() {
+        let mut random = Random::new(1);
+        for case in 0..60 {
+            let (rows, inputs, outputs) = (random.size(210), random.size(700), random.size(150));
+            let geglu = case % 5 == 0;
+            let columns = outputs * (1 + usize::from(geglu));
+            let (x, w) = (
+                random.normals(rows * inputs),
+                random.normals(inputs * columns),
+            );
+            let (bias, residual) = (random.normals(columns), random.normals(rows * outputs));
+            let activations = [
+                Activation::None,
+                Activation::Relu,
+                Activation::Silu,
+                Activation::Gelu,
+                Activation::QuickGelu,
+            ];
+            let w = stored(&w, case);
+            let layer = Linear {
+                weight: w.floats(),
+                order: [Order::InputsFirst, Order::OutputsFirst][case / 3 % 2],
+                inputs,
+                outputs,
+                bias: (case % 2 == 0).then_some(&bias),
+                activation: if geglu {
+                    Activation::None
+                } else {
+                    activations[case % 5]
+                },
+                geglu,
+            };
+            let residual = (case % 7 < 3).then_some(&residual[..]);
+            let expected = twin(&layer, &x, residual);
+            every_level(|run| {
+                let mut y = vec![f32::NAN; rows * outputs];
+                linear(run, &layer, &x, residual, &mut y);
+                close(&y, &expected, 2e-6);
+                y
+            });
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Weights, in the type and order they are stored in, become panels of columns in single precision.
+
+use half::{bf16, f16};
+
+use crate::Floats;
+use crate::product::panel_columns;
+use crate::simd::Simd;
+
+/// Which index of a stored matrix `[K, M]` or `[M, K]` moves faster. K is what is summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `[inputs, outputs]`, as `MatMul` reads it.
+    InputsFirst,
+    /// `[outputs, inputs]`, as checkpoints and convolutions have it.
+    OutputsFirst,
+}
+
+/// A stored number type.
+pub(crate) trait Stored: Copy {
+    /// `LANES` of them in single precision.
+    ///
+    /// # Safety
+    /// They can be read; the machine has the instructions of `S`.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    /// One of them.
+    fn get(self) -> f32;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        unsafe { S::load_f16(from) }
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        unsafe { S::load_bf16(from) }
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// A matrix of weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub data: Floats<'a>,
+    pub order: Order,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// A part of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub input: usize,
+    pub inputs: usize,
+    pub output: usize,
+    /// At most a panel's columns.
+    pub outputs: usize,
+}
+
+impl Matrix<'_> {
+    /// Writes a part of it as a panel `[inputs][2 LANES]`, the missing columns zero.
+    ///
+    /// # Safety
+    /// The part lies in the matrix and the panel can be written; the machine has the instructions of `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn pack<S: Simd>(&self, part: Part, panel: *mut f32) {
+        unsafe {
+            match self.data {
+                Floats::F32(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
+                Floats::F16(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
+                Floats::Bf16(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack_stored<S: Simd, T: Stored>(&self, w: *const T, part: Part, panel: *mut f32) {
+        let columns = panel_columns::<S>();
+        unsafe {
+            match self.order {
+                Order::InputsFirst if part.outputs == columns => {
+                    for i in 0..part.inputs {
+                        let w = w.add((part.input + i) * self.outputs + part.output);
+                        let to = panel.add(i * columns);
+                        S::store(to, T::load::<S>(w));
+                        S::store(to.add(S::LANES), T::load::<S>(w.add(S::LANES)));
+                    }
+                }
+                Order::InputsFirst => {
+                    for i in 0..part.inputs {
+                        let w = w.add((part.input + i) * self.outputs + part.output);
+                        for j in 0..columns {
+                            let x = if j < part.outputs {
+                                (*w.add(j)).get()
+                            } else {
+                                0.0
+                            };
+                            *panel.add(i * columns + j) = x;
+                        }
+                    }
+                }
+                Order::OutputsFirst => {
+                    for j in 0..columns {
+                        let w = w.wrapping_add((part.output + j) * self.inputs + part.input);
+                        let to = panel.add(j);
+                        scatter::<S, T>(w, part.inputs, j < part.outputs, to, columns);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `count` numbers that lie together, or zeros if they do not exist, become a column.
+#[inline(always)]
+unsafe fn scatter<S: Simd, T: Stored>(
+    from: *const T,
+    count: usize,
+    exist: bool,
+    to: *mut f32,
+    stride: usize,
+) {
+    /// At least as many numbers as any vector has.
+    const CHUNK: usize = 16;
+    let mut chunk = [0.0; CHUNK];
+    let mut start = 0;
+    unsafe {
+        while start < count {
+            let n = CHUNK.min(count - start);
+            if exist && n == CHUNK {
+                for i in (0..CHUNK).step_by(S::LANES) {
+                    S::store(chunk.as_mut_ptr().add(i), T::load::<S>(from.add(start + i)));
+                }
+            } else if exist {
+                for (i, x) in chunk[..n].iter_mut().enumerate() {
+                    *x = (*from.add(start + i)).get();
+                }
+            }
+            for (i, &x) in chunk[..n].iter().enumerate() {
+                *to.add((start + i) * stride) = x;
+            }
+            start += n;
+        }
+    }
+}
