@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use half::f16;
-use sd_kernels::{Activation, Floats, Isa, Linear, Order, Pool, Run, Scratch, linear};
+use sd_kernels::{
+    Activation, Attention, Conv, Floats, GroupNorm, Isa, LayerNorm, Linear, Order, Pool, Run,
+    Scratch, add, attention, concat, conv, group_norm, layer_norm, linear,
+};
 
 static CPU: AtomicU64 = AtomicU64::new(0);
 
@@ -40,7 +43,11 @@ impl Pool for Timed {
     }
 }
 
-fn time(name: &str, ops: f64, isa: Isa, mut f: impl FnMut(&mut Run<'_>)) {
+fn time(name: &str, ops: f64, isa: Isa, f: impl FnMut(&mut Run<'_>)) {
+    rate(name, (ops, "Gop/s"), isa, f);
+}
+
+fn rate(name: &str, (amount, unit): (f64, &str), isa: Isa, mut f: impl FnMut(&mut Run<'_>)) {
     let pool = Timed(2);
     let mut scratch = Scratch::new();
     let mut cpu = vec![];
@@ -62,11 +69,12 @@ fn time(name: &str, ops: f64, isa: Isa, mut f: impl FnMut(&mut Run<'_>)) {
     wall.sort_by(f64::total_cmp);
     let (best, median) = (cpu[0], cpu[cpu.len() / 2]);
     println!(
-        "{name:34} {isa:12} {:8.2} ms  {:6.0} / {:4.0} Gop/s   wall {:8.2} ms",
+        "{name:34} {isa:12} {:8.2} ms  {:6.1} / {:6.1} {unit}   wall {:8.2} ms, scratch {:.1} MB",
         best * 1e3,
-        ops / best * 1e-9,
-        ops / median * 1e-9,
-        wall[0] * 1e3
+        amount / best * 1e-9,
+        amount / median * 1e-9,
+        wall[0] * 1e3,
+        scratch.bytes() as f64 * 1e-6
     );
 }
 
@@ -84,7 +92,7 @@ fn noise(n: usize) -> Vec<f32> {
 
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
-    for isa in Isa::available().skip(1) {
+    for isa in Isa::available().skip(std::env::var("SKIP").map_or(1, |s| s.parse().unwrap())) {
         for (rows, k, m, geglu) in [
             (4096, 320, 320, false),
             (4096, 320, 1280, true),
@@ -116,6 +124,168 @@ fn main() {
             };
             time(&name, 2.0 * (rows * k * columns) as f64, isa, |run| {
                 linear(run, &layer, &x, None, &mut y)
+            });
+        }
+        convolutions(isa, &filter);
+        attentions(isa, &filter);
+        norms(isa, &filter);
+    }
+}
+
+fn convolutions(isa: Isa, filter: &str) {
+    for (pictures, size, inputs, outputs, kernel, stride, enlarge) in [
+        (1, 64, 320, 320, 3, 1, 1),
+        (1, 64, 960, 320, 3, 1, 1),
+        (1, 32, 640, 640, 3, 1, 1),
+        (1, 32, 1920, 640, 3, 1, 1),
+        (1, 16, 1280, 1280, 3, 1, 1),
+        (1, 16, 2560, 1280, 3, 1, 1),
+        (1, 8, 1280, 1280, 3, 1, 1),
+        (1, 8, 2560, 1280, 3, 1, 1),
+        (2, 64, 320, 320, 3, 1, 1),
+        (2, 32, 640, 640, 3, 1, 1),
+        (2, 16, 1280, 1280, 3, 1, 1),
+        (2, 8, 1280, 1280, 3, 1, 1),
+        (1, 32, 640, 640, 3, 1, 2),
+        (1, 64, 4, 320, 3, 1, 1),
+        (1, 64, 320, 4, 3, 1, 1),
+        (1, 64, 320, 320, 3, 2, 1),
+        (1, 32, 640, 640, 3, 2, 1),
+        (1, 16, 1280, 1280, 3, 2, 1),
+        (1, 64, 960, 320, 1, 1, 1),
+        (1, 64, 512, 512, 3, 1, 1),
+        (1, 128, 512, 512, 3, 1, 1),
+        (1, 256, 256, 256, 3, 1, 1),
+        (1, 512, 128, 128, 3, 1, 1),
+        (1, 256, 512, 512, 3, 1, 1),
+        (1, 512, 256, 256, 3, 1, 1),
+        (1, 512, 128, 3, 3, 1, 1),
+        (1, 512, 3, 128, 3, 1, 1),
+    ] {
+        let name = format!(
+            "conv {inputs}->{outputs} @{size}{}{}{}{}",
+            if kernel == 1 { " 1x1" } else { "" },
+            if stride == 2 { " stride 2" } else { "" },
+            if enlarge == 2 { " enlarged" } else { "" },
+            if pictures == 2 { " x2" } else { "" },
+        );
+        if !name.contains(filter) {
+            continue;
+        }
+        let taps = kernel * kernel;
+        let w: Vec<f16> = noise(outputs * inputs * taps)
+            .into_iter()
+            .map(f16::from_f32)
+            .collect();
+        let (x, b) = (noise(pictures * size * size * inputs), noise(outputs));
+        let layer = Conv {
+            weight: Floats::F16(&w),
+            bias: Some(&b),
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            pads: [kernel / 2; 4],
+            activation: Activation::None,
+            enlarge: (enlarge > 1).then_some((enlarge * size, enlarge * size)),
+        };
+        let (height, width) = layer.output_size((size, size));
+        let mut y = vec![0.0; pictures * height * width * outputs];
+        time(&name, 2.0 * (y.len() * inputs * taps) as f64, isa, |run| {
+            conv(run, &layer, &x, (pictures, size, size), None, None, &mut y)
+        });
+    }
+}
+
+fn attentions(isa: Isa, filter: &str) {
+    for (queries, keys, heads, width) in [
+        (4096, 4096, 8, 40),
+        (1024, 1024, 8, 80),
+        (256, 256, 8, 160),
+        (64, 64, 8, 160),
+        (4096, 77, 8, 40),
+        (1024, 77, 8, 80),
+        (256, 77, 8, 160),
+        (4096, 4096, 10, 64),
+        (1024, 1024, 20, 64),
+        (4096, 77, 10, 64),
+        (4096, 4096, 1, 512),
+        (16384, 16384, 1, 512),
+    ] {
+        let name = format!("attention {queries}x{keys}x{width} {heads} heads");
+        if !name.contains(filter) || (queries > 4096 && !filter.contains("16384")) {
+            continue;
+        }
+        let layer = Attention {
+            batch_q: 1,
+            batch_kv: 1,
+            queries,
+            keys,
+            heads,
+            width,
+        };
+        let (q, mut y) = (
+            noise(queries * heads * width),
+            vec![0.0; queries * heads * width],
+        );
+        let (k, v) = (noise(keys * heads * width), noise(keys * heads * width));
+        let ops = 4.0 * (queries * keys * heads * width) as f64;
+        time(&name, ops, isa, |run| {
+            attention(run, &layer, &q, &k, &v, &mut y)
+        });
+    }
+}
+
+fn norms(isa: Isa, filter: &str) {
+    for (pixels, channels) in [
+        (4096, 320),
+        (1024, 640),
+        (256, 1280),
+        (64, 1280),
+        (4096, 960),
+        (65536, 256),
+        (262_144, 128),
+    ] {
+        let x = noise(pixels * channels);
+        let mut y = vec![0.0; x.len()];
+        let (weight, bias) = (noise(channels), noise(channels));
+        let bytes = |passes: usize| ((4 * passes * x.len()) as f64, "GB/s");
+        for activation in [Activation::None, Activation::Silu] {
+            let name = format!("groupnorm {pixels}x{channels} {activation:?}");
+            if name.contains(filter) {
+                let layer = GroupNorm {
+                    groups: 32,
+                    epsilon: 1e-5,
+                    weight: &weight,
+                    bias: &bias,
+                    activation,
+                };
+                rate(&name, bytes(3), isa, |run| {
+                    group_norm(run, &layer, 1, &x, &mut y)
+                });
+            }
+        }
+        let name = format!("layernorm {pixels}x{channels}");
+        if name.contains(filter) {
+            let layer = LayerNorm {
+                epsilon: 1e-5,
+                weight: &weight,
+                bias: &bias,
+            };
+            rate(&name, bytes(2), isa, |run| {
+                layer_norm(run, &layer, &x, &mut y)
+            });
+        }
+        let name = format!("add {pixels}x{channels}");
+        if name.contains(filter) {
+            rate(&name, bytes(3), isa, |run| add(run, &x, &x, &mut y));
+        }
+        let name = format!("concat {pixels}x{channels}");
+        if name.contains(filter) {
+            let half = x.len() / 2;
+            let widths = (channels / 2, channels / 2);
+            rate(&name, bytes(2), isa, |run| {
+                concat(run, widths, &x[..half], &x[half..], &mut y);
             });
         }
     }

@@ -16,8 +16,14 @@
 #![allow(clippy::inline_always)]
 
 mod activation;
+mod add;
+mod attention;
+mod concat;
+mod conv;
 mod floats;
+mod group_norm;
 mod isa;
+mod layer_norm;
 mod linear;
 mod pack;
 mod pool;
@@ -28,8 +34,14 @@ mod simd;
 mod testing;
 
 pub use activation::Activation;
+pub use add::add;
+pub use attention::{Attention, attention};
+pub use concat::concat;
+pub use conv::{Conv, conv};
 pub use floats::Floats;
+pub use group_norm::{GroupNorm, group_norm};
 pub use isa::Isa;
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, Order, linear};
 pub use pool::{Pool, Serial, Threads};
 pub use scratch::Scratch;

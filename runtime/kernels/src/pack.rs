@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::Floats;
 use crate::product::panel_columns;
-use crate::simd::Simd;
+use crate::simd::{COLUMNS, Simd};
 
 /// Which index of a stored matrix `[K, M]` or `[M, K]` moves faster. K is what is summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,11 @@ pub(crate) trait Stored: Copy {
     /// # Safety
     /// They can be read; the machine has the instructions of `S`.
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    /// Numbers `at..at + 8` of `LANES` rows, as 8 vectors over rows.
+    ///
+    /// # Safety
+    /// They can be read; the machine has the instructions of `S`.
+    unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS];
     /// One of them.
     fn get(self) -> f32;
 }
@@ -30,6 +35,10 @@ impl Stored for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
         unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS] {
+        unsafe { S::columns_f32(rows, at) }
     }
     #[inline(always)]
     fn get(self) -> f32 {
@@ -43,6 +52,10 @@ impl Stored for f16 {
         unsafe { S::load_f16(from) }
     }
     #[inline(always)]
+    unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS] {
+        unsafe { S::columns_f16(rows, at) }
+    }
+    #[inline(always)]
     fn get(self) -> f32 {
         self.to_f32()
     }
@@ -52,6 +65,10 @@ impl Stored for bf16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
         unsafe { S::load_bf16(from) }
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS] {
+        unsafe { S::columns_bf16(rows, at) }
     }
     #[inline(always)]
     fn get(self) -> f32 {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// Workers that run one function at the same time.
-pub trait Pool: Sync {
+pub trait Pool {
     /// How many.
     fn workers(&self) -> usize;
 

@@ -1,6 +1,7 @@
 //! Products of matrices: a block of rows by a packed panel of columns (Goto and van de Geijn 2008).
 //!
-//! A panel is `[k][2 LANES]`, columns filled up with zeros. Rows are read where they lie, one number at a time.
+//! A panel is `[k][2 LANES]`, columns filled up with zeros; or of 1 or 3 vectors instead of 2, where columns are few. Rows are
+//! read where they lie, one number at a time.
 
 use crate::isa::Task;
 use crate::simd::Simd;
@@ -9,6 +10,22 @@ use crate::simd::Simd;
 #[inline(always)]
 pub(crate) const fn panel_columns<S: Simd>() -> usize {
     2 * S::LANES
+}
+
+/// Vectors of the next panel when so many are left: pairs, and three where one would be left over.
+#[inline(always)]
+pub(crate) const fn panel_vectors(left: usize) -> usize {
+    match left {
+        1 => 1,
+        left if left % 2 == 1 => 3,
+        _ => 2,
+    }
+}
+
+/// Rows of the block of a product with a panel of `N` vectors.
+#[inline(always)]
+const fn block_rows<S: Simd, const N: usize>() -> usize {
+    if N > 2 { 2 * S::ROWS / N } else { S::ROWS }
 }
 
 /// `rows` by one panel: `c` (+)= `a b`.
@@ -23,7 +40,7 @@ pub(crate) struct Product {
     pub a_stride: usize,
     /// The panel.
     pub b: *const f32,
-    /// `[rows][2 LANES]`, rows `c_stride` apart.
+    /// As wide as the panel, rows `c_stride` apart.
     pub c: *mut f32,
     pub c_stride: usize,
     /// Whether the product is added to `c`.
@@ -33,13 +50,36 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    /// Rows are split evenly: 16 are 6, 5 and 5, not 6, 6 and 4.
+    /// With a panel of two vectors.
     ///
     /// # Safety
     /// The matrices are there; the machine has the instructions of `S`.
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(self) {
-        let blocks = self.rows.div_ceil(S::ROWS);
+        // SAFETY: the caller's promise.
+        unsafe { self.run_panel::<S, 2>() }
+    }
+
+    /// With a panel of `vectors`, 1 to 3.
+    ///
+    /// # Safety
+    /// The matrices are there; the machine has the instructions of `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn run_vectors<S: Simd>(self, vectors: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match vectors {
+                1 => self.run_panel::<S, 1>(),
+                2 => self.run_panel::<S, 2>(),
+                _ => self.run_panel::<S, 3>(),
+            }
+        }
+    }
+
+    /// Rows are split evenly: 16 are 6, 5 and 5, not 6, 6 and 4.
+    #[inline(always)]
+    unsafe fn run_panel<S: Simd, const N: usize>(self) {
+        let blocks = self.rows.div_ceil(block_rows::<S, N>());
         if blocks == 0 {
             return;
         }
@@ -50,53 +90,55 @@ impl Product {
             let part = Self {
                 a: self.a.wrapping_add(row * self.a_stride),
                 c: self.c.wrapping_add(row * self.c_stride),
-                next: self.next.wrapping_add(block % 4 * self.k * S::LANES / 2),
+                next: self
+                    .next
+                    .wrapping_add(block % 4 * self.k * N * S::LANES / 4),
                 rows,
                 ..self
             };
             // SAFETY: the caller's promise.
-            unsafe { part.block::<S>() };
+            unsafe { part.block::<S, N>() };
             row += rows;
         }
     }
 
     /// As many rows as fit in registers.
     #[inline(always)]
-    unsafe fn block<S: Simd>(self) {
+    unsafe fn block<S: Simd, const N: usize>(self) {
         unsafe {
             match self.rows {
-                1 => S::vectorize(Block::<1>(self)),
-                2 => S::vectorize(Block::<2>(self)),
-                3 => S::vectorize(Block::<3>(self)),
-                4 => S::vectorize(Block::<4>(self)),
-                5 => S::vectorize(Block::<5>(self)),
-                6 => S::vectorize(Block::<6>(self)),
-                7 => S::vectorize(Block::<7>(self)),
-                8 => S::vectorize(Block::<8>(self)),
-                9 => S::vectorize(Block::<9>(self)),
-                10 => S::vectorize(Block::<10>(self)),
-                11 => S::vectorize(Block::<11>(self)),
-                12 => S::vectorize(Block::<12>(self)),
-                13 => S::vectorize(Block::<13>(self)),
-                _ => S::vectorize(Block::<14>(self)),
+                1 => S::vectorize(Block::<1, N>(self)),
+                2 => S::vectorize(Block::<2, N>(self)),
+                3 => S::vectorize(Block::<3, N>(self)),
+                4 => S::vectorize(Block::<4, N>(self)),
+                5 => S::vectorize(Block::<5, N>(self)),
+                6 => S::vectorize(Block::<6, N>(self)),
+                7 => S::vectorize(Block::<7, N>(self)),
+                8 => S::vectorize(Block::<8, N>(self)),
+                9 => S::vectorize(Block::<9, N>(self)),
+                10 => S::vectorize(Block::<10, N>(self)),
+                11 => S::vectorize(Block::<11, N>(self)),
+                12 => S::vectorize(Block::<12, N>(self)),
+                13 => S::vectorize(Block::<13, N>(self)),
+                _ => S::vectorize(Block::<14, N>(self)),
             }
         }
     }
 }
 
-/// `R` rows by two vectors of columns.
-struct Block<const R: usize>(Product);
+/// `R` rows by `N` vectors of columns.
+struct Block<const R: usize, const N: usize>(Product);
 
 /// Terms between two prefetches.
 const UNROLL: usize = 4;
 
-impl<const R: usize> Task for Block<R> {
+impl<const R: usize, const N: usize> Task for Block<R, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // The widest level has the most rows; others never ask for as many.
-        if R > S::ROWS {
+        if R > block_rows::<S, N>() {
             return;
         }
         let Product {
@@ -108,18 +150,18 @@ impl<const R: usize> Task for Block<R> {
             ..
         } = self.0;
         unsafe {
-            let mut sums = [[S::splat(0.0); 2]; R];
+            let mut sums = [[S::splat(0.0); N]; R];
             let unrolled = k / UNROLL * UNROLL;
             for k in (0..unrolled).step_by(UNROLL) {
-                for line in (0..2 * S::LANES).step_by(16) {
-                    S::prefetch(next.wrapping_add(k * S::LANES / 2 + line));
+                for line in (0..N * S::LANES).step_by(16) {
+                    S::prefetch(next.wrapping_add(k / UNROLL * N * S::LANES + line));
                 }
                 for u in 0..UNROLL {
-                    term::<S, R>(&self.0, k + u, &mut sums);
+                    term::<S, R, N>(&self.0, k + u, &mut sums);
                 }
             }
             for k in unrolled..k {
-                term::<S, R>(&self.0, k, &mut sums);
+                term::<S, R, N>(&self.0, k, &mut sums);
             }
             for (i, sum) in sums.into_iter().enumerate() {
                 for (j, sum) in sum.into_iter().enumerate() {
@@ -138,14 +180,21 @@ impl<const R: usize> Task for Block<R> {
 
 /// Adds term `k` to each sum.
 #[inline(always)]
-unsafe fn term<S: Simd, const R: usize>(product: &Product, k: usize, sums: &mut [[S::V; 2]; R]) {
+unsafe fn term<S: Simd, const R: usize, const N: usize>(
+    product: &Product,
+    k: usize,
+    sums: &mut [[S::V; N]; R],
+) {
     unsafe {
-        let b = product.b.add(2 * S::LANES * k);
-        let (b0, b1) = (S::load(b), S::load(b.add(S::LANES)));
-        for (i, sum) in sums.iter_mut().enumerate() {
+        let mut b = [S::splat(0.0); N];
+        for (j, b) in b.iter_mut().enumerate() {
+            *b = S::load(product.b.add((N * k + j) * S::LANES));
+        }
+        for (i, sums) in sums.iter_mut().enumerate() {
             let a = S::splat(*product.a.add(i * product.a_stride + k));
-            sum[0] = S::fma(a, b0, sum[0]);
-            sum[1] = S::fma(a, b1, sum[1]);
+            for (sum, &b) in sums.iter_mut().zip(&b) {
+                *sum = S::fma(a, b, *sum);
+            }
         }
     }
 }

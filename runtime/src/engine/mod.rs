@@ -6,6 +6,7 @@ mod error;
 pub mod library;
 pub mod memory;
 mod network;
+mod ops;
 pub mod setup;
 mod verified;
 

@@ -13,10 +13,11 @@ use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
+use sd_kernels::Isa;
 use sd_models::manifest;
 use sha2::{Digest, Sha256};
 
-use super::{Cancel, Engine, EngineError, Verified};
+use super::{Cancel, Engine, EngineError, Verified, ops};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -119,6 +120,8 @@ impl Network {
                 .with_execution_providers([dispatch])
                 .map_err(|e| say(&e))?;
         }
+        let operators = ops::domain(Isa::detect(), engine.threads).map_err(|e| say(&e))?;
+        builder = builder.with_operators(operators).map_err(|e| say(&e))?;
         for (name, size) in dims {
             builder = builder
                 .with_dimension_override(name, *size as i64)

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{COLUMNS, Simd};
 use crate::isa::Task;
 
 /// Vectors of 8 numbers.
@@ -21,6 +21,25 @@ unsafe fn first(n: usize) -> __m256i {
     const MASKS: [i32; 2 * LANES] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
     debug_assert!(n <= LANES);
     unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(LANES - n).cast()) }
+}
+
+/// 8 rows of 8 half words become columns: three perfect shuffles.
+#[inline(always)]
+unsafe fn turn(rows: *const *const u16, at: usize) -> [__m128i; COLUMNS] {
+    unsafe {
+        let mut r = [_mm_setzero_si128(); COLUMNS];
+        for (i, r) in r.iter_mut().enumerate() {
+            *r = _mm_loadu_si128((*rows.add(i)).add(at).cast());
+        }
+        for _ in 0..3 {
+            let s = r;
+            for i in 0..COLUMNS / 2 {
+                r[2 * i] = _mm_unpacklo_epi16(s[i], s[i + COLUMNS / 2]);
+                r[2 * i + 1] = _mm_unpackhi_epi16(s[i], s[i + COLUMNS / 2]);
+            }
+        }
+        r
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -53,11 +72,24 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> __m256 {
-        unsafe { _mm256_maskload_ps(from, first(n)) }
+        unsafe {
+            if n == LANES {
+                _mm256_loadu_ps(from)
+            } else {
+                _mm256_maskload_ps(from, first(n))
+            }
+        }
     }
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, v: __m256, n: usize) {
-        unsafe { _mm256_maskstore_ps(to, first(n), v) }
+        unsafe {
+            // Masked stores take tens of cycles on some processors.
+            if n == LANES {
+                _mm256_storeu_ps(to, v);
+            } else {
+                _mm256_maskstore_ps(to, first(n), v);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> __m256 {
@@ -68,6 +100,51 @@ impl Simd for Avx2 {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [__m256; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm256_setzero_ps(); COLUMNS];
+            for half in 0..2 {
+                // Rows i and i + 4 side by side; two perfect shuffles of 4 rows.
+                let mut r = [_mm256_setzero_ps(); 4];
+                for (i, r) in r.iter_mut().enumerate() {
+                    let low = _mm_loadu_ps((*rows.add(i)).add(at + 4 * half));
+                    let high = _mm_loadu_ps((*rows.add(i + 4)).add(at + 4 * half));
+                    *r = _mm256_set_m128(high, low);
+                }
+                for _ in 0..2 {
+                    let s = r;
+                    for i in 0..2 {
+                        r[2 * i] = _mm256_unpacklo_ps(s[i], s[i + 2]);
+                        r[2 * i + 1] = _mm256_unpackhi_ps(s[i], s[i + 2]);
+                    }
+                }
+                columns[4 * half..4 * half + 4].copy_from_slice(&r);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_f16(rows: *const *const f16, at: usize) -> [__m256; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm256_setzero_ps(); COLUMNS];
+            for (column, h) in columns.iter_mut().zip(turn(rows.cast(), at)) {
+                *column = _mm256_cvtph_ps(h);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_bf16(rows: *const *const bf16, at: usize) -> [__m256; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm256_setzero_ps(); COLUMNS];
+            for (column, h) in columns.iter_mut().zip(turn(rows.cast(), at)) {
+                let wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+                *column = _mm256_castsi256_ps(wide);
+            }
+            columns
         }
     }
 

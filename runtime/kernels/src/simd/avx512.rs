@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{COLUMNS, Simd};
 use crate::isa::Task;
 
 /// Vectors of 16 numbers.
@@ -20,6 +20,27 @@ const LANES: usize = 16;
 fn first(n: usize) -> __mmask16 {
     debug_assert!(n <= LANES);
     ((1u32 << n) - 1) as __mmask16
+}
+
+/// 16 rows of 8 half words become columns: rows i and i + 8 side by side, three perfect shuffles.
+#[inline(always)]
+unsafe fn turn(rows: *const *const u16, at: usize) -> [__m256i; COLUMNS] {
+    unsafe {
+        let mut r = [_mm256_setzero_si256(); COLUMNS];
+        for (i, r) in r.iter_mut().enumerate() {
+            let low = _mm_loadu_si128((*rows.add(i)).add(at).cast());
+            let high = _mm_loadu_si128((*rows.add(i + COLUMNS)).add(at).cast());
+            *r = _mm256_set_m128i(high, low);
+        }
+        for _ in 0..3 {
+            let s = r;
+            for i in 0..COLUMNS / 2 {
+                r[2 * i] = _mm256_unpacklo_epi16(s[i], s[i + COLUMNS / 2]);
+                r[2 * i + 1] = _mm256_unpackhi_epi16(s[i], s[i + COLUMNS / 2]);
+            }
+        }
+        r
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -67,6 +88,53 @@ impl Simd for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [__m512; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm512_setzero_ps(); COLUMNS];
+            for half in 0..2 {
+                // Rows i, i + 4, i + 8 and i + 12 side by side; two perfect shuffles of 4 rows.
+                let mut r = [_mm512_setzero_ps(); 4];
+                for (i, r) in r.iter_mut().enumerate() {
+                    let part = [0, 4, 8, 12].map(|row| (*rows.add(i + row)).add(at + 4 * half));
+                    let v = _mm512_castps128_ps512(_mm_loadu_ps(part[0]));
+                    let v = _mm512_insertf32x4(v, _mm_loadu_ps(part[1]), 1);
+                    let v = _mm512_insertf32x4(v, _mm_loadu_ps(part[2]), 2);
+                    *r = _mm512_insertf32x4(v, _mm_loadu_ps(part[3]), 3);
+                }
+                for _ in 0..2 {
+                    let s = r;
+                    for i in 0..2 {
+                        r[2 * i] = _mm512_unpacklo_ps(s[i], s[i + 2]);
+                        r[2 * i + 1] = _mm512_unpackhi_ps(s[i], s[i + 2]);
+                    }
+                }
+                columns[4 * half..4 * half + 4].copy_from_slice(&r);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_f16(rows: *const *const f16, at: usize) -> [__m512; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm512_setzero_ps(); COLUMNS];
+            for (column, h) in columns.iter_mut().zip(turn(rows.cast(), at)) {
+                *column = _mm512_cvtph_ps(h);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_bf16(rows: *const *const bf16, at: usize) -> [__m512; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm512_setzero_ps(); COLUMNS];
+            for (column, h) in columns.iter_mut().zip(turn(rows.cast(), at)) {
+                let wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+                *column = _mm512_castsi512_ps(wide);
+            }
+            columns
         }
     }
 

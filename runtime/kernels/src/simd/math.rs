@@ -25,6 +25,29 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     }
 }
 
+/// `2^x` for x of -126 to 127, within 2e-7: a minimax polynomial of degree 5 on -1/2..1/2, times a power of two.
+///
+/// # Safety
+/// The machine has the instructions of `S`.
+#[inline(always)]
+pub(crate) unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
+    unsafe {
+        let n = S::round(x);
+        let r = S::sub(x, n);
+        let mut p = S::splat(0.001_327_647_1);
+        for c in [
+            0.009_675_541,
+            0.055_507_13,
+            0.240_221_2,
+            0.693_146_94,
+            1.000_000_1,
+        ] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        S::mul(p, S::exp2_whole(n))
+    }
+}
+
 /// `1 / (1 + e^-x)`
 ///
 /// # Safety

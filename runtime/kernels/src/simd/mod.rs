@@ -11,10 +11,13 @@ mod scalar;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
-pub(crate) use math::{gelu, sigmoid, silu};
+pub(crate) use math::{exp2, gelu, sigmoid, silu};
 pub(crate) use scalar::Scalar;
 
 use crate::isa::Task;
+
+/// Numbers of a row that are turned at a time.
+pub(crate) const COLUMNS: usize = 8;
 
 /// An instruction level's vectors.
 ///
@@ -51,6 +54,13 @@ pub(crate) trait Simd: Copy + 'static {
     /// Truncated single-precision numbers from memory.
     unsafe fn load_bf16(from: *const half::bf16) -> Self::V;
 
+    /// Numbers `at..at + 8` of `LANES` rows, as 8 vectors over rows.
+    unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS];
+    /// The same of half-precision numbers.
+    unsafe fn columns_f16(rows: *const *const half::f16, at: usize) -> [Self::V; COLUMNS];
+    /// The same of truncated single-precision numbers.
+    unsafe fn columns_bf16(rows: *const *const half::bf16, at: usize) -> [Self::V; COLUMNS];
+
     /// `a + b`
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`
@@ -71,10 +81,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn exp2_whole(n: Self::V) -> Self::V;
 
     /// The sum of all, in a fixed order.
-    #[allow(dead_code)]
     unsafe fn sum(a: Self::V) -> f32;
     /// The largest.
-    #[allow(dead_code)]
     unsafe fn largest(a: Self::V) -> f32;
 
     /// Asks for the cache line at `at`, which need not exist.

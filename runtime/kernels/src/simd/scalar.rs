@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{COLUMNS, Simd};
 use crate::isa::Task;
 
 /// No special instructions.
@@ -56,6 +56,23 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self::V {
         std::array::from_fn(|i| unsafe { *from.add(i) }.to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS] {
+        std::array::from_fn(|j| std::array::from_fn(|i| unsafe { *(*rows.add(i)).add(at + j) }))
+    }
+    #[inline(always)]
+    unsafe fn columns_f16(rows: *const *const f16, at: usize) -> [Self::V; COLUMNS] {
+        std::array::from_fn(|j| {
+            std::array::from_fn(|i| unsafe { *(*rows.add(i)).add(at + j) }.to_f32())
+        })
+    }
+    #[inline(always)]
+    unsafe fn columns_bf16(rows: *const *const bf16, at: usize) -> [Self::V; COLUMNS] {
+        std::array::from_fn(|j| {
+            std::array::from_fn(|i| unsafe { *(*rows.add(i)).add(at + j) }.to_f32())
+        })
     }
 
     #[inline(always)]

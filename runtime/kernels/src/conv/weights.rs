@@ -1,0 +1,101 @@
+//! Weights `[outputs, inputs * taps]`, stored with the inputs' taps side by side, become vectors over outputs.
+
+use half::{bf16, f16};
+
+use crate::Floats;
+use crate::pack::Stored;
+use crate::simd::{COLUMNS, Simd};
+
+/// Inputs whose weights are turned at a time.
+pub(super) const CHUNK: usize = 8;
+
+/// Pointers to the weights of as many outputs as any vector has lanes.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    F32([*const f32; 16]),
+    F16([*const f16; 16]),
+    Bf16([*const bf16; 16]),
+}
+
+impl Rows {
+    /// Weights of outputs `first` and following, from number `start` on in each; the last one is repeated past the end, since
+    /// nobody asks what comes out there.
+    #[inline(always)]
+    pub(super) fn new(
+        weight: Floats<'_>,
+        length: usize,
+        outputs: usize,
+        first: usize,
+        start: usize,
+    ) -> Self {
+        #[inline(always)]
+        fn rows<T>(
+            w: &[T],
+            length: usize,
+            outputs: usize,
+            first: usize,
+            start: usize,
+        ) -> [*const T; 16] {
+            let mut rows = [w.as_ptr(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = w[(first + i).min(outputs - 1) * length + start..].as_ptr();
+            }
+            rows
+        }
+        match weight {
+            Floats::F32(w) => Self::F32(rows(w, length, outputs, first, start)),
+            Floats::F16(w) => Self::F16(rows(w, length, outputs, first, start)),
+            Floats::Bf16(w) => Self::Bf16(rows(w, length, outputs, first, start)),
+        }
+    }
+
+    /// Numbers `start..start + count` of each output, as `count` vectors.
+    ///
+    /// # Safety
+    /// They can be read, and `count` vectors be written; the machine has the instructions of `S`.
+    #[inline(always)]
+    pub(super) unsafe fn turn<S: Simd>(&self, start: usize, count: usize, to: *mut f32) {
+        unsafe {
+            match self {
+                Self::F32(rows) => turn::<S, _>(rows, start, count, to),
+                Self::F16(rows) => turn::<S, _>(rows, start, count, to),
+                Self::Bf16(rows) => turn::<S, _>(rows, start, count, to),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn turn<S: Simd, T: Stored>(
+    rows: &[*const T; 16],
+    start: usize,
+    count: usize,
+    to: *mut f32,
+) {
+    unsafe {
+        for row in &rows[..S::LANES] {
+            let ahead = row.wrapping_add(start + 2 * count).cast::<f32>();
+            for line in 0..(count * size_of::<T>()).div_ceil(64) {
+                S::prefetch(ahead.wrapping_add(16 * line));
+            }
+        }
+        if count < COLUMNS {
+            for i in 0..count {
+                for (lane, row) in rows[..S::LANES].iter().enumerate() {
+                    *to.add(i * S::LANES + lane) = (*row.add(start + i)).get();
+                }
+            }
+            return;
+        }
+        let mut i = 0;
+        while i < count {
+            // The last ones may be turned twice.
+            let at = i.min(count - COLUMNS);
+            let columns = T::columns::<S>(rows.as_ptr(), start + at);
+            for (j, column) in columns.into_iter().enumerate() {
+                S::store(to.add((at + j) * S::LANES), column);
+            }
+            i += COLUMNS;
+        }
+    }
+}
