@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use sd_models::defaults::Defaults;
-use sd_models::graph::{Graph, OPSET, Param};
+use sd_models::graph::{Graph, OPSET, Param, custom};
 use sd_models::keys::Component;
 use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
-use crate::design::Design;
+use crate::design::{Design, GraphFile, Network};
 use crate::error::some_of;
 use crate::lora;
 use crate::model::{Model, Residue, without_trailing_ones};
@@ -60,6 +60,8 @@ pub struct BuildReport {
     pub warnings: Vec<String>,
     /// What became of every module of the LoRAs, in JSON.
     pub loras: Vec<serde_json::Value>,
+    /// What the native dialect took together and what it left, by graph file, in JSON.
+    pub native: serde_json::Value,
     /// Bytes written.
     pub written: u64,
     /// What the model was recognised as.
@@ -77,6 +79,7 @@ impl BuildReport {
             "manifest": self.manifest,
             "warnings": self.warnings,
             "loras": self.loras,
+            "native": self.native,
             "not_converted": {
                 "without_influence": self.residue.ignorable,
                 "ema": self.residue.ema,
@@ -191,6 +194,7 @@ impl BuildPlan {
             residue: self.residue,
             warnings: self.warnings,
             loras,
+            native: native_reports(&self.design),
             written,
             kind: self.design.kind,
         })
@@ -220,7 +224,7 @@ impl BuildPlan {
             let graphs: Vec<(&str, &Graph)> = network
                 .graphs
                 .iter()
-                .map(|(name, graph)| (*name, graph))
+                .map(|file| (file.name, &file.graph))
                 .collect();
             let written = write_model(&graphs, &reader, &folder).map_err(|e| match e {
                 WriteError::Io(source) => ConvertError::Write {
@@ -231,7 +235,7 @@ impl BuildPlan {
             })?;
             let found = reader.non_finite.into_inner();
             non_finite.extend(found.expect("no panic while the list is held"));
-            components.insert(network.folder.to_owned(), component(&written));
+            components.insert(network.folder.to_owned(), component(network, &written));
         }
         Ok((components, non_finite))
     }
@@ -405,17 +409,34 @@ impl WeightReader for Reader<'_> {
     }
 }
 
-fn component(written: &Written) -> manifest::Component {
+/// By folder and file: what the native dialect took together, and what it left.
+fn native_reports(design: &Design) -> serde_json::Value {
+    let networks = design.networks.iter();
+    let report = |network: &Network| {
+        (
+            network.folder.to_owned(),
+            serde_json::json!(network.reports),
+        )
+    };
+    networks
+        .map(report)
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn component(network: &Network, written: &Written) -> manifest::Component {
     let file = |(sha256, size): &(String, u64)| manifest::File {
         size: *size,
         sha256: sha256.clone(),
     };
-    let variant = |name: &String| {
+    let variant = |file: &GraphFile| {
+        let own = file.graph.needs_custom_operators();
         let variant = Variant {
             opset: OPSET,
-            custom_domains: Vec::new(),
+            custom_domains: own.then(custom::requirement).into_iter().collect(),
+            needs: file.needs.iter().map(|&name| name.to_owned()).collect(),
         };
-        (name.clone(), variant)
+        (file.name.to_owned(), variant)
     };
     let graphs = written
         .graphs
@@ -428,7 +449,7 @@ fn component(written: &Written) -> manifest::Component {
             .iter()
             .map(|s| s.name().to_owned())
             .collect(),
-        variants: written.graphs.keys().map(variant).collect(),
+        variants: network.graphs.iter().map(variant).collect(),
         files: graphs
             .chain([(DATA_FILE.to_owned(), file(&written.data))])
             .collect(),

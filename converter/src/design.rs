@@ -1,5 +1,6 @@
 //! What a model becomes: its family, graphs and configuration files, from the shapes of its weights and what its files say.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use sd_models::arch::{
@@ -8,7 +9,7 @@ use sd_models::arch::{
 };
 use sd_models::diffusers::{self, Pipeline};
 use sd_models::family::{ModelFamily, Purpose};
-use sd_models::graph::{Graph, GraphError};
+use sd_models::graph::{Graph, GraphError, lower};
 use sd_models::keys::Component;
 use sd_models::manifest::{Latent, PredictionType};
 use sd_models::presets::Trunk;
@@ -20,28 +21,110 @@ use serde_json::Value;
 use crate::ConvertError;
 use crate::config::Config;
 use crate::model::Model;
+use crate::passes::{Part, Report, Split, native, split};
 use crate::prediction::Prediction;
 
 /// One network to be written.
 pub(crate) struct Network {
     pub(crate) folder: &'static str,
     pub(crate) component: Component,
-    /// File names and graphs over the same parameters.
-    pub(crate) graphs: Vec<(&'static str, Graph)>,
+    /// Graphs over the same parameters; the first has all of them.
+    pub(crate) graphs: Vec<GraphFile>,
+    /// What the native dialect took together, by graph file.
+    pub(crate) reports: BTreeMap<&'static str, Report>,
+}
+
+/// A graph as a file of its network's folder.
+pub(crate) struct GraphFile {
+    pub(crate) name: &'static str,
+    pub(crate) graph: Graph,
+    /// Files whose outputs are inputs of this one.
+    pub(crate) needs: Vec<&'static str>,
+}
+
+/// What is computed once per prompt and once per noise level, and the files for that.
+pub(crate) const PARTS: [(&str, Part); 2] = [
+    (
+        "native.prompt.onnx",
+        Part {
+            name: "prompt",
+            inputs: &["encoder_hidden_states"],
+        },
+    ),
+    (
+        "native.time.onnx",
+        Part {
+            name: "time",
+            inputs: &["timestep", "timestep_cond", "text_embeds", "time_ids"],
+        },
+    ),
+];
+
+/// A network's graph and the files of its two dialects.
+struct Dialects {
+    portable: &'static str,
+    native: &'static str,
+    graph: Graph,
 }
 
 impl Network {
-    fn new(folder: &'static str, component: Component, graph: Graph) -> Self {
-        Self {
+    fn new(folder: &'static str, component: Component, graph: Graph) -> Result<Self, GraphError> {
+        let dialects = Dialects {
+            portable: "model.onnx",
+            native: "native.onnx",
+            graph,
+        };
+        Self::of(folder, component, &[dialects])
+    }
+
+    /// Graphs over the same parameters, whose parts that depend on prompt or time only are the same.
+    fn of(
+        folder: &'static str,
+        component: Component,
+        graphs: &[Dialects],
+    ) -> Result<Self, GraphError> {
+        let mut files = Vec::new();
+        for dialects in graphs {
+            files.push(GraphFile {
+                name: dialects.portable,
+                graph: lower(&dialects.graph)?,
+                needs: Vec::new(),
+            });
+        }
+        let mut reports = BTreeMap::new();
+        for dialects in graphs {
+            let (graph, report) = native(&dialects.graph)?;
+            reports.insert(dialects.native, report);
+            let Split { parts, rest } = split(&graph, &PARTS.map(|(_, part)| part))?;
+            let mut needs = Vec::new();
+            for ((name, _), part) in PARTS.iter().zip(parts) {
+                let Some(graph) = part else { continue };
+                needs.push(*name);
+                if !files.iter().any(|file: &GraphFile| file.name == *name) {
+                    files.push(GraphFile {
+                        name,
+                        graph,
+                        needs: Vec::new(),
+                    });
+                }
+            }
+            files.push(GraphFile {
+                name: dialects.native,
+                graph: rest,
+                needs,
+            });
+        }
+        Ok(Self {
             folder,
             component,
-            graphs: vec![("model.onnx", graph)],
-        }
+            graphs: files,
+            reports,
+        })
     }
 
     /// The graph that decides how weights are stored.
     pub(crate) fn graph(&self) -> &Graph {
-        &self.graphs[0].1
+        &self.graphs[0].graph
     }
 }
 
@@ -225,21 +308,27 @@ fn networks(
 ) -> Result<Vec<Network>, GraphError> {
     let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
     let mut networks = vec![
-        Network::new("vae_encoder", Component::Vae, encoder),
-        Network::new("vae_decoder", Component::Vae, decoder),
+        Network::new("vae_encoder", Component::Vae, encoder)?,
+        Network::new("vae_decoder", Component::Vae, decoder)?,
     ];
     for (component, cfg) in encoders {
         let (folder, _) = text_folders(*component);
-        networks.push(Network::new(folder, *component, clip_text_encoder(cfg)?));
+        let graph = clip_text_encoder(cfg)?;
+        networks.push(Network::new(folder, *component, graph)?);
     }
-    networks.push(Network {
-        folder: "unet",
-        component: Component::UNet,
-        graphs: vec![
-            ("model.onnx", unet(unet_cfg)?),
-            ("controlnet.onnx", controlled_unet(unet_cfg)?),
-        ],
-    });
+    let graphs = [
+        Dialects {
+            portable: "model.onnx",
+            native: "native.onnx",
+            graph: unet(unet_cfg)?,
+        },
+        Dialects {
+            portable: "controlnet.onnx",
+            native: "native.controlnet.onnx",
+            graph: controlled_unet(unet_cfg)?,
+        },
+    ];
+    networks.push(Network::of("unet", Component::UNet, &graphs)?);
     Ok(networks)
 }
 
@@ -291,7 +380,9 @@ fn control(model: &dyn Model) -> Result<Design, ConvertError> {
     config.agrees_by_level("block_out_channels", &widths(&cfg.trunk))?;
     config.agrees_by_level("conditioning_embedding_out_channels", &cfg.hint_widths)?;
     let family = ModelFamily::of(&cfg.trunk);
-    let graph = controlnet(&cfg).map_err(unfit(model))?;
+    let network = controlnet(&cfg)
+        .and_then(|graph| Network::new("controlnet", Component::ControlNet, graph))
+        .map_err(unfit(model))?;
     Ok(Design {
         kind: format!("ControlNet for {family}"),
         evidence: control_evidence(&cfg),
@@ -306,7 +397,7 @@ fn control(model: &dyn Model) -> Result<Design, ConvertError> {
         },
         resolution: family.resolution(false),
         embeds_guidance: false,
-        networks: vec![Network::new("controlnet", Component::ControlNet, graph)],
+        networks: vec![network],
         configs: vec![(
             "controlnet/config.json".to_owned(),
             diffusers::controlnet(&cfg),
@@ -342,8 +433,8 @@ fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
         ("decoder.", "vae_decoder", taesd_decoder(cfg)),
     ] {
         if shapes.keys().any(|name| name.starts_with(half)) {
-            let graph = graph.map_err(unfit(model))?;
-            networks.push(Network::new(folder, Component::Taesd, graph));
+            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g));
+            networks.push(network.map_err(unfit(model))?);
             configs.push((format!("{folder}/config.json"), diffusers::taesd(cfg)));
         }
     }

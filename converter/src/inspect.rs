@@ -7,7 +7,7 @@ use std::path::Path;
 use sd_models::family::ADAPTER;
 use sd_models::keys::Key;
 use sd_models::keys::layout::Layout;
-use sd_models::manifest::Manifest;
+use sd_models::manifest::{Manifest, Variant};
 use serde::Serialize;
 
 use crate::ConvertError;
@@ -252,6 +252,17 @@ fn kind_of(manifest: &Manifest) -> String {
     }
 }
 
+/// What a variant needs beyond ONNX.
+fn requirements(variant: &Variant) -> String {
+    let operators = variant.custom_domains.iter();
+    let operators = operators.map(|domain| format!("operators {domain}"));
+    let needs: Vec<String> = operators.chain(variant.needs.iter().cloned()).collect();
+    match needs.is_empty() {
+        true => String::new(),
+        false => format!(" with {}", needs.join(", ")),
+    }
+}
+
 /// A model directory's manifest in lines for people.
 #[must_use]
 pub fn describe(manifest: &Manifest) -> String {
@@ -269,6 +280,9 @@ pub fn describe(manifest: &Manifest) -> String {
             component.precision,
             size as f64 / 1e6
         ));
+        for (file, variant) in &component.variants {
+            lines.push(format!("    {file}{}", requirements(variant)));
+        }
     }
     for source in &manifest.sources {
         lines.push(format!(

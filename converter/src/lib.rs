@@ -22,6 +22,7 @@ pub mod merge;
 pub mod model;
 pub mod onnx;
 pub mod output;
+mod passes;
 pub mod prediction;
 pub mod progress;
 mod random;

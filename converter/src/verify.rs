@@ -1,12 +1,12 @@
 //! Checks model directories: hashes, graph structure, external data, names at the boundary.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
 use sd_models::diffusers::COMPONENTS;
-use sd_models::manifest::{self, DATA_FILE, Manifest};
+use sd_models::manifest::{self, DATA_FILE, Manifest, Variant};
 
 use crate::ConvertError;
 use crate::build::hash_file;
@@ -98,16 +98,64 @@ pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, C
         }
     }
     for folder in COMPONENTS {
+        let components = report.manifest.as_ref().map(|m| &m.components);
+        let component = components.and_then(|c| c.get(folder));
+        let mut graphs = BTreeMap::new();
         for name in graphs_in(&dir.join(folder)) {
             let path = dir.join(folder).join(&name);
             let label = format!("{folder}/{name}");
-            report.graphs.push((label, verify_graph(&path)?));
+            let boundary = verify_graph(&path)?;
+            report.graphs.push((label, boundary.nodes));
+            graphs.insert(name, boundary);
+        }
+        for (name, variant) in component.iter().flat_map(|c| &c.variants) {
+            verify_variant(&dir.join(folder), name, variant, &graphs)?;
         }
     }
     if report.graphs.is_empty() {
         return Err(damaged(dir, "it holds no graph".to_owned()));
     }
     Ok(report)
+}
+
+/// What a graph takes, makes and needs.
+struct Boundary {
+    nodes: usize,
+    inputs: BTreeSet<String>,
+    outputs: BTreeSet<String>,
+    /// Domains of its operators other than ONNX's own, as manifests write them.
+    domains: BTreeSet<String>,
+}
+
+/// Checks that a variant needs what the manifest says, and that the graphs that belong to it are there.
+fn verify_variant(
+    folder: &Path,
+    name: &str,
+    variant: &Variant,
+    graphs: &BTreeMap<String, Boundary>,
+) -> Result<(), ConvertError> {
+    let path = folder.join(name);
+    let graph_of = |name: &String| {
+        let missing = || damaged(&path, format!("`{name}` is not beside it"));
+        graphs.get(name).ok_or_else(missing)
+    };
+    let graph = graph_of(&name.to_owned())?;
+    let listed: BTreeSet<String> = variant.custom_domains.iter().cloned().collect();
+    if graph.domains != listed {
+        let problem = format!(
+            "it has operators of {:?}, but the manifest says {listed:?}",
+            graph.domains
+        );
+        return Err(damaged(&path, problem));
+    }
+    for needed in &variant.needs {
+        let outputs = &graph_of(needed)?.outputs;
+        if let Some(output) = outputs.difference(&graph.inputs).next() {
+            let problem = format!("it does not read `{output}`, which `{needed}` makes for it");
+            return Err(damaged(&path, problem));
+        }
+    }
+    Ok(())
 }
 
 /// Names of the graphs in a component's folder.
@@ -119,8 +167,8 @@ fn graphs_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Checks one graph and where it expects its weights; returns the number of nodes.
-fn verify_graph(path: &Path) -> Result<usize, ConvertError> {
+/// Checks one graph and where it expects its weights.
+fn verify_graph(path: &Path) -> Result<Boundary, ConvertError> {
     let size = fs::metadata(path).map_err(ConvertError::read(path))?.len();
     if size > MAX_GRAPH_BYTES {
         return Err(damaged(
@@ -135,10 +183,23 @@ fn verify_graph(path: &Path) -> Result<usize, ConvertError> {
         .graph
         .ok_or_else(|| damaged(path, "it has no graph".to_owned()))?;
     verify_external_data(path, &graph)?;
+    let imported = model.opset_import.iter().filter(|o| !o.domain.is_empty());
+    let imported: BTreeMap<&str, i64> = imported.map(|o| (&*o.domain, o.version)).collect();
+    let mut domains = BTreeSet::new();
     let mut known: HashSet<&str> = HashSet::from([""]);
     known.extend(graph.input.iter().map(|v| v.name.as_str()));
     known.extend(graph.initializer.iter().map(|t| t.name.as_str()));
     for node in &graph.node {
+        if !matches!(&*node.domain, "" | "ai.onnx") {
+            let Some(version) = imported.get(&*node.domain) else {
+                let (name, domain) = (&node.name, &node.domain);
+                let problem = format!(
+                    "node `{name}` is of the domain `{domain}`, which the graph does not import"
+                );
+                return Err(damaged(path, problem));
+            };
+            domains.insert(format!("{}:{version}", node.domain));
+        }
         if let Some(input) = node.input.iter().find(|i| !known.contains(i.as_str())) {
             return Err(damaged(
                 path,
@@ -163,7 +224,12 @@ fn verify_graph(path: &Path) -> Result<usize, ConvertError> {
             path,
             format!("nothing makes the output `{}`", output.name),
         )),
-        None => Ok(graph.node.len()),
+        None => Ok(Boundary {
+            nodes: graph.node.len(),
+            inputs: graph.input.iter().map(|v| v.name.clone()).collect(),
+            outputs: graph.output.iter().map(|v| v.name.clone()).collect(),
+            domains,
+        }),
     }
 }
 

@@ -101,8 +101,12 @@ pub struct Component {
 pub struct Variant {
     /// ONNX operator set of the default domain.
     pub opset: i64,
-    /// Operator domains other than ONNX's own.
+    /// Operator domains other than ONNX's own, with their versions: `sdrt:1`.
     pub custom_domains: Vec<String>,
+    /// Variants of the component whose outputs are inputs of this one. They run first: `native.prompt.onnx` once per prompt,
+    /// `native.time.onnx` once per noise level.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
 }
 
 /// A file's size and content.
@@ -227,7 +231,7 @@ mod tests {
                         "model.onnx".to_owned(),
                         Variant {
                             opset: 17,
-                            custom_domains: vec![],
+                            ..Variant::default()
                         },
                     )]),
                     files: BTreeMap::from([(

@@ -1,7 +1,8 @@
 //! Writes a graph as `model.onnx` with weights in `model.onnx_data`, a few tensors in memory at a time.
 //!
-//! Storage and compute type are separate: a weight stays in the 16 bits it was published in and a `Cast` node, which
-//! runtimes fold when they load the graph, makes it single precision. Small tensors are single precision and inline.
+//! Storage and compute type are separate: a weight stays in the 16 bits it was published in. Where a graph reads it in single
+//! precision, a `Cast` node, which runtimes fold when they load the graph, makes it so; where the graph reads it as it is
+//! stored, nothing does. Small tensors are single precision and inline.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,9 @@ use std::path::Path;
 
 use prost::Message;
 use rayon::prelude::*;
-use sd_models::graph::{Attr, ConstantData, DType, Dim, Graph, OPSET, Param, Value};
+use sd_models::graph::{
+    Attr, ConstantData, DType, Dim, Graph, Node, OPSET, Op, Param, Value, custom,
+};
 use sd_models::manifest::{DATA_FILE, hex};
 use sha2::{Digest, Sha256};
 
@@ -113,8 +116,8 @@ pub struct Written {
     pub storage: BTreeSet<Stored>,
 }
 
-/// Writes graphs of one network, which have the same parameters, and their weights into `folder`. The first graph
-/// decides in which order and orientation weights are stored.
+/// Writes graphs of one network and their weights into `folder`. The first graph has all parameters, and decides in which
+/// order and orientation weights are stored.
 ///
 /// # Errors
 /// The folder cannot be written, or `weights` fails.
@@ -174,7 +177,8 @@ fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
     let mut casts = Vec::new();
     for param in &graph.params {
         let tensor = &params.tensors[&param.name];
-        if tensor.data_type != data_type::FLOAT {
+        let widened = graph.info(param.value).dtype == DType::F32;
+        if widened && tensor.data_type != data_type::FLOAT {
             let cast = format!("{}:f32", param.name);
             casts.push(cast_to_f32(&param.name, &cast));
             names[param.value.index()] = cast;
@@ -186,6 +190,10 @@ fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
         .iter()
         .map(|c| constant_tensor(graph, c.value, &c.data));
     let nodes = graph.nodes.iter().map(|node| node_proto(node, &names));
+    let mut domains = vec![(String::new(), OPSET)];
+    if graph.needs_custom_operators() {
+        domains.push((custom::DOMAIN.to_owned(), custom::VERSION));
+    }
     ModelProto {
         ir_version: IR_VERSION,
         producer_name: "sdconvert".to_owned(),
@@ -201,10 +209,10 @@ fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
                 .map(|&v| value_info(graph, v))
                 .collect(),
         }),
-        opset_import: vec![OperatorSetIdProto {
-            domain: String::new(),
-            version: OPSET,
-        }],
+        opset_import: domains
+            .into_iter()
+            .map(|(domain, version)| OperatorSetIdProto { domain, version })
+            .collect(),
     }
 }
 
@@ -300,7 +308,7 @@ fn cast_to_f32(from: &str, to: &str) -> NodeProto {
     }
 }
 
-fn node_proto(node: &sd_models::graph::Node, names: &[String]) -> NodeProto {
+fn node_proto(node: &Node, names: &[String]) -> NodeProto {
     let name_of = |v: &Option<Value>| v.map(|v| names[v.index()].clone()).unwrap_or_default();
     NodeProto {
         input: node.inputs.iter().map(name_of).collect(),
@@ -310,13 +318,16 @@ fn node_proto(node: &sd_models::graph::Node, names: &[String]) -> NodeProto {
             .map(|v| names[v.index()].clone())
             .collect(),
         name: node.name.clone(),
-        op_type: node.op.to_owned(),
+        op_type: node.op.name().to_owned(),
         attribute: node
             .attributes
             .iter()
             .map(|(name, attr)| attribute_proto(name, attr))
             .collect(),
-        ..NodeProto::default()
+        domain: match node.op {
+            Op::Custom(_) => custom::DOMAIN.to_owned(),
+            Op::Onnx(_) | Op::Layer(_) => String::new(),
+        },
     }
 }
 
@@ -342,6 +353,7 @@ fn value_info(graph: &Graph, value: Value) -> ValueInfoProto {
         DType::F32 => data_type::FLOAT,
         DType::I64 => data_type::INT64,
         DType::Bool => data_type::BOOL,
+        DType::Stored => unreachable!("graphs take and return numbers of known types"),
     };
     let dim = info
         .shape

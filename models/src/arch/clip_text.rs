@@ -198,7 +198,7 @@ fn layer(g: &mut GraphBuilder, cfg: &ClipTextConfig, x: Value, mask: Value) -> R
         let q = g.scope("q_proj", |g| linear(g, h, width))?;
         let k = g.scope("k_proj", |g| linear(g, h, width))?;
         let v = g.scope("v_proj", |g| linear(g, h, width))?;
-        let y = masked_attention(g, Qkv { q, k, v }, cfg.heads, Some(mask))?;
+        let y = masked_attention(g, Qkv { q, k, v }, cfg.heads, mask)?;
         g.scope("out_proj", |g| linear(g, y, width))
     })?;
     let x = g.add(x, h)?;

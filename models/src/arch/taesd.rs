@@ -2,7 +2,7 @@
 //!
 //! It works on latents as the UNet sees them, so its scaling factor is 1, and on pictures in 0..1.
 
-use crate::graph::{Conv, DType, Graph, GraphBuilder, Result, Value};
+use crate::graph::{Conv, DType, Graph, GraphBuilder, Layer, Result, Value};
 use crate::nn::{conv2d, conv2d_no_bias};
 
 /// Log-variance that stands for "no noise", the least that diffusers does not clamp.
@@ -86,7 +86,7 @@ pub fn taesd_decoder(cfg: TaesdConfig) -> Result<Graph> {
                 x = g.scope(layers.next(), |g| block(g, x))?;
             }
             if level + 1 < BLOCKS.len() {
-                x = g.upsample_2x(x);
+                x = g.layer(Layer::Upsample, &[x])?;
                 layers.next();
                 x = g.scope(layers.next(), |g| {
                     conv2d_no_bias(g, x, cfg.channels, Conv::K3)

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Attr, Constant, ConstantData, DType, Dim, Graph, GraphError, Node, Param, Result, Value,
+    Attr, Constant, ConstantData, DType, Dim, Graph, GraphError, Node, Op, Param, Result, Value,
     ValueInfo,
 };
 
@@ -75,6 +75,14 @@ impl GraphBuilder {
         result
     }
 
+    /// Builds under a whole path, wherever the builder is: what is written anew keeps the place that it had.
+    pub fn at<T>(&mut self, path: &str, build: impl FnOnce(&mut Self) -> T) -> T {
+        let outside = std::mem::replace(&mut self.scope, vec![path.to_owned()]);
+        let result = build(self);
+        self.scope = outside;
+        result
+    }
+
     /// Declares a graph input.
     ///
     /// # Errors
@@ -85,8 +93,16 @@ impl GraphBuilder {
         dtype: DType,
         shape: [Dim; N],
     ) -> Result<Value> {
+        self.input_of_shape(name, dtype, shape.into())
+    }
+
+    /// [`Self::input`] of any rank.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn input_of_shape(&mut self, name: &str, dtype: DType, shape: Vec<Dim>) -> Result<Value> {
         self.claim(name)?;
-        let value = self.value(name.to_owned(), dtype, shape.into());
+        let value = self.value(name.to_owned(), dtype, shape);
         self.graph.inputs.push(value);
         Ok(value)
     }
@@ -100,7 +116,8 @@ impl GraphBuilder {
         let info = self.info(value).clone();
         // A node of its own, so that one value can be returned under two names.
         let result = self.value(name.to_owned(), info.dtype, info.shape);
-        self.push_node("Identity", vec![Some(value)], vec![result], Vec::new());
+        let op = Op::Onnx("Identity");
+        self.push_node(op, vec![Some(value)], vec![result], Vec::new());
         self.graph.outputs.push(result);
         Ok(())
     }
@@ -110,7 +127,7 @@ impl GraphBuilder {
     /// # Errors
     /// It was declared before with another shape.
     pub fn param<const N: usize>(&mut self, name: &str, shape: [usize; N]) -> Result<Value> {
-        self.declare(name, shape.to_vec(), false)
+        self.declare(self.path(name), shape.to_vec(), false, DType::F32)
     }
 
     /// Declares a matrix parameter `[out, in]` that the graph reads as `[in, out]`, the way `MatMul` wants it.
@@ -118,11 +135,30 @@ impl GraphBuilder {
     /// # Errors
     /// It was declared before with another shape.
     pub fn param_transposed(&mut self, name: &str, shape: [usize; 2]) -> Result<Value> {
-        self.declare(name, shape.to_vec(), true)
+        self.declare(self.path(name), shape.to_vec(), true, DType::F32)
     }
 
-    fn declare(&mut self, name: &str, shape: Vec<usize>, transposed: bool) -> Result<Value> {
-        let name = self.path(name);
+    /// Declares another graph's parameter under its name, to be read as `dtype`.
+    ///
+    /// # Errors
+    /// It was declared before with another shape.
+    pub fn param_like(&mut self, param: &Param, dtype: DType) -> Result<Value> {
+        let Param {
+            name,
+            shape,
+            transposed,
+            ..
+        } = param.clone();
+        self.declare(name, shape, transposed, dtype)
+    }
+
+    fn declare(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        transposed: bool,
+        dtype: DType,
+    ) -> Result<Value> {
         if let Some(&i) = self.params.get(&name) {
             let first = &self.graph.params[i];
             if first.shape == shape && first.transposed == transposed {
@@ -138,7 +174,7 @@ impl GraphBuilder {
         if transposed {
             dims.reverse();
         }
-        let value = self.value(name.clone(), DType::F32, dims);
+        let value = self.value(name.clone(), dtype, dims);
         self.params.insert(name.clone(), self.graph.params.len());
         self.graph.params.push(Param {
             value,
@@ -165,7 +201,16 @@ impl GraphBuilder {
     }
 
     fn constant(&mut self, dtype: DType, shape: &[usize], data: ConstantData) -> Value {
-        let dims: Vec<Dim> = shape.iter().map(|&n| Dim::Fixed(n)).collect();
+        let dims = shape.iter().map(|&n| Dim::Fixed(n)).collect();
+        self.constant_of(dtype, dims, data)
+    }
+
+    pub(super) fn constant_of(
+        &mut self,
+        dtype: DType,
+        dims: Vec<Dim>,
+        data: ConstantData,
+    ) -> Value {
         let known = self
             .graph
             .constants
@@ -232,10 +277,8 @@ impl GraphBuilder {
         shape: Vec<Dim>,
         attributes: Vec<(&'static str, Attr)>,
     ) -> Value {
-        let output = self.value(String::new(), dtype, shape);
-        let name = self.push_node(op, inputs, vec![output], attributes);
-        self.graph.values[output.index()].name = format!("{name}:0");
-        output
+        let outputs = vec![(dtype, shape)];
+        self.any_node(Op::Onnx(op), inputs, outputs, attributes)[0]
     }
 
     /// A node with `count` outputs of one shape.
@@ -248,9 +291,22 @@ impl GraphBuilder {
         attributes: Vec<(&'static str, Attr)>,
     ) -> Vec<Value> {
         let dtype = self.info(inputs[0]).dtype;
-        let new = |g: &mut Self| g.value(String::new(), dtype, shape.to_vec());
-        let outputs: Vec<Value> = (0..count).map(|_| new(self)).collect();
-        let name = self.push_node(op, inputs.map(Some).to_vec(), outputs.clone(), attributes);
+        let outputs = vec![(dtype, shape.to_vec()); count];
+        let inputs = inputs.map(Some).to_vec();
+        self.any_node(Op::Onnx(op), inputs, outputs, attributes)
+    }
+
+    /// A node of any kind, with outputs of these types and shapes.
+    pub(super) fn any_node(
+        &mut self,
+        op: Op,
+        inputs: Vec<Option<Value>>,
+        outputs: Vec<(DType, Vec<Dim>)>,
+        attributes: Vec<(&'static str, Attr)>,
+    ) -> Vec<Value> {
+        let new = |(dtype, shape)| self.value(String::new(), dtype, shape);
+        let outputs: Vec<Value> = outputs.into_iter().map(new).collect();
+        let name = self.push_node(op, inputs, outputs.clone(), attributes);
         for (i, output) in outputs.iter().enumerate() {
             self.graph.values[output.index()].name = format!("{name}:{i}");
         }
@@ -259,12 +315,12 @@ impl GraphBuilder {
 
     fn push_node(
         &mut self,
-        op: &'static str,
+        op: Op,
         inputs: Vec<Option<Value>>,
         outputs: Vec<Value>,
         attributes: Vec<(&'static str, Attr)>,
     ) -> String {
-        let base = format!("/{}", self.path(op));
+        let base = format!("/{}", self.path(op.name()));
         let count = self.node_names.entry(base.clone()).or_default();
         let name = if *count == 0 {
             base
@@ -275,6 +331,7 @@ impl GraphBuilder {
         self.graph.nodes.push(Node {
             op,
             name: name.clone(),
+            scope: self.scope.join("."),
             inputs,
             outputs,
             attributes,

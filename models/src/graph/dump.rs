@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Attr, Dim, Graph};
+use super::{Attr, Dim, Graph, Op, custom};
 
 /// `[batch, 4, height, width]`
 pub(super) fn shape_text(shape: &[Dim]) -> String {
@@ -34,13 +34,13 @@ impl fmt::Display for Graph {
                 .map(|v| v.map_or("-", |v| self.info(v).name.as_str()))
                 .collect();
             let outputs: Vec<String> = node.outputs.iter().map(|&v| typed(v)).collect();
-            write!(
-                f,
-                "  {} = {}({})",
-                outputs.join(", "),
-                node.op,
-                inputs.join(", ")
-            )?;
+            write!(f, "  {} = ", outputs.join(", "))?;
+            match node.op {
+                Op::Onnx(name) => write!(f, "{name}")?,
+                Op::Layer(layer) => write!(f, "{layer:?}")?,
+                Op::Custom(name) => write!(f, "{}.{name}", custom::DOMAIN)?,
+            }
+            write!(f, "({})", inputs.join(", "))?;
             for (name, attr) in &node.attributes {
                 match attr {
                     Attr::Float(x) => write!(f, " {name}={x}")?,

@@ -1,14 +1,23 @@
-//! ONNX graphs as plain data: nodes over [`Value`]s, parameters declared by name and shape, never with bytes.
+//! Graphs as plain data: nodes over [`Value`]s, parameters declared by name and shape, never with bytes.
 //!
-//! Graphs are made by [`GraphBuilder`], which checks shapes as nodes are added. Serializing them is the converter's job.
+//! Graphs are made by [`GraphBuilder`], which checks shapes as nodes are added. Networks are built of [`Layer`]s and ONNX
+//! operators; [`lower`] writes layers as ONNX operators (the portable dialect), and the converter's native pass as operators
+//! of our own. Serializing graphs is the converter's job.
 
 mod builder;
+mod copy;
+pub mod custom;
 mod dump;
+mod layer;
+mod lower;
 mod ops;
 
 use std::fmt;
 
 pub use builder::{GraphBuilder, Scope};
+pub use copy::Copier;
+pub use layer::{Layer, Scores};
+pub use lower::lower;
 pub use ops::Conv;
 
 /// The ONNX opset of all graphs: the lowest with `LayerNormalization`, so that old runtimes and providers load them.
@@ -35,6 +44,8 @@ pub enum DType {
     I64,
     /// True or false.
     Bool,
+    /// A parameter in the type that it is stored in: half precision of either kind, or single precision.
+    Stored,
 }
 
 impl fmt::Display for DType {
@@ -43,6 +54,7 @@ impl fmt::Display for DType {
             Self::F32 => "f32",
             Self::I64 => "i64",
             Self::Bool => "bool",
+            Self::Stored => "stored",
         })
     }
 }
@@ -155,13 +167,37 @@ pub enum Attr {
     Text(&'static str),
 }
 
-/// One ONNX operator applied to values.
+/// What a node computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Op {
+    /// An operator of the default ONNX domain.
+    Onnx(&'static str),
+    /// A layer, which is a formula and not yet operators.
+    Layer(Layer),
+    /// An operator of the domain [`custom::DOMAIN`].
+    Custom(&'static str),
+}
+
+impl Op {
+    /// Name of the operator or layer, without its domain.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Onnx(name) | Self::Custom(name) => name,
+            Self::Layer(layer) => layer.name(),
+        }
+    }
+}
+
+/// An operator or layer applied to values.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Operator name in the default ONNX domain.
-    pub op: &'static str,
-    /// Unique in the graph: the scope it was built in, and the operator.
+    /// What it computes.
+    pub op: Op,
+    /// Unique in the graph: the scope, and the operator.
     pub name: String,
+    /// Where in the network it was built, such as `down_blocks.0.resnets.1.conv1`.
+    pub scope: String,
     /// Operands; `None` is an omitted optional one.
     pub inputs: Vec<Option<Value>>,
     /// Results.
@@ -194,6 +230,13 @@ impl Graph {
     #[must_use]
     pub fn info(&self, value: Value) -> &ValueInfo {
         &self.values[value.index()]
+    }
+
+    /// Whether a node is an operator of our own, so that only programs that have it run the graph.
+    #[must_use]
+    pub fn needs_custom_operators(&self) -> bool {
+        let custom = |node: &Node| matches!(node.op, Op::Custom(_));
+        self.nodes.iter().any(custom)
     }
 
     /// Number of weights and biases.

@@ -1,9 +1,10 @@
 //! One method per ONNX operator, with the shape rule of the operator.
 
+use super::layer::upsampled;
 use super::{Attr, DType, Dim, GraphBuilder, Result, Value};
 
 /// Attributes of a 2-D convolution. `pads` are top, left, bottom, right.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Side of the square kernel.
     pub kernel: usize,
@@ -33,7 +34,7 @@ impl Conv {
         pads: [1; 4],
     };
 
-    fn output(self, dim: &Dim, axis: usize) -> Dim {
+    pub(super) fn output(self, dim: &Dim, axis: usize) -> Dim {
         match dim {
             Dim::Fixed(n) => {
                 let padded = n + self.pads[axis] + self.pads[axis + 2];
@@ -63,20 +64,7 @@ impl GraphBuilder {
         bias: Option<Value>,
         conv: Conv,
     ) -> Result<Value> {
-        let (xs, ws) = (self.shape(x).to_vec(), self.shape(weight));
-        if xs.len() != 4 || ws.len() != 4 || !xs[1].agrees(&ws[1]) {
-            return Err(self.impossible(
-                "Conv",
-                &[x, weight],
-                "the input's channels must be the weight's second dimension",
-            ));
-        }
-        let shape = vec![
-            xs[0].clone(),
-            ws[0].clone(),
-            conv.output(&xs[2], 0),
-            conv.output(&xs[3], 1),
-        ];
+        let shape = self.conv_shape(x, weight, conv)?;
         let attributes = vec![
             ("kernel_shape", ints([conv.kernel, conv.kernel])),
             ("strides", ints([conv.stride, conv.stride])),
@@ -87,20 +75,38 @@ impl GraphBuilder {
         Ok(self.typed_node("Conv", inputs, DType::F32, shape, attributes))
     }
 
+    pub(super) fn conv_shape(&self, x: Value, weight: Value, conv: Conv) -> Result<Vec<Dim>> {
+        let (xs, ws) = (self.shape(x), self.shape(weight));
+        if xs.len() != 4 || ws.len() != 4 || !xs[1].agrees(&ws[1]) {
+            return Err(self.impossible(
+                "Conv",
+                &[x, weight],
+                "the input's channels must be the weight's second dimension",
+            ));
+        }
+        let side = |axis: usize| conv.output(&xs[axis + 2], axis);
+        Ok(vec![xs[0].clone(), ws[0].clone(), side(0), side(1)])
+    }
+
     /// Matrix product over the last two dimensions; leading ones broadcast.
     ///
     /// # Errors
     /// Inner dimensions that differ.
     pub fn matmul(&mut self, a: Value, b: Value) -> Result<Value> {
-        let (sa, sb) = (self.shape(a).to_vec(), self.shape(b).to_vec());
+        let shape = self.matmul_shape(a, b)?;
+        Ok(self.node("MatMul", [a, b], shape, vec![]))
+    }
+
+    pub(super) fn matmul_shape(&self, a: Value, b: Value) -> Result<Vec<Dim>> {
+        let (sa, sb) = (self.shape(a), self.shape(b));
         if sa.len() < 2 || sb.len() < 2 || !sa[sa.len() - 1].agrees(&sb[sb.len() - 2]) {
             return Err(self.impossible("MatMul", &[a, b], "the inner dimensions must be equal"));
         }
-        let lead = if sa.len() >= sb.len() { &sa } else { &sb };
+        let lead = if sa.len() >= sb.len() { sa } else { sb };
         let mut shape = lead[..lead.len() - 2].to_vec();
         shape.push(sa[sa.len() - 2].clone());
         shape.push(sb[sb.len() - 1].clone());
-        Ok(self.node("MatMul", [a, b], shape, vec![]))
+        Ok(shape)
     }
 
     /// `a + b` with broadcasting.
@@ -360,16 +366,20 @@ impl GraphBuilder {
         bias: Value,
         epsilon: f32,
     ) -> Result<Value> {
+        self.same_width(x, scale)?;
         let shape = self.shape(x).to_vec();
-        if !shape[shape.len() - 1].agrees(&self.shape(scale)[0]) {
-            return Err(self.impossible(
-                "LayerNormalization",
-                &[x, scale],
-                "the scale must have the last dimension's size",
-            ));
-        }
         let attributes = vec![("axis", Attr::Int(-1)), ("epsilon", Attr::Float(epsilon))];
         Ok(self.node("LayerNormalization", [x, scale, bias], shape, attributes))
+    }
+
+    /// Checks that `scale` `[C]` is for the last dimension of `x`.
+    pub(super) fn same_width(&self, x: Value, scale: Value) -> Result<()> {
+        let shape = self.shape(x);
+        if shape[shape.len() - 1].agrees(&self.shape(scale)[0]) {
+            return Ok(());
+        }
+        let problem = "the scale must have the last dimension's size";
+        Err(self.impossible("LayerNormalization", &[x, scale], problem))
     }
 
     /// Normalizes each `[n, c]` row of `x` [N, C, L] to zero mean and unit variance, then applies `scale`, `bias` `[C]`.
@@ -385,9 +395,7 @@ impl GraphBuilder {
 
     /// Nearest-neighbour enlargement of `x` [N, C, h, w] to twice its size.
     pub fn upsample_2x(&mut self, x: Value) -> Value {
-        let s = self.shape(x);
-        let twice = |d: &Dim| d.fixed().map_or(Dim::Unknown, |n| Dim::Fixed(2 * n));
-        let shape = vec![s[0].clone(), s[1].clone(), twice(&s[2]), twice(&s[3])];
+        let shape = upsampled(self.shape(x), None);
         let scales = self.constant_f32(&[4], vec![1.0, 1.0, 2.0, 2.0]);
         self.resize(vec![Some(x), None, Some(scales)], shape)
     }
@@ -397,14 +405,8 @@ impl GraphBuilder {
     /// # Errors
     /// `x` of unknown channels.
     pub fn upsample_like(&mut self, x: Value, like: Value) -> Result<Value> {
-        let (s, target) = (self.shape(x).to_vec(), self.shape(like).to_vec());
         self.fixed_dim(x, 1)?;
-        let shape = vec![
-            s[0].clone(),
-            s[1].clone(),
-            target[2].clone(),
-            target[3].clone(),
-        ];
+        let shape = upsampled(self.shape(x), Some(self.shape(like)));
         let whole = self.shape_of(x);
         let batch_and_channels = self.slice_1d(whole, 0, 2);
         let whole = self.shape_of(like);
@@ -413,7 +415,7 @@ impl GraphBuilder {
         Ok(self.resize(vec![Some(x), None, None, Some(sizes)], shape))
     }
 
-    fn resize(&mut self, inputs: Vec<Option<Value>>, shape: Vec<Dim>) -> Value {
+    pub(super) fn resize(&mut self, inputs: Vec<Option<Value>>, shape: Vec<Dim>) -> Value {
         let attributes = vec![
             ("mode", Attr::Text("nearest")),
             ("coordinate_transformation_mode", Attr::Text("asymmetric")),

@@ -14,39 +14,28 @@ pub use resnet::{ResNet, resnet};
 pub use timestep::{column, sinusoid, time_embedding};
 pub use transformer::{Projection, SpatialTransformer, spatial_transformer};
 
-use crate::graph::{GraphBuilder, Result, Value};
+use crate::graph::{GraphBuilder, Layer, Result, Value};
 
 /// `x * sigmoid(x)` (Elfwing et al. 2017), also called swish.
 ///
 /// # Errors
-/// None in practice: the operands have one shape.
+/// None in practice: any shape will do.
 pub fn silu(g: &mut GraphBuilder, x: Value) -> Result<Value> {
-    let gate = g.sigmoid(x);
-    g.mul(x, gate)
+    g.layer(Layer::Silu, &[x])
 }
 
 /// `x * Phi(x)`, exact (Hendrycks and Gimpel 2016).
 ///
 /// # Errors
-/// None in practice: the operands have one shape.
+/// None in practice: any shape will do.
 pub fn gelu(g: &mut GraphBuilder, x: Value) -> Result<Value> {
-    let sqrt_2 = g.scalar(std::f32::consts::SQRT_2);
-    let z = g.div(x, sqrt_2)?;
-    let erf = g.erf(z);
-    let one = g.scalar(1.0);
-    let phi_twice = g.add(erf, one)?;
-    let y = g.mul(x, phi_twice)?;
-    let half = g.scalar(0.5);
-    g.mul(y, half)
+    g.layer(Layer::Gelu, &[x])
 }
 
 /// `x * sigmoid(1.702 x)`, the approximation CLIP was trained with.
 ///
 /// # Errors
-/// None in practice: the operands have one shape.
+/// None in practice: any shape will do.
 pub fn quick_gelu(g: &mut GraphBuilder, x: Value) -> Result<Value> {
-    let factor = g.scalar(1.702);
-    let z = g.mul(x, factor)?;
-    let gate = g.sigmoid(z);
-    g.mul(x, gate)
+    g.layer(Layer::QuickGelu, &[x])
 }

@@ -1,7 +1,7 @@
 //! The residual block of UNet and VAE.
 
 use super::{conv2d, group_norm, linear, silu};
-use crate::graph::{Conv, GraphBuilder, Result, Value};
+use crate::graph::{Conv, GraphBuilder, Layer, Result, Value};
 
 /// What varies between residual blocks.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,7 @@ pub fn resnet(g: &mut GraphBuilder, x: Value, block: ResNet) -> Result<Value> {
     let mut h = g.scope("conv1", |g| conv2d(g, h, out, Conv::K3))?;
     if let Some(time) = block.time {
         let t = g.scope("time_emb_proj", |g| linear(g, time, out))?;
-        let t = g.reshape(t, &[0, out as i64, 1, 1])?;
-        h = g.add(h, t)?;
+        h = g.layer(Layer::AddVector, &[h, t])?;
     }
     let h = g.scope("norm2", |g| group_norm(g, h, block.epsilon))?;
     let h = silu(g, h)?;

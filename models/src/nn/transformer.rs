@@ -1,9 +1,9 @@
 //! The UNet's transformer over pixels (Rombach et al. 2022, section 3.3): self-attention, cross-attention to the text, GEGLU.
 
 use super::{
-    Qkv, attention, attention_by_head, conv2d, gelu, group_norm, layer_norm, linear, linear_no_bias,
+    Qkv, attention, attention_by_head, conv2d, group_norm, layer_norm, linear, linear_no_bias,
 };
-use crate::graph::{Conv, GraphBuilder, Result, Value};
+use crate::graph::{Conv, GraphBuilder, Layer, Result, Value};
 
 /// How pixels become tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,17 +49,13 @@ pub fn spatial_transformer(
 /// `x` [N, C, h, w] -> [N, h * w, C]
 fn to_tokens(g: &mut GraphBuilder, x: Value, projection: Projection) -> Result<Value> {
     let channels = g.fixed_dim(x, 1)?;
-    let flatten = |g: &mut GraphBuilder, x| {
-        let pixels = g.reshape(x, &[0, channels as i64, -1])?;
-        g.transpose(pixels, [0, 2, 1])
-    };
     match projection {
         Projection::Convolution => {
             let h = conv2d(g, x, channels, Conv::K1)?;
-            flatten(g, h)
+            g.layer(Layer::ToTokens, &[h])
         }
         Projection::Linear => {
-            let tokens = flatten(g, x)?;
+            let tokens = g.layer(Layer::ToTokens, &[x])?;
             linear(g, tokens, channels)
         }
     }
@@ -73,18 +69,14 @@ fn to_pixels(
     projection: Projection,
 ) -> Result<Value> {
     let channels = g.fixed_dim(tokens, 2)?;
-    let raise = |g: &mut GraphBuilder, tokens| {
-        let pixels = g.transpose(tokens, [0, 2, 1])?;
-        Ok(g.reshape_like(pixels, like))
-    };
     match projection {
         Projection::Convolution => {
-            let h = raise(g, tokens)?;
+            let h = g.layer(Layer::ToPixels, &[tokens, like])?;
             conv2d(g, h, channels, Conv::K1)
         }
         Projection::Linear => {
             let tokens = linear(g, tokens, channels)?;
-            raise(g, tokens)
+            g.layer(Layer::ToPixels, &[tokens, like])
         }
     }
 }
@@ -125,8 +117,6 @@ fn multi_head(
 fn feed_forward(g: &mut GraphBuilder, x: Value) -> Result<Value> {
     let width = g.fixed_dim(x, 2)?;
     let both = g.scope("net.0.proj", |g| linear(g, x, 8 * width))?;
-    let halves = g.split(both, 2, 2)?;
-    let gate = gelu(g, halves[1])?;
-    let h = g.mul(halves[0], gate)?;
+    let h = g.layer(Layer::Geglu, &[both])?;
     g.scope("net.2", |g| linear(g, h, width))
 }

@@ -1,0 +1,291 @@
+//! Operators of our own, which the runtime's kernels compute. Every activation is single precision and channels-last:
+//! pictures [N, h, w, C], tokens [N, s, C]. Weights are read in the type and orientation that they are stored in.
+//!
+//! An operand that is absent has an empty name; attributes are always written.
+
+use super::layer::upsampled;
+use super::{Attr, Conv, DType, Dim, GraphBuilder, Op, Result, Value};
+
+/// Their operator domain.
+pub const DOMAIN: &str = "sdrt";
+
+/// Version of the domain.
+pub const VERSION: i64 = 1;
+
+/// How manifests write that a graph needs them: `sdrt:1`.
+#[must_use]
+pub fn requirement() -> String {
+    format!("{DOMAIN}:{VERSION}")
+}
+
+/// Nonlinearity at the end of an operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// The value itself.
+    #[default]
+    None,
+    /// `max(x, 0)`
+    Relu,
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `x * Phi(x)`
+    Gelu,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
+    /// The first half of the channels, times the GELU of the second.
+    Geglu,
+}
+
+impl Activation {
+    /// Value of the attribute `activation`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Relu => "relu",
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
+            Self::Geglu => "geglu",
+        }
+    }
+}
+
+/// `activation(conv(x) + bias + time) + residual` -> [N, h', w', O]
+#[derive(Clone, Debug)]
+pub struct ConvNode {
+    /// Kernel, stride, padding.
+    pub conv: Conv,
+    /// `None`, `Relu` or `Silu`.
+    pub activation: Activation,
+    /// Picture [N, h, w, C].
+    pub x: Value,
+    /// [O, C, k, k].
+    pub weight: Value,
+    /// `[O]`.
+    pub bias: Option<Value>,
+    /// [1 or N, O], added to every pixel.
+    pub time: Option<Value>,
+    /// [1 or N, h', w', O].
+    pub residual: Option<Value>,
+    /// [_, H, W, _]: `x` is first enlarged to this height and width, by nearest neighbours.
+    pub like: Option<Value>,
+}
+
+/// `activation(x W + bias) + residual` -> [.., M]
+#[derive(Clone, Debug)]
+pub struct LinearNode {
+    /// `None`, `Silu`, `Gelu`, `QuickGelu` or `Geglu`.
+    pub activation: Activation,
+    /// [.., K].
+    pub x: Value,
+    /// A matrix [K, M], or a 1x1 convolution's [M, K, 1, 1].
+    pub weight: Value,
+    /// `[M]`.
+    pub bias: Option<Value>,
+    /// The result's shape; the batch may be 1.
+    pub residual: Option<Value>,
+}
+
+/// GroupNorm of a picture, then `activation`.
+#[derive(Clone, Debug)]
+pub struct GroupNormNode {
+    /// Groups of channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// `None` or `Silu`.
+    pub activation: Activation,
+    /// [N, h, w, C].
+    pub x: Value,
+    /// `[C]`.
+    pub weight: Value,
+    /// `[C]`.
+    pub bias: Value,
+}
+
+impl GraphBuilder {
+    /// `sdrt.Conv`
+    ///
+    /// # Errors
+    /// Channels that differ.
+    pub fn custom_conv(&mut self, node: &ConvNode) -> Result<Value> {
+        let (x, w) = (self.shape(node.x), self.shape(node.weight));
+        if x.len() != 4 || w.len() != 4 || !x[3].agrees(&w[1]) {
+            let problem = "the picture's channels must be the weight's second dimension";
+            return Err(self.impossible("sdrt.Conv", &[node.x, node.weight], problem));
+        }
+        let from = node.like.map_or(x, |like| self.shape(like));
+        let side = |axis: usize| node.conv.output(&from[axis + 1], axis);
+        let shape = vec![x[0].clone(), side(0), side(1), w[0].clone()];
+        let Conv {
+            kernel,
+            stride,
+            pads,
+        } = node.conv;
+        let attributes = vec![
+            ("kernel", Attr::Int(kernel as i64)),
+            ("stride", Attr::Int(stride as i64)),
+            ("pads", Attr::Ints(pads.map(|n| n as i64).to_vec())),
+            ("activation", Attr::Text(node.activation.name())),
+        ];
+        let inputs = vec![
+            Some(node.x),
+            Some(node.weight),
+            node.bias,
+            node.time,
+            node.residual,
+            node.like,
+        ];
+        Ok(self.custom("Conv", inputs, shape, attributes))
+    }
+
+    /// `sdrt.Linear`
+    ///
+    /// # Errors
+    /// Widths that differ.
+    pub fn custom_linear(&mut self, node: &LinearNode) -> Result<Value> {
+        let (mut shape, weight) = (self.shape(node.x).to_vec(), self.shape(node.weight));
+        let (transposed, from, to) = match weight.len() {
+            2 => (1, &weight[0], &weight[1]),
+            _ => (0, &weight[1], &weight[0]),
+        };
+        let last = shape.len() - 1;
+        if !shape[last].agrees(from) {
+            let problem = "the width must be the one that the weight takes";
+            return Err(self.impossible("sdrt.Linear", &[node.x, node.weight], problem));
+        }
+        shape[last] = match (node.activation, to) {
+            (Activation::Geglu, Dim::Fixed(n)) => Dim::Fixed(n / 2),
+            _ => to.clone(),
+        };
+        let attributes = vec![
+            ("transposed", Attr::Int(transposed)),
+            ("activation", Attr::Text(node.activation.name())),
+        ];
+        let inputs = vec![Some(node.x), Some(node.weight), node.bias, node.residual];
+        Ok(self.custom("Linear", inputs, shape, attributes))
+    }
+
+    /// `sdrt.GroupNorm`
+    pub fn custom_group_norm(&mut self, node: &GroupNormNode) -> Value {
+        let shape = self.shape(node.x).to_vec();
+        let attributes = vec![
+            ("groups", Attr::Int(node.groups as i64)),
+            ("epsilon", Attr::Float(node.epsilon)),
+            ("activation", Attr::Text(node.activation.name())),
+        ];
+        let inputs = [node.x, node.weight, node.bias].map(Some).to_vec();
+        self.custom("GroupNorm", inputs, shape, attributes)
+    }
+
+    /// `sdrt.LayerNorm` of `x` [.., C]
+    pub fn custom_layer_norm(&mut self, [x, weight, bias]: [Value; 3], epsilon: f32) -> Value {
+        let shape = self.shape(x).to_vec();
+        let attributes = vec![("epsilon", Attr::Float(epsilon))];
+        self.custom(
+            "LayerNorm",
+            [x, weight, bias].map(Some).to_vec(),
+            shape,
+            attributes,
+        )
+    }
+
+    /// `sdrt.Attention`: `softmax(q k^T / sqrt(d)) v`; a batch of 1 is repeated.
+    pub fn custom_attention(&mut self, [q, k, v]: [Value; 3], heads: usize) -> Value {
+        let mut shape = self.shape(q).to_vec();
+        shape[0] = larger(&shape[0], &self.shape(k)[0]);
+        let attributes = vec![("heads", Attr::Int(heads as i64))];
+        self.custom("Attention", [q, k, v].map(Some).to_vec(), shape, attributes)
+    }
+
+    /// `sdrt.Concat` of two pictures' channels; a batch of 1 is repeated.
+    ///
+    /// # Errors
+    /// Sizes that differ.
+    pub fn custom_concat(&mut self, a: Value, b: Value) -> Result<Value> {
+        let (sa, sb) = (self.shape(a), self.shape(b));
+        if !sa[1].agrees(&sb[1]) || !sa[2].agrees(&sb[2]) {
+            return Err(self.impossible("sdrt.Concat", &[a, b], "the sizes must agree"));
+        }
+        let channels = self.fixed_dim(a, 3)? + self.fixed_dim(b, 3)?;
+        let batch = larger(&sa[0], &sb[0]);
+        let shape = vec![batch, sa[1].clone(), sa[2].clone(), channels.into()];
+        Ok(self.custom("Concat", vec![Some(a), Some(b)], shape, vec![]))
+    }
+
+    fn custom(
+        &mut self,
+        op: &'static str,
+        inputs: Vec<Option<Value>>,
+        shape: Vec<Dim>,
+        attributes: Vec<(&'static str, Attr)>,
+    ) -> Value {
+        let outputs = vec![(DType::F32, shape)];
+        self.any_node(Op::Custom(op), inputs, outputs, attributes)[0]
+    }
+
+    /// The channels-last picture `x`, enlarged by nearest neighbours to the size of `like`, or to twice its size.
+    ///
+    /// # Errors
+    /// `x` of unknown channels.
+    pub fn enlarged(&mut self, x: Value, like: Option<Value>) -> Result<Value> {
+        let nchw = |s: &[Dim]| [0, 3, 1, 2].map(|i: usize| s[i].clone());
+        let like_shape = like.map(|like| nchw(self.shape(like)));
+        let shape = upsampled(
+            &nchw(self.shape(x)),
+            like_shape.as_ref().map(<[Dim; 4]>::as_slice),
+        );
+        let shape = [0, 2, 3, 1].map(|i: usize| shape[i].clone()).to_vec();
+        let inputs = match like {
+            Some(like) => {
+                let sizes = self.size_of(x, like)?;
+                vec![Some(x), None, None, Some(sizes)]
+            }
+            None => {
+                let scales = self.constant_f32(&[4], vec![1.0, 2.0, 2.0, 1.0]);
+                vec![Some(x), None, Some(scales)]
+            }
+        };
+        Ok(self.resize(inputs, shape))
+    }
+
+    /// Tokens `x` [N, h * w, C] as a channels-last picture of the height and width of `like`.
+    ///
+    /// # Errors
+    /// `x` of unknown channels.
+    pub fn tokens_to_pixels(&mut self, x: Value, like: Value) -> Result<Value> {
+        let shape = self.shape(like);
+        let shape = [&self.shape(x)[0], &shape[1], &shape[2], &self.shape(x)[2]];
+        let shape = shape.map(Dim::clone).to_vec();
+        let sizes = self.size_of(x, like)?;
+        Ok(self.node("Reshape", [x, sizes], shape, vec![]))
+    }
+
+    /// Batch and channels of `x`, height and width of the channels-last picture `like`, `[4]` i64.
+    fn size_of(&mut self, x: Value, like: Value) -> Result<Value> {
+        let channels = self.fixed_dim(x, self.shape(x).len() - 1)?;
+        let (whole, other) = (self.shape_of(x), self.shape_of(like));
+        let batch = self.slice_1d(whole, 0, 1);
+        let size = self.slice_1d(other, 1, 3);
+        let channels = self.constant_i64(&[channels as i64]);
+        self.concat(&[batch, size, channels], 0)
+    }
+
+    /// Single precision of whatever `x` is stored in.
+    pub fn cast_to_f32(&mut self, x: Value) -> Value {
+        /// The number of `FLOAT` among ONNX's types.
+        const FLOAT: i64 = 1;
+        let shape = self.shape(x).to_vec();
+        let to = vec![("to", Attr::Int(FLOAT))];
+        self.typed_node("Cast", vec![Some(x)], DType::F32, shape, to)
+    }
+}
+
+/// The size that two batches have together, of which one may be 1.
+fn larger(a: &Dim, b: &Dim) -> Dim {
+    match a {
+        Dim::Fixed(1) => b.clone(),
+        _ => a.clone(),
+    }
+}
