@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ndarray::{ArrayD, Axis};
 use sd_models::manifest::Manifest;
-use sd_runtime::engine::{Cancel, Input, Network};
+use sd_runtime::engine::{Cancel, Input, Key, Lease, Network};
 use sdrt_tests::{Reference, engine, relative_l2, repository, synthetic};
 
 /// Single precision adds up in another order in every library; a wrong epsilon or activation is 1e-3 and more.
@@ -17,12 +17,12 @@ fn reference() -> Reference {
     Reference::open(&repository("tests/golden/families.safetensors"))
 }
 
-fn load(dir: &Path, component: &str) -> Network {
+fn load(dir: &Path, component: &str) -> Lease {
     let manifest = std::fs::read_to_string(dir.join("sdrt.json")).unwrap();
     let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
-    engine()
-        .load(dir, component, Some(&manifest), &[], &Cancel::new())
-        .unwrap()
+    let key = Key::new(dir, component, &[]);
+    let lease = engine().lease(&key, Some(&manifest), &Cancel::new());
+    lease.unwrap()
 }
 
 fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, what: &str) {
@@ -156,9 +156,8 @@ fn control_is_right(family: &str, skips: usize) {
         };
         inputs.push((name, residual));
     }
-    let mut unet = engine()
-        .load_variant(&model, "unet", "controlnet.onnx", None, &[], &Cancel::new())
-        .unwrap();
+    let key = Key::new(&model, "unet", &[]).variant("controlnet.onnx");
+    let mut unet = engine().lease(&key, None, &Cancel::new()).unwrap();
     let found = run(&mut unet, &inputs, &["out_sample"]);
     assert_close(
         &found[0],

@@ -10,7 +10,7 @@ use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
 use sd_models::demo;
-use sd_runtime::engine::{Cancel, Input, Network};
+use sd_runtime::engine::{Cancel, Input, Key, Lease};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{ModelDir, Request};
 use sd_runtime::profile::DIFFUSERS;
@@ -67,11 +67,10 @@ fn with_loras(loras: &[(&str, f64)], storage: Option<Dtype>) -> (TempDir, ModelD
     (dir, ModelDir::open(&path).unwrap())
 }
 
-fn load(model: &ModelDir, component: &str) -> Network {
+fn load(model: &ModelDir, component: &str) -> Lease {
+    let key = Key::new(&model.path, component, &[]);
     let manifest = model.manifest.as_ref();
-    engine()
-        .load(&model.path, component, manifest, &[], &Cancel::new())
-        .unwrap()
+    engine().lease(&key, manifest, &Cancel::new()).unwrap()
 }
 
 fn eps(model: &ModelDir, noise: &ArrayD<f32>, context: &ArrayD<f32>) -> ArrayD<f32> {

@@ -10,7 +10,7 @@ use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
 use sd_models::manifest::Manifest;
-use sd_runtime::engine::{Cancel, Input, Network};
+use sd_runtime::engine::{Cancel, Input, Key, Lease};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{Destination, Dump, ModelDir, Picture, Request};
 use sd_runtime::profile::DIFFUSERS;
@@ -33,12 +33,12 @@ const PROMPTS: [&str; 3] = [
     "a green triangle and a white square, orange background",
 ];
 
-fn load(dir: &std::path::Path, component: &str) -> Network {
+fn load(dir: &std::path::Path, component: &str) -> Lease {
     let manifest: Option<Manifest> = ModelDir::open(dir).unwrap().manifest;
     assert!(manifest.is_some());
-    engine()
-        .load(dir, component, manifest.as_ref(), &[], &Cancel::new())
-        .unwrap()
+    let key = Key::new(dir, component, &[]);
+    let lease = engine().lease(&key, manifest.as_ref(), &Cancel::new());
+    lease.unwrap()
 }
 
 fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, tolerance: f64, what: &str) {

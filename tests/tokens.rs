@@ -15,7 +15,7 @@ use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::manifest::Manifest;
 use sd_models::tokenizer::{self, Pad};
-use sd_runtime::engine::{Cancel, Input};
+use sd_runtime::engine::{Cancel, Input, Key};
 use sd_runtime::pipeline::{ModelDir, PipelineError};
 use sdrt_tests::{engine, relative_l2};
 use serde_json::json;
@@ -85,14 +85,8 @@ fn convert(dir: &Path) -> ModelDir {
 fn encode(model: &ModelDir, dir: &Path, prompt: &str) -> [ArrayD<f32>; 2] {
     let manifest = fs::read_to_string(dir.join("model/sdrt.json")).unwrap();
     let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
-    let folder = dir.join("model");
-    let network = engine().load(
-        &folder,
-        "text_encoder",
-        Some(&manifest),
-        &[],
-        &Cancel::new(),
-    );
+    let key = Key::new(&dir.join("model"), "text_encoder", &[]);
+    let network = engine().lease(&key, Some(&manifest), &Cancel::new());
     let clip = &model.texts[0].tokenizer;
     let mut ids = vec![clip.start()];
     ids.extend(clip.encode(prompt).unwrap());

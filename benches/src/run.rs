@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ndarray::{Array, ArrayD, IxDyn, arr0};
-use sd_runtime::engine::{Cancel, Engine, EngineOptions, Ep, Input};
+use sd_runtime::engine::{Cancel, Engine, EngineOptions, Ep, Input, Key};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::ModelDir;
 use sd_runtime::text::chunks::truncated;
@@ -103,15 +103,8 @@ fn measure(
     let cancel = Cancel::new();
     let job = cancel.clone();
     ui.on_interrupt(move || job.cancel());
-    let load = || {
-        engine.load(
-            &model.path,
-            component,
-            model.manifest.as_ref(),
-            &dims,
-            &cancel,
-        )
-    };
+    let key = Key::new(&model.path, component, &dims);
+    let load = || engine.lease(&key, model.manifest.as_ref(), &cancel);
     let (network, load_peak) = peak_during("VmRSS", load);
     let (mut network, load) = (network?, start.elapsed().as_secs_f64());
     let passes = || {

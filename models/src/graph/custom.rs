@@ -1,7 +1,8 @@
 //! Operators of our own, which the runtime's kernels compute. Every activation is single precision and channels-last:
 //! pictures [N, h, w, C], tokens [N, s, C]. Weights are read in the type and orientation that they are stored in.
 //!
-//! An operand that is absent has an empty name; attributes are always written.
+//! Operands that are absent leave no gap: attributes of their names (`bias`, `time`, `residual`, `like`) say which are there.
+//! Attributes are always written.
 
 use super::layer::upsampled;
 use super::{Attr, Conv, DType, Dim, GraphBuilder, Op, Result, Value};
@@ -123,20 +124,20 @@ impl GraphBuilder {
             stride,
             pads,
         } = node.conv;
-        let attributes = vec![
+        let optional = [
+            ("bias", node.bias),
+            ("time", node.time),
+            ("residual", node.residual),
+            ("like", node.like),
+        ];
+        let mut attributes = vec![
             ("kernel", Attr::Int(kernel as i64)),
             ("stride", Attr::Int(stride as i64)),
             ("pads", Attr::Ints(pads.map(|n| n as i64).to_vec())),
             ("activation", Attr::Text(node.activation.name())),
         ];
-        let inputs = vec![
-            Some(node.x),
-            Some(node.weight),
-            node.bias,
-            node.time,
-            node.residual,
-            node.like,
-        ];
+        attributes.extend(presence(&optional));
+        let inputs = present(&[node.x, node.weight], &optional);
         Ok(self.custom("Conv", inputs, shape, attributes))
     }
 
@@ -159,11 +160,13 @@ impl GraphBuilder {
             (Activation::Geglu, Dim::Fixed(n)) => Dim::Fixed(n / 2),
             _ => to.clone(),
         };
-        let attributes = vec![
+        let optional = [("bias", node.bias), ("residual", node.residual)];
+        let mut attributes = vec![
             ("transposed", Attr::Int(transposed)),
             ("activation", Attr::Text(node.activation.name())),
         ];
-        let inputs = vec![Some(node.x), Some(node.weight), node.bias, node.residual];
+        attributes.extend(presence(&optional));
+        let inputs = present(&[node.x, node.weight], &optional);
         Ok(self.custom("Linear", inputs, shape, attributes))
     }
 
@@ -280,6 +283,22 @@ impl GraphBuilder {
         let to = vec![("to", Attr::Int(FLOAT))];
         self.typed_node("Cast", vec![Some(x)], DType::F32, shape, to)
     }
+}
+
+/// Attributes that say which operands are there.
+fn presence<'a>(
+    optional: &'a [(&'static str, Option<Value>)],
+) -> impl Iterator<Item = (&'static str, Attr)> + 'a {
+    let flag = |&(name, operand): &(&'static str, Option<Value>)| {
+        (name, Attr::Int(i64::from(operand.is_some())))
+    };
+    optional.iter().map(flag)
+}
+
+/// Operands without gaps.
+fn present(required: &[Value], optional: &[(&str, Option<Value>)]) -> Vec<Option<Value>> {
+    let there = optional.iter().filter_map(|(_, operand)| *operand);
+    required.iter().copied().chain(there).map(Some).collect()
 }
 
 /// The size that two batches have together, of which one may be 1.

@@ -15,7 +15,7 @@ pub use guidance::{Guided, guide, rescale};
 pub(crate) use noise_table::TIMESTEPS;
 pub use noise_table::{NoiseTable, Precision};
 pub use prediction::denoised;
-pub use relay::{Load, Networks, Relay, is_refined};
+pub use relay::{LeaseUnet, Networks, Relay, is_refined};
 pub use unet::Unet;
 
 use crate::engine::EngineError;

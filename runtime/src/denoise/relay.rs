@@ -1,34 +1,34 @@
-//! From a base model to its refiner: two networks that share a latent space take turns, one in memory at a time.
+//! From a base model to its refiner: two networks that share a latent space take turns. One is leased at a time.
 
 use super::{DenoiseError, Denoiser, Guided, Latents, Level, Unet};
 use crate::engine::{Cancel, EngineError};
 use crate::text::Condition;
 
-/// Loads a network by its number: 0 is the base model, 1 the refiner.
-pub type Load<'a> = dyn Fn(usize) -> Result<Unet, EngineError> + 'a;
+/// Leases a network by its number: 0 is the base model, 1 the refiner.
+pub type LeaseUnet<'a> = dyn Fn(usize) -> Result<Unet, EngineError> + 'a;
 
-/// Networks of which one is in memory.
+/// Networks of which one is leased.
 pub struct Networks<'a> {
-    load: &'a Load<'a>,
+    lease: &'a LeaseUnet<'a>,
     held: Option<(usize, Unet)>,
 }
 
 impl<'a> Networks<'a> {
-    /// None is loaded yet.
+    /// None is leased yet.
     #[must_use]
-    pub fn new(load: &'a Load<'a>) -> Self {
-        Self { load, held: None }
+    pub fn new(lease: &'a LeaseUnet<'a>) -> Self {
+        Self { lease, held: None }
     }
 
-    /// The network of a number; another one that is held is dropped first.
+    /// The network of a number; another one that is held is given back first.
     ///
     /// # Errors
-    /// It cannot be loaded.
+    /// It cannot be leased.
     pub fn get(&mut self, number: usize) -> Result<&mut Unet, EngineError> {
         let held = self.held.take().filter(|(held, _)| *held == number);
         let network = match held {
             Some(network) => network,
-            None => (number, (self.load)(number)?),
+            None => (number, (self.lease)(number)?),
         };
         Ok(&mut self.held.insert(network).1)
     }

@@ -4,7 +4,7 @@ use ndarray::{Array2, ArrayView4, Axis, Ix4, arr0, concatenate};
 use sd_models::manifest::PredictionType;
 
 use super::{DenoiseError, Latents};
-use crate::engine::{Cancel, Input, Network};
+use crate::engine::{Cancel, Input, Lease};
 use crate::text::Condition;
 
 /// Numbers of the guidance embedding of latent consistency models.
@@ -13,15 +13,15 @@ const GUIDANCE_WIDTH: usize = 256;
 /// A UNet.
 #[derive(Debug)]
 pub struct Unet {
-    network: Network,
+    network: Lease,
     /// What it predicts.
     pub prediction: PredictionType,
 }
 
 impl Unet {
-    /// Takes a loaded `unet`.
+    /// Takes a `unet`.
     #[must_use]
-    pub fn new(network: Network, prediction: PredictionType) -> Self {
+    pub fn new(network: Lease, prediction: PredictionType) -> Self {
         Self {
             network,
             prediction,

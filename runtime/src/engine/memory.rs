@@ -1,8 +1,9 @@
-//! How much memory a process may use: the machine's, or what its control group leaves it.
+//! How much memory a process may use: the machine's, or what its control group leaves it. And what networks take of it.
 
 use std::fs;
 use std::path::Path;
 
+use sd_models::manifest::Component;
 use sysinfo::System;
 
 /// Bytes that this process can have at most, swap not counted.
@@ -15,6 +16,27 @@ pub fn limit() -> u64 {
     system
         .total_memory()
         .min(group_limit(groups, &own).unwrap_or(u64::MAX))
+}
+
+/// Bytes that a component's loaded network holds at most beside its activations: its weights, in single precision unless
+/// the graph's own operators read them as they are stored.
+#[must_use]
+pub fn network(folder: &Path, variant: &str, recorded: Option<&Component>) -> u64 {
+    let Some(recorded) = recorded else {
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        return files
+            .filter_map(|file| Some(file.metadata().ok()?.len()))
+            .sum();
+    };
+    let stored: u64 = recorded.files.values().map(|file| file.size).sum();
+    let widened = recorded.storage.iter().any(|storage| storage != "F32");
+    let needs = recorded.variants.get(variant);
+    let as_stored = needs.is_some_and(|needs| !needs.custom_domains.is_empty());
+    if widened && !as_stored {
+        2 * stored
+    } else {
+        stored
+    }
 }
 
 /// The least limit of a process's control group and those around it. `own` is its `/proc/PID/cgroup`: lines of
@@ -41,6 +63,10 @@ fn group_limit(root: &Path, own: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use sd_models::manifest::{self, Variant};
+
     use super::*;
 
     #[test]
@@ -59,6 +85,40 @@ mod tests {
         set("memory", "memory.limit_in_bytes", "900\n");
         assert_eq!(limit("5:cpu:/x\n7:memory:/docker/abc\n"), Some(900));
         assert_eq!(limit(""), None);
+    }
+
+    #[test]
+    fn halves_count_twice_unless_the_graph_reads_them() {
+        let file = |size| manifest::File {
+            size,
+            sha256: String::new(),
+        };
+        let native = Variant {
+            opset: 17,
+            custom_domains: vec!["sdrt".to_owned()],
+        };
+        let mut unet = Component {
+            precision: "F32".to_owned(),
+            storage: vec!["F16".to_owned()],
+            variants: BTreeMap::from([
+                ("model.onnx".to_owned(), Variant::default()),
+                ("native.onnx".to_owned(), native),
+            ]),
+            files: BTreeMap::from([
+                ("model.onnx".to_owned(), file(1)),
+                ("model.onnx_data".to_owned(), file(10)),
+            ]),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let bytes =
+            |variant: &str, recorded: Option<&Component>| network(dir.path(), variant, recorded);
+        assert_eq!(bytes("model.onnx", Some(&unet)), 22);
+        assert_eq!(bytes("native.onnx", Some(&unet)), 11);
+        unet.storage = vec!["F32".to_owned()];
+        assert_eq!(bytes("model.onnx", Some(&unet)), 11);
+        // Folders of other programs tell by their files only.
+        fs::write(dir.path().join("model.onnx"), "abc").unwrap();
+        assert_eq!(bytes("model.onnx", None), 3);
     }
 
     #[test]

@@ -7,11 +7,13 @@ pub mod library;
 pub mod memory;
 mod network;
 mod ops;
+mod parts;
+mod pool;
 pub mod setup;
 mod verified;
 
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -22,6 +24,7 @@ pub use cancel::Cancel;
 pub use ep::Ep;
 pub use error::EngineError;
 pub use network::{Input, Network};
+pub use pool::{Key, Lease, Pool, Usage};
 use verified::Verified;
 
 /// How the engine is started.
@@ -40,13 +43,15 @@ fn log(_: LogLevel, category: &str, _: &str, place: &str, message: &str) {
     tracing::debug!(target: "onnxruntime", category, place, "{message}");
 }
 
-/// A running ONNX Runtime.
+/// A running ONNX Runtime, and the networks that it has loaded. Threads share it.
 #[derive(Debug)]
 pub struct Engine {
     environment: Environment,
     library: library::Found,
     ep: Ep,
     threads: usize,
+    verified: Verified,
+    pool: Pool,
 }
 
 impl Engine {
@@ -79,6 +84,8 @@ impl Engine {
             library,
             ep: options.ep,
             threads,
+            verified: Verified::new(),
+            pool: Pool::new(0),
         })
     }
 
@@ -106,39 +113,33 @@ impl Engine {
         ort::info()
     }
 
-    /// Loads `component`'s graph from a model directory; sizes in `dims` are fixed, by the name of the symbol.
-    ///
-    /// # Errors
-    /// A file is missing or differs from the manifest, or ONNX Runtime refuses the graph.
-    pub fn load(
-        &self,
-        dir: &Path,
-        component: &str,
-        manifest: Option<&Manifest>,
-        dims: &[(&str, usize)],
-        cancel: &Cancel,
-    ) -> Result<Network, EngineError> {
-        self.load_variant(dir, component, "model.onnx", manifest, dims, cancel)
+    /// The networks that are in memory. Until it gets a budget, it keeps none that nobody uses.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
-    /// [`Self::load`] of another graph over the same weights, by its file name.
+    /// A network for the caller alone, until the lease is dropped: one that the pool kept, or a new one. Waits while somebody
+    /// else has it. The files of a new one are compared with the manifest first.
     ///
     /// # Errors
-    /// As for [`Self::load`].
-    pub fn load_variant(
+    /// A file is missing or differs from the manifest, ONNX Runtime refuses the graph, or somebody wants to stop.
+    pub fn lease(
         &self,
-        dir: &Path,
-        component: &str,
-        graph: &str,
+        key: &Key,
         manifest: Option<&Manifest>,
-        dims: &[(&str, usize)],
         cancel: &Cancel,
-    ) -> Result<Network, EngineError> {
-        let folder = dir.join(component);
-        let files = manifest
-            .and_then(|m| m.components.get(component))
-            .map(|c| &c.files);
-        network::check_files(&folder, files, &Verified::new(), cancel)?;
-        Network::load(self, &folder.join(graph), dims, cancel)
+    ) -> Result<Lease, EngineError> {
+        let folder = key.folder();
+        let recorded = manifest.and_then(|m| m.components.get(&key.component));
+        let bytes = memory::network(&folder, &key.variant, recorded);
+        self.pool.lease(key, bytes, cancel, || {
+            let graph = folder.join(&key.variant);
+            let files = recorded.map(|component| &component.files);
+            network::check_files(&graph, files, &self.verified, cancel)?;
+            let variant = recorded.and_then(|component| component.variants.get(&key.variant));
+            let needs = variant.map_or(&[][..], |variant| &variant.needs);
+            Network::load(self, key, needs, cancel)
+        })
     }
 }

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice};
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{RunOptions, Session};
+use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 use sd_kernels::Isa;
 use sd_models::manifest;
 use sha2::{Digest, Sha256};
 
-use super::{Cancel, Engine, EngineError, Verified, ops};
+use super::parts::Part;
+use super::{Cancel, Engine, EngineError, Key, Verified, ops};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -82,20 +83,120 @@ impl fmt::Display for Declared {
     }
 }
 
-/// A loaded graph.
+/// A loaded network: a graph, and those whose outputs it needs.
 #[derive(Debug)]
 pub struct Network {
+    graph: Graph,
+    parts: Vec<Part>,
+}
+
+impl Network {
+    /// Loads `folder`'s graph of this name and those that it `needs`.
+    pub(super) fn load(
+        engine: &Engine,
+        key: &Key,
+        needs: &[String],
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let load = |file: &str| Graph::load(engine, &key.folder().join(file), &key.dims, cancel);
+        let parts = needs.iter().map(|file| Ok(Part::new(load(file)?)));
+        Ok(Self {
+            parts: parts.collect::<Result<_, EngineError>>()?,
+            graph: load(&key.variant)?,
+        })
+    }
+
+    /// Runs the network and returns the named outputs, in single precision.
+    ///
+    /// Graphs of other exporters may have a batch of fixed size: one sample is then repeated to fill it, and the first result
+    /// is returned.
+    ///
+    /// # Errors
+    /// Inputs or outputs that the graph does not have, a failure inside, or the user's wish to stop.
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+        cancel: &Cancel,
+    ) -> Result<Vec<ArrayD<f32>>, EngineError> {
+        let mut filled = None;
+        let mut values = Vec::new();
+        for (name, input) in inputs {
+            if !self.graph.has_input(name) && self.parts.iter().any(|p| p.graph.has_input(name)) {
+                continue;
+            }
+            let size = self.graph.declared(name)?.batch();
+            let size = size.filter(|&size| size > 1 && input.batch() == Some(1));
+            filled = filled.or(size);
+            values.push(((*name).to_owned(), self.graph.value(name, input)?.into()));
+        }
+        let parts = self.parts.iter_mut();
+        let made = parts.map(|part| part.outputs(inputs, cancel));
+        let made = made.collect::<Result<Vec<_>, _>>()?;
+        for (name, value) in made.iter().flat_map(|outputs| outputs.iter()) {
+            if self.graph.has_input(name) {
+                values.push((name.clone(), value.into()));
+            }
+        }
+        if let Some(missing) = outputs
+            .iter()
+            .find(|&&name| self.outputs().all(|known| known != name))
+        {
+            return Err(self
+                .graph
+                .interface(format!("it has no output `{missing}`")));
+        }
+        let results = self.graph.run(values, cancel)?;
+        let take = |name: &&str| {
+            let found = results.iter().find(|(known, _)| known == name);
+            let (_, value) = found.expect("all outputs are returned");
+            let mut output = single_precision(value).map_err(|e| self.graph.failed(&e))?;
+            if output.shape().first().copied() == filled {
+                output.slice_axis_inplace(Axis(0), Slice::from(..1));
+            }
+            Ok(output)
+        };
+        outputs.iter().map(take).collect()
+    }
+
+    /// Names of the graph's outputs.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        let outputs = self.graph.session.outputs();
+        outputs.iter().map(ort::value::Outlet::name)
+    }
+
+    /// Size of the batch that the graph wants at its input `name`, if that is fixed.
+    ///
+    /// # Errors
+    /// It has no such input.
+    pub fn batch(&self, name: &str) -> Result<Option<usize>, EngineError> {
+        Ok(self.graph.declared(name)?.batch())
+    }
+
+    /// Whether it has an input of this name.
+    #[must_use]
+    pub fn has_input(&self, name: &str) -> bool {
+        let mut parts = self.parts.iter();
+        self.graph.has_input(name) || parts.any(|part| part.graph.has_input(name))
+    }
+}
+
+/// One graph in a session of ONNX Runtime.
+#[derive(Debug)]
+pub(super) struct Graph {
     session: Session,
     path: PathBuf,
     /// Whether it was told that fractions are rounded.
     rounds: AtomicBool,
+    /// Whether it holds nothing but its weights between runs.
+    compact: bool,
 }
 
-impl Network {
-    pub(super) fn load(
+impl Graph {
+    fn load(
         engine: &Engine,
         path: &Path,
-        dims: &[(&str, usize)],
+        dims: &[(String, usize)],
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let failed = |problem: String| EngineError::Load {
@@ -135,75 +236,46 @@ impl Network {
             session,
             path: path.to_owned(),
             rounds: AtomicBool::new(false),
+            compact: engine.pool.keeps(),
         })
     }
 
-    /// Runs the graph and returns the named outputs, in single precision.
-    ///
-    /// Graphs of other exporters may have a batch of fixed size: one sample is then repeated to fill it, and the first result
-    /// is returned.
-    ///
-    /// # Errors
-    /// Inputs or outputs that the graph does not have, a failure inside, or the user's wish to stop.
-    pub fn run(
+    /// Runs the graph and returns all its outputs by name.
+    pub(super) fn run(
         &mut self,
-        inputs: &[(&str, Input<'_>)],
-        outputs: &[&str],
+        values: Vec<(String, SessionInputValue<'_>)>,
         cancel: &Cancel,
-    ) -> Result<Vec<ArrayD<f32>>, EngineError> {
-        let mut filled = None;
-        let mut values = Vec::new();
-        for (name, input) in inputs {
-            let declared = self.declared(name)?;
-            let size = declared
-                .batch()
-                .filter(|&size| size > 1 && input.batch() == Some(1));
-            filled = filled.or(size);
-            values.push(((*name).to_owned(), self.value(name, input, &declared)?));
-        }
-        if let Some(missing) = outputs
-            .iter()
-            .find(|&&name| self.outputs().all(|known| known != name))
-        {
-            return Err(self.interface(format!("it has no output `{missing}`")));
-        }
-        let path = self.path.clone();
+    ) -> Result<Vec<(String, DynValue)>, EngineError> {
+        let path = &self.path;
         let failed = |e: ort::Error| EngineError::Run {
             path: path.clone(),
             problem: e.to_string(),
         };
-        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let mut options = RunOptions::new().map_err(failed)?;
+        if self.compact {
+            let shrink = options.set("memory.enable_memory_arena_shrinkage", "cpu:0");
+            shrink.map_err(failed)?;
+        }
+        let options = Arc::new(options);
         let running = Arc::clone(&options);
         let stop = move || drop(running.terminate());
         let run = || self.session.run_with_options(values, &options);
-        let results = cancel.during(stop, run)?;
-        let results = results.map_err(failed)?;
-        let take = |name: &&str| {
-            let mut output = single_precision(&results[*name]).map_err(failed)?;
-            if output.shape().first().copied() == filled {
-                output.slice_axis_inplace(Axis(0), Slice::from(..1));
-            }
-            Ok(output)
-        };
-        outputs.iter().map(take).collect()
+        let results = cancel.during(stop, run)?.map_err(failed)?;
+        let named = results
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        Ok(named.collect())
     }
 
-    /// Names of the graph's outputs.
-    pub fn outputs(&self) -> impl Iterator<Item = &str> {
-        self.session.outputs().iter().map(ort::value::Outlet::name)
-    }
-
-    /// Size of the batch that the graph wants at its input `name`, if that is fixed.
-    ///
-    /// # Errors
-    /// It has no such input.
-    pub fn batch(&self, name: &str) -> Result<Option<usize>, EngineError> {
-        Ok(self.declared(name)?.batch())
+    fn failed(&self, e: &ort::Error) -> EngineError {
+        EngineError::Run {
+            path: self.path.clone(),
+            problem: e.to_string(),
+        }
     }
 
     /// Whether it has an input of this name.
-    #[must_use]
-    pub fn has_input(&self, name: &str) -> bool {
+    pub(super) fn has_input(&self, name: &str) -> bool {
         let mut inputs = self.session.inputs().iter();
         inputs.any(|outlet| outlet.name() == name)
     }
@@ -224,12 +296,8 @@ impl Network {
     }
 
     /// A tensor as the graph declares its input `name`.
-    fn value(
-        &self,
-        name: &str,
-        input: &Input<'_>,
-        declared: &Declared,
-    ) -> Result<DynValue, EngineError> {
+    pub(super) fn value(&self, name: &str, input: &Input<'_>) -> Result<DynValue, EngineError> {
+        let declared = self.declared(name)?;
         let misfit = |found: Vec<usize>| {
             self.interface(format!(
                 "its input `{name}` has the fixed shape {declared}; this run needs {found:?}"
@@ -314,22 +382,21 @@ fn optimization_level(model: &Path) -> GraphOptimizationLevel {
     }
 }
 
-/// Compares a component's files with the manifest: length first, then content, unless that is known from before.
+/// Compares the files beside a graph with the manifest: length first, then content, unless that is known from before.
 pub(super) fn check_files(
-    folder: &Path,
+    graph: &Path,
     files: Option<&BTreeMap<String, manifest::File>>,
     verified: &Verified,
     cancel: &Cancel,
 ) -> Result<(), EngineError> {
-    let model = folder.join("model.onnx");
-    if !model.is_file() {
+    if !graph.is_file() {
         return Err(EngineError::Damaged {
-            path: model,
+            path: graph.to_owned(),
             problem: "it is missing".to_owned(),
         });
     }
     for (name, expected) in files.into_iter().flatten() {
-        let path = folder.join(name);
+        let path = graph.with_file_name(name);
         let damaged = |problem| EngineError::Damaged {
             path: path.clone(),
             problem,
@@ -398,7 +465,7 @@ mod tests {
         let path = dir.path().join("model.onnx");
         let verified = Verified::at(dir.path().join("verified.json"));
         let problem = |files: &BTreeMap<String, manifest::File>| {
-            check_files(dir.path(), Some(files), &verified, &Cancel::new())
+            check_files(&path, Some(files), &verified, &Cancel::new())
                 .unwrap_err()
                 .to_string()
         };
@@ -411,7 +478,7 @@ mod tests {
         fs::write(&path, "abd").unwrap();
         assert!(problem(&files).contains("SHA-256"));
         fs::write(&path, "abc").unwrap();
-        check_files(dir.path(), Some(&files), &verified, &Cancel::new()).unwrap();
+        check_files(&path, Some(&files), &verified, &Cancel::new()).unwrap();
         let data = files["model.onnx"].clone();
         files.insert("model.onnx_data".to_owned(), data);
         assert!(problem(&files).contains("model.onnx_data: it is missing"));

@@ -7,55 +7,87 @@ use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::library::data_dir;
 
-/// What was found when a file was hashed.
+/// What a file is, short of reading it: any change of its content gives it another identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
+pub(super) struct Identity {
     size: u64,
     inode: u64,
     changed: i128,
+}
+
+impl Identity {
+    #[cfg(unix)]
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let seconds = i128::from(metadata.ctime());
+        Self {
+            size: metadata.len(),
+            inode: metadata.ino(),
+            changed: seconds * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        let modified = metadata.modified().ok();
+        let modified = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        Self {
+            size: metadata.len(),
+            inode: 0,
+            changed: modified.map_or(-1, |time| time.as_nanos() as i128),
+        }
+    }
+}
+
+/// What was found when a file was hashed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    identity: Identity,
     sha256: String,
 }
 
-/// The record of one data folder.
-#[derive(Clone, Debug)]
+/// The record of one data folder, read once.
+#[derive(Debug)]
 pub(super) struct Verified {
     file: PathBuf,
+    record: Mutex<BTreeMap<String, Seen>>,
 }
 
 impl Verified {
     pub(super) fn new() -> Self {
-        Self {
-            file: data_dir().join("verified.json"),
-        }
+        Self::at(data_dir().join("verified.json"))
     }
 
-    #[cfg(test)]
     pub(super) fn at(file: PathBuf) -> Self {
-        Self { file }
+        let record = Mutex::new(read(&file));
+        Self { file, record }
     }
 
     /// Whether the file had this hash when it was last hashed, and has not changed since.
     pub(super) fn knows(&self, path: &Path, sha256: &str) -> bool {
-        let Some((name, now)) = identity(path, sha256) else {
+        let Some((name, now)) = seen(path, sha256) else {
             return false;
         };
-        self.read().get(&name) == Some(&now)
+        self.record().get(&name) == Some(&now)
     }
 
     /// Remembers a file's hash. `before` is what the file was when hashing began.
     pub(super) fn remember(&self, path: &Path, before: &Metadata, sha256: &str) {
-        let Some((name, now)) = identity(path, sha256) else {
+        let Some((name, now)) = seen(path, sha256) else {
             return;
         };
-        if seen(before, sha256) != now {
+        if Identity::of(before) != now.identity {
             return;
         }
-        let mut record = self.read();
+        let mut record = self.record();
+        // Other processes may have added theirs meanwhile.
+        record.extend(read(&self.file));
         record.retain(|name, _| Path::new(name).exists());
         record.insert(name, now);
         // A record that cannot be written is no reason to fail.
@@ -64,9 +96,8 @@ impl Verified {
         }
     }
 
-    fn read(&self) -> BTreeMap<String, Seen> {
-        let text = fs::read_to_string(&self.file).unwrap_or_default();
-        serde_json::from_str(&text).unwrap_or_default()
+    fn record(&self) -> MutexGuard<'_, BTreeMap<String, Seen>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, record: &BTreeMap<String, Seen>) -> std::io::Result<()> {
@@ -78,33 +109,19 @@ impl Verified {
     }
 }
 
-fn identity(path: &Path, sha256: &str) -> Option<(String, Seen)> {
+fn read(file: &Path) -> BTreeMap<String, Seen> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// A file's full name, and what it is now if it has this hash.
+fn seen(path: &Path, sha256: &str) -> Option<(String, Seen)> {
     let path = path.canonicalize().ok()?;
-    let now = seen(&path.metadata().ok()?, sha256);
-    Some((path.to_str()?.to_owned(), now))
-}
-
-#[cfg(unix)]
-fn seen(metadata: &Metadata, sha256: &str) -> Seen {
-    use std::os::unix::fs::MetadataExt;
-    Seen {
-        size: metadata.len(),
-        inode: metadata.ino(),
-        changed: i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
+    let seen = Seen {
+        identity: Identity::of(&path.metadata().ok()?),
         sha256: sha256.to_owned(),
-    }
-}
-
-#[cfg(not(unix))]
-fn seen(metadata: &Metadata, sha256: &str) -> Seen {
-    let modified = metadata.modified().ok();
-    let modified = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    Seen {
-        size: metadata.len(),
-        inode: 0,
-        changed: modified.map_or(-1, |time| time.as_nanos() as i128),
-        sha256: sha256.to_owned(),
-    }
+    };
+    Some((path.to_str()?.to_owned(), seen))
 }
 
 #[cfg(test)]
@@ -133,7 +150,11 @@ mod tests {
         verified.remember(&file, &before, "hash");
         #[cfg(unix)]
         assert!(!verified.knows(&file, "hash"));
+        // Another process finds what was written, and goes without what is broken.
+        verified.remember(&file, &file.metadata().unwrap(), "hash");
+        let another = || Verified::at(verified.file.clone());
+        assert!(another().knows(&file, "hash"));
         fs::write(&verified.file, "{").unwrap();
-        assert!(!verified.knows(&file, "hash"));
+        assert!(!another().knows(&file, "hash"));
     }
 }

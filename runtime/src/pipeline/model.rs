@@ -12,6 +12,7 @@ use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
 use super::PipelineError;
+use crate::engine::{Key, memory};
 use crate::profile::{ConfigError, Trained};
 use crate::text::ClipTokenizer;
 
@@ -283,22 +284,9 @@ impl ModelDir {
 
     /// Bytes of a network's weights in single precision.
     fn weights(&self, component: &str) -> u64 {
-        let recorded = self
-            .manifest
-            .as_ref()
-            .and_then(|m| m.components.get(component));
-        let stored: u64 = match recorded {
-            Some(recorded) => recorded.files.values().map(|file| file.size).sum(),
-            None => {
-                let files = fs::read_dir(self.path.join(component))
-                    .into_iter()
-                    .flatten();
-                let size = |file: fs::DirEntry| Some(file.metadata().ok()?.len());
-                files.flatten().filter_map(size).sum()
-            }
-        };
-        let half = recorded.is_some_and(|r| r.storage.iter().any(|storage| storage != "F32"));
-        if half { 2 * stored } else { stored }
+        let components = self.manifest.as_ref().map(|m| &m.components);
+        let recorded = components.and_then(|components| components.get(component));
+        memory::network(&self.path.join(component), Key::PLAIN, recorded)
     }
 
     /// The first digits of the checkpoint's SHA-256, by which A1111 knows models.

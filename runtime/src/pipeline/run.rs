@@ -1,4 +1,4 @@
-//! Plans to pictures. One network is in memory at a time: all plans pass a stage before the next one begins.
+//! Plans to pictures. One network is leased at a time: all plans pass a stage before the next one begins.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Networks, Relay, Unet};
-use crate::engine::{Cancel, Engine, EngineError, Network};
+use crate::engine::{Cancel, Engine, EngineError, Key, Lease};
 use crate::text::{Condition, Encoded, TextEncoder};
 
 /// How long the stages took.
@@ -60,9 +60,9 @@ pub fn run(
         });
     };
     let model = &models.base;
-    let load = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
-        let manifest = model.manifest.as_ref();
-        engine.load(&model.path, component, manifest, dims, cancel)
+    let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
+        let key = Key::new(&model.path, component, dims);
+        engine.lease(&key, model.manifest.as_ref(), cancel)
     };
     let mut timing = Timing::default();
 
@@ -71,22 +71,21 @@ pub fn run(
     if let Some(dump) = dump.as_deref_mut() {
         dump.set_all(first);
     }
-    let conditions = encode(first, models, &load, cancel, listener, dump.as_deref_mut())?;
+    let conditions = encode(first, models, &lease, cancel, listener, dump.as_deref_mut())?;
     timing.encode = start.elapsed();
 
     listener(Event::Stage(Stage::Load));
     let start = Instant::now();
     let [_, _, height, width] = first.latent_shape;
     let dims = [("batch", 1), ("height", height), ("width", width)];
-    let load_unet = |number: usize| {
+    let lease_unet = |number: usize| {
         let model = models
             .all()
             .nth(number)
             .expect("what is called was planned");
-        let network = load(model, "unet", &dims)?;
-        Ok(Unet::new(network, model.prediction))
+        Ok(Unet::new(lease(model, "unet", &dims)?, model.prediction))
     };
-    let mut networks = Networks::new(&load_unet);
+    let mut networks = Networks::new(&lease_unet);
     networks.get(0)?;
     timing.load = start.elapsed();
 
@@ -130,7 +129,7 @@ pub fn run(
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = load(model, "vae_decoder", &dims)?;
+    let mut decoder = lease(model, "vae_decoder", &dims)?;
     let mut pictures = Vec::new();
     for (plan, latents) in plans.iter().zip(&latents) {
         let picture = stages::decode(plan, latents, model, &mut decoder, cancel)?;
@@ -148,15 +147,15 @@ pub fn run(
     })
 }
 
-/// Loads a model's network with fixed dimensions.
-type Load<'a> = dyn Fn(&ModelDir, &str, &[(&str, usize)]) -> Result<Network, EngineError> + 'a;
+/// Leases a model's network with fixed dimensions.
+type LeaseOf<'a> = dyn Fn(&ModelDir, &str, &[(&str, usize)]) -> Result<Lease, EngineError> + 'a;
 
 /// Prompt and negative prompt for every model, through its text encoders. Plans of a request differ in their seeds only, so
 /// the first speaks for all.
 fn encode(
     plan: &Plan,
     models: &Models,
-    load: &Load<'_>,
+    lease: &LeaseOf<'_>,
     cancel: &Cancel,
     listener: &mut Listener<'_>,
     mut dump: Option<&mut Dump>,
@@ -171,7 +170,7 @@ fn encode(
                 true => stages::read_prompts(plan, &text.tokenizer, listener)?,
                 false => stages::read_prompts(plan, &text.tokenizer, &mut silent)?,
             };
-            let mut encoder = TextEncoder::new(load(model, text.component, &[("batch", 1)])?);
+            let mut encoder = TextEncoder::new(lease(model, text.component, &[("batch", 1)])?);
             encoded.push(stages::encode(told, &chunks, &mut encoder, cancel)?);
         }
         let both = stages::conditions(told, &encoded)?;

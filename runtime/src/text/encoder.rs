@@ -4,7 +4,7 @@ use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
 use super::emphasis::emphasize;
 use super::{Chunk, TextError};
-use crate::engine::{Cancel, Input, Network};
+use crate::engine::{Cancel, Input, Lease};
 
 /// Which state of a text transformer the UNet sees. Layers count from the end: 1 is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,16 +29,16 @@ pub struct Encoded {
 /// CLIP's text transformer.
 #[derive(Debug)]
 pub struct TextEncoder {
-    network: Network,
+    network: Lease,
 }
 
 impl TextEncoder {
     /// Name of the pooled output of encoders with a projection.
     const POOLED: &'static str = "text_embeds";
 
-    /// Takes a loaded `text_encoder`.
+    /// Takes a `text_encoder`.
     #[must_use]
-    pub fn new(network: Network) -> Self {
+    pub fn new(network: Lease) -> Self {
         Self { network }
     }
 

@@ -368,7 +368,13 @@ pub(crate) fn generate(
     output: &Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    let plans = Plans::resolve(request, models, memory::limit())?;
+    let limit = memory::limit();
+    let plans = Plans::resolve(request, models, limit)?;
+    if models.refiner.is_some() && plans.plans.len() > 1 {
+        // The next picture needs both networks again. Other programs need memory, too, so half of what is left is enough.
+        let left = limit.saturating_sub(plans.memory);
+        engine.pool().set_budget(left / 2);
+    }
     if plans.memory > WORTH_TELLING {
         let gigabytes = plans.memory as f64 / 1e9;
         ui.note(format!("this takes about {gigabytes:.1} GB of memory"));
