@@ -11,6 +11,7 @@ use sd_converter::onnx::proto::{
     TensorTypeProto, ValueInfoProto, attribute_type, data_type,
 };
 use sd_models::manifest::PredictionType;
+use sd_runtime::Remedy;
 use sd_runtime::engine::EngineError;
 use sd_runtime::pipeline::{Dump, ModelDir, Models, PipelineError, Plans, Request};
 use sd_runtime::profile::{DIFFUSERS, PROFILES};
@@ -78,8 +79,9 @@ fn directories_of_other_programs_run_without_a_manifest() {
     assert_eq!(model.default_size, [128, 128]);
     let made = make(&path, &circle(), None).unwrap();
     assert_eq!(made.pictures, run(&circle(), None).pictures);
-    let error = ModelDir::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("sdconvert build"), "{error}");
+    let error = ModelDir::open(dir.path()).unwrap_err();
+    let convert = Remedy::Convert { checkpoint: None };
+    assert_eq!(error.hint(), Some(convert), "{error}");
 }
 
 #[test]
@@ -96,9 +98,9 @@ fn a_stable_diffusion_2_model_runs_and_others_are_refused_by_name() {
     let made = make(&sd21, &request(64), None).unwrap();
     assert_eq!(made.pictures[0].width, 64);
     for (family, said) in [
-        ("sd15-inpaint", "`sdrun inpaint`"),
-        ("sdxl-inpaint", "`sdrun inpaint`"),
-        ("instruct-pix2pix", "`sdrun img2img`"),
+        ("sd15-inpaint", "InpaintPipeline"),
+        ("sdxl-inpaint", "InpaintPipeline"),
+        ("instruct-pix2pix", "InstructPix2Pix"),
         ("controlnet-sd15", "only controlnet"),
         ("taesd", "only vae_decoder and vae_encoder"),
     ] {

@@ -10,6 +10,7 @@ use sd_converter::model::Model;
 use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
 use sd_models::demo;
+use sd_runtime::Remedy;
 use sd_runtime::engine::{Cancel, Input, Key, Lease};
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{ModelDir, Request};
@@ -136,11 +137,12 @@ fn prompts_may_ask_for_loras_that_are_in_the_model() {
     assert!(infotext.starts_with("a red heart<lora:pixel-style:0.7>"));
     assert!(tagged.notes[0].contains("in the model already, at strength 0.7"));
     let error = drawn("a red heart<lora:pixel-style:1>").unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("--lora pixel-style.safetensors:1"),
-        "{error}"
+    let Some(Remedy::Bake { loras, .. }) = error.hint() else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (&*loras[0].file, loras[0].unet),
+        ("pixel-style.safetensors", 1.0)
     );
 }
 

@@ -399,7 +399,7 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
                 guidance_scale: Some(f64::NAN),
                 ..circle()
             },
-            "cfg",
+            "guidance_scale",
         ),
         (
             Request {
@@ -407,7 +407,7 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
                 subseed_strength: 1.5,
                 ..circle()
             },
-            "subseed-strength 1.5 is out of range",
+            "subseed_strength 1.5 is out of range",
         ),
         (
             Request {
@@ -421,10 +421,12 @@ fn requests_that_make_no_sense_are_answered_before_anything_is_opened() {
                 seed_resize: Some([512, 500]),
                 ..circle()
             },
-            "seed-resize height 500",
+            "seed_resize[1] 500",
         ),
     ] {
-        let error = request.check().unwrap_err().to_string();
+        let error = request.check().unwrap_err();
+        let hint = error.hint().map(|hint| hint.to_string());
+        let error = format!("{error}; {}", hint.unwrap_or_default());
         assert!(error.contains(said), "{error}");
     }
 }

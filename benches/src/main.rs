@@ -4,6 +4,7 @@ mod convert;
 mod memory;
 mod run;
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,9 +30,26 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    ui.finish(match &cli.command {
+    let outcome = match &cli.command {
         Command::Run(args) => run::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
+    };
+    ui.finish(outcome, hint)
+}
+
+/// What can be done about an error, in the words of this command line.
+fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    use sd_runtime::Remedy;
+    let Some(remedy) = Remedy::of(error) else {
+        return Some(sd_converter::Remedy::of(error)?.to_string());
+    };
+    Some(match &remedy {
+        Remedy::Setup => "`sdrun setup` fetches ONNX Runtime; `--lib` names a library".to_owned(),
+        Remedy::LibraryOf { .. } => format!("{remedy} with `--lib`"),
+        Remedy::Convert { .. } => {
+            "`sdconvert build CHECKPOINT -o DIR` makes model directories".to_owned()
+        }
+        other => other.to_string(),
     })
 }
 

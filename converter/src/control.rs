@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Key};
 
-use crate::ConvertError;
 use crate::checkpoint::{CheckpointError, TensorSource, to_f32};
 use crate::merge::{storage, store_f32};
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor};
+use crate::{ConvertError, Remedy};
 
 /// Tensors that mark the two kinds.
 const LOW_RANK: &str = "lora_controlnet";
@@ -69,7 +69,7 @@ impl ControlOnBase {
             return Err(ConvertError::NoComponent {
                 path: base.path().to_owned(),
                 component: "UNet",
-                hint: "\nhint: a Control-LoRA is a change to a UNet".to_owned(),
+                remedy: Some(Remedy::words("a Control-LoRA is a change to a UNet")),
             });
         }
         let mut model = Self {

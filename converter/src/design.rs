@@ -18,11 +18,11 @@ use sd_models::tokenizer;
 use sd_models::tokenizer::folder::{Files, Parts};
 use serde_json::Value;
 
-use crate::ConvertError;
 use crate::config::Config;
 use crate::model::Model;
 use crate::passes::{Part, Report, Split, native, split};
 use crate::prediction::Prediction;
+use crate::{ConvertError, Remedy};
 
 /// One network to be written.
 pub(crate) struct Network {
@@ -166,15 +166,15 @@ impl Design {
             tiny_autoencoder(model)
         } else {
             let mut components = model.entries().keys().map(|(component, _)| *component);
-            let hint = if components.all(|component| component == Component::Vae) {
-                "\nhint: this looks like a VAE; give it with `--vae` beside a checkpoint"
+            let remedy = if components.all(|component| component == Component::Vae) {
+                Remedy::AsVae
             } else {
-                "\nhint: a whole checkpoint or pipeline folder is needed"
+                Remedy::words("a whole checkpoint or pipeline folder is needed")
             };
             Err(ConvertError::NoComponent {
                 path: model.path().to_owned(),
                 component: "UNet",
-                hint: hint.to_owned(),
+                remedy: Some(remedy),
             })
         }
     }
@@ -476,15 +476,11 @@ fn text_encoders(
                     Component::TextEncoder2 => "second text encoder",
                     _ => "text encoder",
                 },
-                hint: format!(
-                    "\nhint: {family} needs one; `sdconvert merge {} MODEL --alpha 0 --te-from b{} -o whole.safetensors` takes it from a whole model",
-                    model.path().display(),
-                    if model.has(Component::Vae) {
-                        ""
-                    } else {
-                        " --vae-from b"
-                    },
-                ),
+                remedy: Some(Remedy::TextEncodersOfOther {
+                    family,
+                    path: model.path().to_owned(),
+                    vae: !model.has(Component::Vae),
+                }),
             });
         }
         let config = Config::of(model, component)?;
@@ -514,14 +510,14 @@ fn vae(model: &dyn Model, family: ModelFamily) -> Result<VaeConfig, ConvertError
         return Err(ConvertError::NoComponent {
             path: model.path().to_owned(),
             component: "VAE",
-            hint: format!(
-                "\nhint: give one with `--vae FILE`; {}",
-                match family {
-                    ModelFamily::Sd15 | ModelFamily::Sd21 =>
-                        "SD 1.x and 2.x models share `vae-ft-mse-840000`",
+            remedy: Some(Remedy::GiveVae {
+                why: match family {
+                    ModelFamily::Sd15 | ModelFamily::Sd21 => {
+                        "SD 1.x and 2.x models share `vae-ft-mse-840000`"
+                    }
                     _ => "SDXL models share `sdxl_vae`",
-                }
-            ),
+                },
+            }),
         });
     }
     let shapes = model.shapes(Component::Vae);
@@ -529,8 +525,9 @@ fn vae(model: &dyn Model, family: ModelFamily) -> Result<VaeConfig, ConvertError
         return Err(ConvertError::NoComponent {
             path: model.path().to_owned(),
             component: "VAE encoder",
-            hint: "\nhint: its VAE has only a decoder; give a whole one with `--vae FILE`"
-                .to_owned(),
+            remedy: Some(Remedy::GiveVae {
+                why: "its VAE has only a decoder",
+            }),
         });
     }
     let cfg = structure::vae_config(&shapes).map_err(in_file(model))?;

@@ -8,6 +8,7 @@ use sd_models::graph::GraphError;
 use sd_models::keys::Component;
 use sd_models::structure::StructureError;
 
+use crate::Remedy;
 use crate::checkpoint::{CheckpointError, Dtype};
 use crate::lora::LoraError;
 use crate::merge::{BlockWeightsError, RecipeError};
@@ -20,7 +21,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The file is of a family that is not supported.
-    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported here\nhint: {}", path.display(), foreign_hint(kind))]
+    #[error("{}: this is {kind} (it holds `{evidence}`), which is not supported here", path.display())]
     UnsupportedFamily {
         /// The file.
         path: PathBuf,
@@ -46,14 +47,14 @@ pub enum ConvertError {
         path: PathBuf,
     },
     /// A whole component is absent.
-    #[error("{}: it has no {component}{hint}", path.display())]
+    #[error("{}: it has no {component}", path.display())]
     NoComponent {
         /// The file.
         path: PathBuf,
         /// What is absent.
         component: &'static str,
-        /// What to do, starting with a line break, or nothing.
-        hint: String,
+        /// What can be done.
+        remedy: Option<Remedy>,
     },
     /// A configuration file says something else than the weights.
     #[error("{}: the {component}'s config.json says {field} = {config}, but its weights say {weights}", path.display())]
@@ -82,7 +83,7 @@ pub enum ConvertError {
         supported: String,
     },
     /// A tokenizer has tokens that the text encoder does not know.
-    #[error("{}: token `{token}` has id {id}, but the {component} has {rows} tokens\nhint: save the text encoder again after `resize_token_embeddings`, or take the token out", path.display())]
+    #[error("{}: token `{token}` has id {id}, but the {component} has {rows} tokens", path.display())]
     TokenOutOfRange {
         /// The tokenizer's folder.
         path: PathBuf,
@@ -112,7 +113,7 @@ pub enum ConvertError {
         source: GraphError,
     },
     /// The network needs tensors that the file lacks.
-    #[error("{}: {count} tensors of the {component} are missing: {names}\nhint: the file may be truncated, pruned too far, or of another architecture", path.display())]
+    #[error("{}: {count} tensors of the {component} are missing: {names}", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -124,7 +125,7 @@ pub enum ConvertError {
         names: String,
     },
     /// Tensors that nothing uses.
-    #[error("{}: {count} tensors belong to nothing that is known: {names}\nhint: `--allow-partial` goes on without them", path.display())]
+    #[error("{}: {count} tensors belong to nothing that is known: {names}", path.display())]
     Leftover {
         /// The file.
         path: PathBuf,
@@ -145,8 +146,8 @@ pub enum ConvertError {
         /// Canonical name.
         canonical: String,
     },
-    /// `--ema` was asked for and the file has no complete set of running averages.
-    #[error("{}: {missing} of {total} UNet tensors have no EMA partner, the first is `{first}`\nhint: leave out `--ema` to use the normal weights", path.display())]
+    /// Running averages were asked for, and the file has no complete set of them.
+    #[error("{}: {missing} of {total} UNet tensors have no EMA partner, the first is `{first}`", path.display())]
     EmaIncomplete {
         /// The file.
         path: PathBuf,
@@ -190,7 +191,7 @@ pub enum ConvertError {
         family_b: String,
     },
     /// A weight that only some of the models have.
-    #[error("tensor `{key}` of {} is not in {}\nhint: `--missing keep-a` keeps the first model's weight", has.display(), lacks.display())]
+    #[error("tensor `{key}` of {} is not in {}", has.display(), lacks.display())]
     MergeKeyMissing {
         /// Its name in the file that has it.
         key: String,
@@ -214,7 +215,7 @@ pub enum ConvertError {
         shape_b: Vec<usize>,
     },
     /// An inpainting or editing model is not the first.
-    #[error("{} has {channels_b} input channels, {} has {channels_a}\nhint: the model with more input channels (inpainting, editing) must be the first", b.display(), a.display())]
+    #[error("{} has {channels_b} input channels, {} has {channels_a}", b.display(), a.display())]
     InpaintMustBeA {
         /// The first model.
         a: PathBuf,
@@ -226,13 +227,13 @@ pub enum ConvertError {
         channels_b: usize,
     },
     /// A ControlNet that is stored as changes to another model.
-    #[error("{}: it holds changes to a model's UNet (a Control-LoRA or difference ControlNet)\nhint: give the model with `--base FILE`", path.display())]
+    #[error("{}: it holds changes to a model's UNet (a Control-LoRA or difference ControlNet)", path.display())]
     NeedsBase {
         /// The file.
         path: PathBuf,
     },
     /// A weight that only one of two models has.
-    #[error("tensor `{key}` of {} is not in {}\nhint: a LoRA can be made of the difference of two whole models of the same structure", has.display(), lacks.display())]
+    #[error("tensor `{key}` of {} is not in {}", has.display(), lacks.display())]
     ExtractKeyMissing {
         /// Its name in the file that has it.
         key: String,
@@ -242,14 +243,14 @@ pub enum ConvertError {
         lacks: PathBuf,
     },
     /// Two models whose layers are all the same.
-    #[error("{} and {} differ in no layer that is to be extracted{hint}", base.display(), tuned.display())]
+    #[error("{} and {} differ in no layer that is to be extracted", base.display(), tuned.display())]
     NothingToExtract {
         /// The base.
         base: PathBuf,
         /// The other.
         tuned: PathBuf,
-        /// What to do, starting with a line break, or nothing.
-        hint: String,
+        /// How much text encoders differ that were left out, since they are nearly the same.
+        text_left_out: Option<f32>,
     },
     /// A LoRA does not fit its model.
     #[error("{}: {source}", path.display())]
@@ -274,7 +275,7 @@ pub enum ConvertError {
         source: RecipeError,
     },
     /// A computed weight is too large for the type it is to be stored in.
-    #[error("{}: tensor `{name}`: {value:e} is too large for {dtype}\nhint: `--storage bf16` or `f32` can hold it", path.display())]
+    #[error("{}: tensor `{name}`: {value:e} is too large for {dtype}", path.display())]
     OverflowOnStore {
         /// File of the first model.
         path: PathBuf,
@@ -286,7 +287,7 @@ pub enum ConvertError {
         dtype: Dtype,
     },
     /// The output exists.
-    #[error("{} exists already\nhint: `--force` replaces it", path.display())]
+    #[error("{} exists already", path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,
@@ -298,7 +299,7 @@ pub enum ConvertError {
         path: PathBuf,
     },
     /// The output cannot be written.
-    #[error("cannot write {}: {source}{}", path.display(), write_hint(source))]
+    #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -314,7 +315,7 @@ pub enum ConvertError {
         source: io::Error,
     },
     /// A model directory does not hold what it should.
-    #[error("{}: {problem}\nhint: convert the checkpoint again", path.display())]
+    #[error("{}: {problem}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -333,6 +334,47 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        Some(match self {
+            Self::Checkpoint(error) => return error.hint(),
+            Self::Lora { source, .. } => return source.hint(),
+            Self::Write { source, .. } => return of_writing(source),
+            Self::NoComponent { remedy, .. } => return remedy.clone(),
+            Self::NothingToExtract { text_left_out, .. } => {
+                let largest = (*text_left_out)?;
+                Remedy::SmallestDifference { largest }
+            }
+            Self::UnsupportedFamily { kind, .. } if kind == ADAPTER => Remedy::AsLora,
+            Self::UnsupportedFamily { .. } => Remedy::words(
+                "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are",
+            ),
+            Self::TokenOutOfRange { .. } => Remedy::words(
+                "save the text encoder again after `resize_token_embeddings`, or take the token out",
+            ),
+            Self::Missing { .. } => Remedy::words(
+                "the file may be truncated, pruned too far, or of another architecture",
+            ),
+            Self::Leftover { .. } => Remedy::AllowPartial {
+                effect: "goes on without them",
+            },
+            Self::EmaIncomplete { .. } => Remedy::NormalWeights,
+            Self::MergeKeyMissing { .. } => Remedy::KeepFirst,
+            Self::InpaintMustBeA { .. } => Remedy::words(
+                "the model with more input channels (inpainting, editing) must be the first",
+            ),
+            Self::NeedsBase { .. } => Remedy::GiveBase,
+            Self::ExtractKeyMissing { .. } => Remedy::words(
+                "a LoRA can be made of the difference of two whole models of the same structure",
+            ),
+            Self::OverflowOnStore { .. } => Remedy::OtherStorage,
+            Self::OutputExists { .. } => Remedy::Replace,
+            Self::Damaged { .. } => Remedy::words("convert the checkpoint again"),
+            _ => return None,
+        })
+    }
+
     /// The error of tensors that belong to nothing, if a model has some.
     #[must_use]
     pub fn leftover(path: &Path, unknown: &[String]) -> Option<Self> {
@@ -361,21 +403,13 @@ fn no_part(count: usize, first: &str) -> String {
     }
 }
 
-fn foreign_hint(kind: &str) -> &'static str {
-    if kind == ADAPTER {
-        "add it to a model with `--lora FILE`"
-    } else {
-        "Stable Diffusion 1, 2 and XL, their relatives, ControlNets and TAESD are"
-    }
-}
-
-fn write_hint(error: &io::Error) -> &'static str {
+fn of_writing(error: &io::Error) -> Option<Remedy> {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "\nhint: make room on that disk, or choose another; a conversion takes about as much as the checkpoint is large"
-        }
-        io::ErrorKind::PermissionDenied => "\nhint: choose another folder with `-o`",
-        _ => "",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Remedy::words(
+            "make room on that disk, or choose another; a conversion takes about as much as the checkpoint is large",
+        )),
+        io::ErrorKind::PermissionDenied => Some(Remedy::OtherFolder),
+        _ => None,
     }
 }
 

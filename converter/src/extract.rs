@@ -159,9 +159,7 @@ pub fn extract(
         return Err(ConvertError::NothingToExtract {
             base: base.path().to_owned(),
             tuned: tuned.path().to_owned(),
-            hint: report.text_left_out.map_or(String::new(), |largest| {
-                format!("\nhint: their text encoders differ by up to {largest:.1e}; `--min-diff 0` takes those")
-            }),
+            text_left_out: report.text_left_out,
         });
     }
     report.modules = modules.len();

@@ -10,7 +10,6 @@ use sd_models::keys::layout::Layout;
 use sd_models::manifest::{Manifest, Variant};
 use serde::Serialize;
 
-use crate::ConvertError;
 use crate::build::{BuildOptions, BuildPlan};
 use crate::checkpoint::folder::open_folder;
 use crate::checkpoint::{TensorSource, open};
@@ -18,12 +17,10 @@ use crate::embedding::{Embedding, Vectors};
 use crate::lora::{self, Description};
 use crate::verify::read_manifest;
 use crate::weights::Weights;
+use crate::{ConvertError, Remedy};
 
 /// Version of [`FileReport`]'s JSON form.
 pub const SCHEMA: u32 = 1;
-
-/// Why a LoRA is not converted by itself.
-const USE_OF_LORAS: &str = "it is added to a model with `sdconvert build MODEL --lora FILE`; `--against MODEL` tells whether it fits";
 
 /// What is in a file of tensors.
 #[derive(Debug, Serialize)]
@@ -38,9 +35,12 @@ pub struct FileReport {
     pub kind: String,
     /// Names or shapes that show it.
     pub evidence: String,
-    /// Why `sdconvert build` would refuse it; absent where it would not.
+    /// Why a conversion would refuse it; absent where it would not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What can be done about that.
+    #[serde(skip)]
+    pub remedy: Option<Remedy>,
     /// What is in it, by part: the networks, running averages, things without influence, things unknown.
     pub parts: BTreeMap<String, Part>,
     /// What it adds to models, if it is a LoRA.
@@ -90,77 +90,80 @@ pub fn inspect_file(path: &Path) -> Result<FileReport, ConvertError> {
     }
     let name = path.file_name();
     let name = name.map(|n| n.to_string_lossy().into_owned());
-    let size_bytes = sources.iter().map(|(_, source)| source.size_bytes()).sum();
-    let metadata = sources[0].1.metadata().clone();
+    let mut report = FileReport {
+        schema: SCHEMA,
+        name: name.unwrap_or_default(),
+        size_bytes: sources.iter().map(|(_, source)| source.size_bytes()).sum(),
+        kind: String::new(),
+        evidence: String::new(),
+        refused: None,
+        remedy: None,
+        parts,
+        lora: None,
+        metadata: sources[0].1.metadata().clone(),
+    };
+    let one = match &sources[..] {
+        [(None, source)] => Some(&**source),
+        _ => None,
+    };
+    let embedding = one.map(Embedding::read).transpose()?.flatten();
+    if let Some(embedding) = embedding {
+        "a textual inversion".clone_into(&mut report.kind);
+        report.evidence = describe_embedding(&embedding);
+        report.refused = Some("it is a word for prompts, not a model".to_owned());
+        return Ok(report);
+    }
+    if let Some((source, key)) = one.and_then(|source| Some((source, lora::adapter_key(source)?))) {
+        if let Some(part) = report.parts.remove("unknown") {
+            report.parts.insert("lora".to_owned(), part);
+        }
+        report.evidence = format!("it holds `{key}`");
+        match lora::describe(source) {
+            Ok(lora) => {
+                report.kind = lora.title();
+                report.refused = Some("it is no model of its own".to_owned());
+                report.remedy = Some(Remedy::AsLora);
+                report.lora = Some(lora);
+            }
+            Err(e) => {
+                ADAPTER.clone_into(&mut report.kind);
+                report.refuse(&e, e.hint());
+            }
+        }
+        return Ok(report);
+    }
     let options = BuildOptions {
         allow_partial: true,
         ..BuildOptions::default()
     };
-    if let [(None, source)] = &sources[..]
-        && let Some(embedding) = Embedding::read(&**source)?
-    {
-        return Ok(FileReport {
-            schema: SCHEMA,
-            name: name.unwrap_or_default(),
-            size_bytes,
-            kind: "a textual inversion".to_owned(),
-            evidence: describe_embedding(&embedding),
-            refused: Some("it is a word for prompts, not a model".to_owned()),
-            parts,
-            lora: None,
-            metadata,
-        });
-    }
-    if let [(None, source)] = &sources[..]
-        && let Some(key) = lora::adapter_key(&**source)
-    {
-        if let Some(part) = parts.remove("unknown") {
-            parts.insert("lora".to_owned(), part);
-        }
-        let (kind, refused, lora) = match lora::describe(&**source) {
-            Ok(lora) => (lora.title(), USE_OF_LORAS.to_owned(), Some(lora)),
-            Err(e) => (ADAPTER.to_owned(), e.to_string(), None),
-        };
-        return Ok(FileReport {
-            schema: SCHEMA,
-            name: name.unwrap_or_default(),
-            size_bytes,
-            kind,
-            evidence: format!("it holds `{key}`"),
-            refused: Some(refused),
-            parts,
-            lora,
-            metadata,
-        });
-    }
-    let plan = Weights::open(path, None).and_then(|w| BuildPlan::new(Box::new(w), options));
-    let (kind, evidence, refused) = match plan {
+    match Weights::open(path, None).and_then(|w| BuildPlan::new(Box::new(w), options)) {
         Ok(plan) => {
-            let leftover = ConvertError::leftover(path, &plan.residue().unknown);
-            let refused = leftover.map(|error| error.to_string());
-            (plan.kind().to_owned(), plan.basis().to_owned(), refused)
+            plan.kind().clone_into(&mut report.kind);
+            plan.basis().clone_into(&mut report.evidence);
+            if let Some(e) = ConvertError::leftover(path, &plan.residue().unknown) {
+                report.refuse(&e, e.hint());
+            }
         }
         Err(ConvertError::UnsupportedFamily { kind, evidence, .. }) => {
-            let evidence = format!("it holds `{evidence}`");
-            (kind, evidence, Some("not supported".to_owned()))
+            report.kind = kind;
+            report.evidence = format!("it holds `{evidence}`");
+            report.refused = Some("not supported".to_owned());
         }
-        Err(e) => (
-            "no complete model".to_owned(),
-            "its names and shapes".to_owned(),
-            Some(e.to_string()),
-        ),
-    };
-    Ok(FileReport {
-        schema: SCHEMA,
-        name: name.unwrap_or_default(),
-        size_bytes,
-        kind,
-        evidence,
-        refused,
-        parts,
-        lora: None,
-        metadata,
-    })
+        Err(e) => {
+            "no complete model".clone_into(&mut report.kind);
+            "its names and shapes".clone_into(&mut report.evidence);
+            report.refuse(&e, e.hint());
+        }
+    }
+    Ok(report)
+}
+
+impl FileReport {
+    /// Notes why a conversion would refuse it.
+    fn refuse(&mut self, error: &dyn fmt::Display, remedy: Option<Remedy>) {
+        self.refused = Some(error.to_string());
+        self.remedy = remedy;
+    }
 }
 
 fn describe_embedding(embedding: &Embedding) -> String {

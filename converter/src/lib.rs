@@ -26,6 +26,7 @@ mod passes;
 pub mod prediction;
 pub mod progress;
 mod random;
+mod remedy;
 pub mod replace;
 pub mod save;
 mod svd;
@@ -34,3 +35,4 @@ pub mod verify;
 pub mod weights;
 
 pub use error::ConvertError;
+pub use remedy::Remedy;

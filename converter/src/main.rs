@@ -20,5 +20,5 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    ui.finish(cli.command.run(&ui))
+    ui.finish(cli.command.run(&ui), cli::hint)
 }

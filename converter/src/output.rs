@@ -139,17 +139,16 @@ impl StagedDir {
         Ok(())
     }
 
-    /// Moves what the target holds out of it, and what was made in. The manifest is the first to go and the last to come:
-    /// whatever happens between, there is no model directory with parts of two.
+    /// Moves what the target holds out of it, and what was made in. The manifest is the last to come, and takes the old one's
+    /// place: whatever happens before, there is one, and its hashes are not those of parts that are missing or new.
     fn fill(&self) -> io::Result<()> {
         let (staging, retired) = (self.path(), self.path().join(RETIRED));
         let (new, mut old) = (contents(staging)?, contents(&self.target)?);
-        old.reverse();
+        old.retain(|name| name != manifest::FILE_NAME);
         fs::create_dir(&retired)?;
         move_all(&old, &self.target, &retired)?;
         move_all(&new, staging, &self.target).inspect_err(|_| {
             // A failed conversion costs nobody a model.
-            old.reverse();
             let _ = move_all(&old, &retired, &self.target);
         })
     }
@@ -525,6 +524,35 @@ mod tests {
         assert!(matches!(again, Err(ConvertError::OutputExists { .. })));
         drop(StagedDir::create(&target, true).unwrap());
         assert!(target.join("second").exists());
+    }
+
+    #[test]
+    fn a_rebuild_that_ends_between_two_renames_leaves_a_manifest_and_can_be_repeated() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("model");
+        let manifest = target.join(manifest::FILE_NAME);
+        fs::create_dir_all(target.join("unet")).unwrap();
+        fs::write(&manifest, "old").unwrap();
+        let staged = |content: &str| {
+            let staged = StagedDir::create(&target, true).unwrap();
+            staged.write("unet/config.json", content).unwrap();
+            staged.write(manifest::FILE_NAME, content).unwrap();
+            staged
+        };
+        // The name that the last rename wants is taken by something that no file replaces.
+        let failed = staged("new");
+        fs::remove_file(&manifest).unwrap();
+        fs::create_dir(&manifest).unwrap();
+        assert!(failed.fill().is_err());
+        assert!(manifest.is_dir() && entries(&target.join("unet")) == 0);
+        drop(failed);
+        fs::remove_dir(&manifest).unwrap();
+        fs::write(&manifest, "old").unwrap();
+        // What a kill leaves: parts are away, and the manifest is still there.
+        fs::remove_dir_all(target.join("unet")).unwrap();
+        staged("new").commit().unwrap();
+        assert_eq!(fs::read_to_string(&manifest).unwrap(), "new");
+        assert_eq!(entries(&target), 2);
     }
 
     #[test]

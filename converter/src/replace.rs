@@ -38,7 +38,7 @@ impl Replaced {
                     Component::Vae => "VAE",
                     _ => "text encoder",
                 },
-                hint: String::new(),
+                remedy: None,
             });
         }
         let replaced = |name: &Name| components.contains(&name.0);

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use common::synthetic;
 use safetensors::tensor::{Dtype, TensorView};
+use sd_converter::Remedy;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{Dtype as Element, open, to_f32};
 use sd_converter::control::ControlOnBase;
@@ -36,8 +37,8 @@ fn a_control_lora_is_the_base_plus_the_product_of_its_factors() {
     for family in ["sd15", "sdxl"] {
         let file = synthetic(dir.path(), &format!("control-lora-{family}"), 0);
         let base = synthetic(dir.path(), family, 0);
-        let error = Weights::open(&file, None).unwrap_err().to_string();
-        assert!(error.contains("--base"), "{error}");
+        let error = Weights::open(&file, None).unwrap_err();
+        assert_eq!(error.hint(), Some(Remedy::GiveBase), "{error}");
 
         let model = on_base(&file, &base).unwrap();
         let source = open(&file).unwrap();

@@ -205,12 +205,7 @@ fn a_tokenizer_that_does_not_fit_or_cannot_be_read_is_an_error() {
     let folder = Folder::new("sd15", 1);
     let added = r#"{"<cat-toy>": 49408, "my_Style": 49409}"#;
     folder.write_tokenizer("tokenizer", "added_tokens.json", added);
-    folder.refused(&[
-        "tokenizer:",
-        "`my_Style` has id 49409",
-        "49409 tokens",
-        "hint:",
-    ]);
+    folder.refused(&["tokenizer:", "`my_Style` has id 49409", "49409 tokens"]);
     folder.write_tokenizer("tokenizer", "added_tokens.json", "[]");
     folder.refused(&["tokenizer/added_tokens.json", "not a map"]);
     fs::remove_file(folder.path("tokenizer/added_tokens.json")).unwrap();

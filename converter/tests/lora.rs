@@ -305,7 +305,7 @@ fn bundled_embeddings_are_written_beside_the_model() {
     );
     place.refused(
         &tensors,
-        &["`bundle_emb.word.clip_l_out`", "--allow-partial"],
+        &["`bundle_emb.word.clip_l_out`", "allowing a partial use"],
     );
     tensors.insert(
         "bundle_emb.word.clip_l".to_owned(),

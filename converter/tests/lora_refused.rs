@@ -139,7 +139,10 @@ fn loras_of_other_families_and_other_files_are_refused_before_anything_is_writte
 fn every_kind_that_cannot_be_added_is_named() {
     let place = Place::new("sd15");
     for (keys, said) in [
-        (["control_model.lora_controlnet", "a.up"], "--base MODEL"),
+        (
+            ["control_model.lora_controlnet", "a.up"],
+            "beside the model",
+        ),
         (
             ["lllite_unet_x.down.0.weight", "lllite_unet_x.up.0.weight"],
             "LLLite",
@@ -210,7 +213,7 @@ fn adapters_that_fit_in_part_are_added_only_when_that_is_allowed() {
             "1 of 3 modules have no target",
             "1 of 3",
             "other shapes",
-            "--allow-partial",
+            "allowing a partial use",
         ],
     );
     let report = place.dir.path().join("report.json");

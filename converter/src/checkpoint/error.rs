@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::header::HeaderError;
 use super::pickle::PickleError;
 use super::torch_zip::TorchError;
+use crate::Remedy;
 
 /// What [`CheckpointError::NotAFile`] calls a folder.
 pub(super) const FOLDER: &str = "a folder";
@@ -15,7 +16,7 @@ pub(super) const FOLDER: &str = "a folder";
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A pipe, a device, or a folder where a file is expected.
-    #[error("{}: {kind}, not a file{}", path.display(), if *kind == FOLDER { "" } else { "\nhint: save it as a file first: models are read in pieces, and a pipe or device cannot be" })]
+    #[error("{}: {kind}, not a file", path.display())]
     NotAFile {
         /// What was named.
         path: PathBuf,
@@ -47,7 +48,7 @@ pub enum CheckpointError {
         problem: TorchError,
     },
     /// A folder without weights.
-    #[error("{}: {problem}\nhint: expected a pipeline folder (`unet/`, `vae/`, `text_encoder/`, ..), or one component's, with `config.json` and weights", path.display())]
+    #[error("{}: {problem}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -55,7 +56,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// A variant of weights that no part of a folder has.
-    #[error("{}: no weights of the variant `{wanted}`\nhint: {}", path.display(), variants_hint(variants))]
+    #[error("{}: no weights of the variant `{wanted}`", path.display())]
     NoVariant {
         /// The folder.
         path: PathBuf,
@@ -81,14 +82,14 @@ pub enum CheckpointError {
         problem: String,
     },
     /// The file is of another format.
-    #[error("{}: not a checkpoint but {kind}\nhint: {hint}", path.display())]
+    #[error("{}: not a checkpoint but {kind}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// What it is.
         kind: &'static str,
-        /// What to do.
-        hint: &'static str,
+        /// What can be done.
+        remedy: Remedy,
     },
     /// The header breaks a rule of the safetensors format.
     #[error("{}: {problem}", path.display())]
@@ -139,7 +140,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// Weights that are no numbers of their own.
-    #[error("{}: its weights are quantized ({scheme}; it holds `{evidence}`), which cannot be read\nhint: use the model's fp16 file", path.display())]
+    #[error("{}: its weights are quantized ({scheme}; it holds `{evidence}`), which cannot be read", path.display())]
     Quantized {
         /// The file.
         path: PathBuf,
@@ -149,7 +150,7 @@ pub enum CheckpointError {
         evidence: String,
     },
     /// A weight that is nothing without its scale.
-    #[error("{}: scales missing: by `{evidence}`, the weight `{weight}` has one, but it is not in the file\nhint: the file may be incomplete; fetch it again, or use the model's fp16 file", path.display())]
+    #[error("{}: scales missing: by `{evidence}`, the weight `{weight}` has one, but it is not in the file", path.display())]
     ScaleMissing {
         /// The file.
         path: PathBuf,
@@ -159,7 +160,7 @@ pub enum CheckpointError {
         evidence: String,
     },
     /// A scale by which nothing sensible can be multiplied.
-    #[error("{}: the scale `{scale}` of the weight `{weight}` is {value}; a positive number expected\nhint: the file is damaged; fetch it again, or use the model's fp16 file", path.display())]
+    #[error("{}: the scale `{scale}` of the weight `{weight}` is {value}; a positive number expected", path.display())]
     BadScale {
         /// The file.
         path: PathBuf,
@@ -171,7 +172,7 @@ pub enum CheckpointError {
         value: f32,
     },
     /// A weight's scale without the weight.
-    #[error("{}: it holds the scale `{scale}`, but not the weight `{weight}`\nhint: use the model's fp16 file", path.display())]
+    #[error("{}: it holds the scale `{scale}`, but not the weight `{weight}`", path.display())]
     ScaleAlone {
         /// The file.
         path: PathBuf,
@@ -182,10 +183,36 @@ pub enum CheckpointError {
     },
 }
 
-fn variants_hint(variants: &[String]) -> String {
-    match variants {
-        [] => "it has no variants; leave out `--variant`".to_owned(),
-        _ => format!("it has {}", variants.join(", ")),
+impl CheckpointError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        const OTHER_FILE: &str = "use the model's fp16 file";
+        Some(match self {
+            Self::NotAFile { kind, .. } if *kind == FOLDER => return None,
+            Self::NotAFile { .. } => Remedy::words(
+                "save it as a file first: models are read in pieces, and a pipe or device cannot be",
+            ),
+            Self::Pickle { problem, .. } => return problem.hint(),
+            Self::Torch { problem, .. } => return problem.hint(),
+            Self::Header { problem, .. } => return problem.hint(),
+            Self::Folder { .. } => Remedy::words(
+                "expected a pipeline folder (`unet/`, `vae/`, `text_encoder/`, ..), or one component's, with `config.json` and weights",
+            ),
+            Self::NoVariant { variants, .. } if variants.is_empty() => Remedy::NoVariant,
+            Self::NoVariant { variants, .. } => {
+                Remedy::Words(format!("it has {}", variants.join(", ")).into())
+            }
+            Self::Format { remedy, .. } => remedy.clone(),
+            Self::Quantized { .. } | Self::ScaleAlone { .. } => Remedy::words(OTHER_FILE),
+            Self::ScaleMissing { .. } => Remedy::Words(
+                format!("the file may be incomplete; fetch it again, or {OTHER_FILE}").into(),
+            ),
+            Self::BadScale { .. } => Remedy::Words(
+                format!("the file is damaged; fetch it again, or {OTHER_FILE}").into(),
+            ),
+            _ => return None,
+        })
     }
 }
 

@@ -9,9 +9,9 @@ use sd_models::manifest;
 use sd_models::tokenizer::folder::{self as tokenizer, Parts};
 use serde_json::Value;
 
-use super::safetensors::USE_OF_GRAPHS;
 use super::scaled::dequantized;
 use super::{CheckpointError, IndexError, TensorSource, open, open_stored};
+use crate::Remedy;
 
 /// Largest file of text that is read.
 const MAX_TEXT: u64 = 64 << 20;
@@ -95,7 +95,7 @@ pub fn open_folder(path: &Path, variant: Option<&str>) -> Result<Folder, Checkpo
         Err(CheckpointError::Folder { .. }) if is_converted(path) => Err(CheckpointError::Format {
             path: path.to_owned(),
             kind: "a folder of ONNX graphs",
-            hint: USE_OF_GRAPHS,
+            remedy: Remedy::RunIt,
         }),
         opened => opened,
     }
@@ -427,11 +427,9 @@ mod tests {
         let Err(error) = open(Some("nope")) else {
             panic!("it was accepted")
         };
-        let said = error.to_string();
-        assert!(
-            said.contains("`nope`") && said.contains("it has fp16"),
-            "{said}"
-        );
+        assert!(error.to_string().contains("`nope`"), "{error}");
+        let hint = error.hint().map(|hint| hint.to_string());
+        assert_eq!(hint.as_deref(), Some("it has fp16"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::Dtype;
+use crate::Remedy;
 
 /// Longest header that is read.
 const MAX_HEADER: u64 = 100_000_000;
@@ -52,17 +53,13 @@ pub struct Header {
     reason = "the messages say it; the fields are what they show"
 )]
 pub enum HeaderError {
-    #[error(
-        "the file has {0} bytes, too few for a safetensors file\nhint: the file is truncated; fetch it again"
-    )]
+    #[error("the file has {0} bytes, too few for a safetensors file")]
     HeaderTooSmall(u64),
     #[error(
         "its header would be {0} bytes long, and at most 100000000 are allowed: not a safetensors file, or a damaged one"
     )]
     HeaderTooLarge(u64),
-    #[error(
-        "its header would be {length} bytes long, but {available} follow\nhint: the file is truncated; fetch it again"
-    )]
+    #[error("its header would be {length} bytes long, but {available} follow")]
     InvalidHeaderLength { length: u64, available: u64 },
     #[error("its header is not UTF-8 text")]
     HeaderNotUtf8,
@@ -76,9 +73,7 @@ pub enum HeaderError {
     BadMetadata(String),
     #[error("tensor `{name}`: {problem}")]
     BadTensorInfo { name: String, problem: String },
-    #[error(
-        "tensor `{name}` lies at {begin}..{end}, but the data has {length} bytes\nhint: the file may be truncated; fetch it again"
-    )]
+    #[error("tensor `{name}` lies at {begin}..{end}, but the data has {length} bytes")]
     OffsetOutOfBounds {
         name: String,
         begin: u64,
@@ -107,6 +102,22 @@ pub enum HeaderError {
     TrailingBytes(u64),
     #[error("unreasonable header: {0}")]
     Unreasonable(String),
+}
+
+impl HeaderError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::HeaderTooSmall(_) | Self::InvalidHeaderLength { .. } => {
+                Some(Remedy::words("the file is truncated; fetch it again"))
+            }
+            Self::OffsetOutOfBounds { .. } => {
+                Some(Remedy::words("the file may be truncated; fetch it again"))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Header {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::Dtype;
 use super::torch_tensor::{StorageRef, TensorRef};
+use crate::Remedy;
 
 /// Longest pickle that is read; that of a real checkpoint is below 2 MiB.
 pub(super) const MAX_PICKLE: usize = 64 << 20;
@@ -27,7 +28,7 @@ const MAX_STRING: usize = 1 << 20;
 pub enum PickleError {
     /// It names a function that no checkpoint needs.
     #[error(
-        "this file asks to run `{global}` while loading (at byte {offset} of its pickle); it will not be loaded\nhint: ask for a .safetensors version"
+        "this file asks to run `{global}` while loading (at byte {offset} of its pickle); it will not be loaded"
     )]
     Unsafe {
         /// Position of the opcode.
@@ -37,7 +38,7 @@ pub enum PickleError {
     },
     /// An opcode that no checkpoint needs.
     #[error(
-        "its pickle has opcode 0x{opcode:02x} at byte {offset}, which no checkpoint needs; it will not be loaded\nhint: ask for a .safetensors version"
+        "its pickle has opcode 0x{opcode:02x} at byte {offset}, which no checkpoint needs; it will not be loaded"
     )]
     Opcode {
         /// Position of the opcode.
@@ -54,15 +55,29 @@ pub enum PickleError {
         what: &'static str,
     },
     /// It is no valid pickle.
-    #[error(
-        "its pickle is damaged at byte {offset}: {problem}\nhint: the file may be truncated; fetch it again"
-    )]
+    #[error("its pickle is damaged at byte {offset}: {problem}")]
     Damaged {
         /// Position of the opcode.
         offset: usize,
         /// What is wrong.
         problem: &'static str,
     },
+}
+
+impl PickleError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::Unsafe { .. } | Self::Opcode { .. } => {
+                Some(Remedy::words("ask for a .safetensors version"))
+            }
+            Self::Damaged { .. } => {
+                Some(Remedy::words("the file may be truncated; fetch it again"))
+            }
+            Self::Limit { .. } => None,
+        }
+    }
 }
 
 /// Position of a value in [`Pickle::values`].

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::header::{Header, TensorInfo};
 use super::mapped::Mapped;
 use super::{CheckpointError, TensorSource};
+use crate::Remedy;
 
 /// A safetensors file whose header has been checked.
 #[derive(Debug)]
@@ -35,8 +36,8 @@ impl SafetensorsFile {
 
     pub(super) fn new(path: PathBuf, bytes: Mapped) -> Result<Self, CheckpointError> {
         let content = bytes.get();
-        if let Some((kind, hint)) = other_format(content) {
-            return Err(CheckpointError::Format { path, kind, hint });
+        if let Some((kind, remedy)) = other_format(content) {
+            return Err(CheckpointError::Format { path, kind, remedy });
         }
         let header = match Header::parse(content) {
             Ok(header) => header,
@@ -78,11 +79,8 @@ impl TensorSource for SafetensorsFile {
     }
 }
 
-/// What to do with graphs that are converted already.
-pub(super) const USE_OF_GRAPHS: &str = "it is converted already: `sdrun txt2img -m FOLDER` makes pictures with the folder of such a model; to convert again, give the checkpoint that it was made from";
-
 /// What people give instead of checkpoints, by how it begins, and what they should do.
-fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+fn other_format(bytes: &[u8]) -> Option<(&'static str, Remedy)> {
     const DOWNLOAD: &str = "the download went wrong (a login page?); fetch the file again";
     const MESSAGE: &str =
         "the download went wrong (an error message?); look into it, and fetch the file again";
@@ -104,16 +102,16 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     if bytes.is_empty() {
         return Some((
             "an empty file",
-            "the download went wrong; fetch the file again",
+            Remedy::words("the download went wrong; fetch the file again"),
         ));
     }
     let known = starts
         .into_iter()
         .find(|(start, ..)| bytes.starts_with(start))
-        .map(|(_, kind, hint)| (kind, hint));
+        .map(|(_, kind, hint)| (kind, Remedy::words(hint)));
     known
-        .or_else(|| is_onnx(bytes).then_some(("an ONNX graph", USE_OF_GRAPHS)))
-        .or_else(|| is_text(bytes).then_some(("a text file", MESSAGE)))
+        .or_else(|| is_onnx(bytes).then_some(("an ONNX graph", Remedy::RunIt)))
+        .or_else(|| is_text(bytes).then_some(("a text file", Remedy::words(MESSAGE))))
 }
 
 /// Whether a file begins with text. A safetensors file has a zero there: four of the eight bytes that can tell its header's
@@ -164,13 +162,9 @@ mod tests {
             (b"\x08\x0a\x12\x07pytorch\x1a", "an ONNX graph"),
         ] {
             let bytes: &'static [u8] = start;
-            let error = SafetensorsFile::from_static("x.safetensors", bytes)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains(expected) && error.contains("hint:"),
-                "{error}"
-            );
+            let error = SafetensorsFile::from_static("x.safetensors", bytes).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(expected) && error.hint().is_some(), "{said}");
         }
     }
 

@@ -112,10 +112,8 @@ fn storages(
                 "include `{key}`, of which no tensor is known"
             )));
         };
-        let early = || {
-            wrong(format!(
-                "end early, within `{key}`\nhint: the file is truncated; fetch it again"
-            ))
+        let early = || TorchError::StoragesEnd {
+            key: (*key).to_owned(),
         };
         let count = file.get(at..).and_then(|rest| rest.first_chunk());
         let count = count.map(|bytes| u64::from_le_bytes(*bytes));

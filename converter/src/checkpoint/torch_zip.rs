@@ -12,6 +12,7 @@ use super::mapped::Mapped;
 use super::pickle::{self, MAX_PICKLE};
 use super::torch_tensor::{Contents, TensorRef, ViewError};
 use super::{CheckpointError, TensorInfo, TensorSource};
+use crate::Remedy;
 
 /// Uncompressed bytes per byte of the file, beyond which an archive is taken for a bomb.
 const MAX_EXPANSION: u64 = 4;
@@ -21,7 +22,7 @@ const MAX_EXPANSION: u64 = 4;
 #[non_exhaustive]
 pub enum TorchError {
     /// The zip archive cannot be read.
-    #[error("a damaged zip archive: {0}\nhint: the file may be truncated; fetch it again")]
+    #[error("a damaged zip archive: {0}")]
     Zip(#[from] zip::result::ZipError),
     /// An entry that PyTorch does not write.
     #[error("zip entry `{name}`: {problem}")]
@@ -32,9 +33,7 @@ pub enum TorchError {
         problem: &'static str,
     },
     /// Data that is not what was written.
-    #[error(
-        "zip entry `{name}`: its checksum is {found:08x}, but {expected:08x} was written\nhint: the file is damaged; fetch it again"
-    )]
+    #[error("zip entry `{name}`: its checksum is {found:08x}, but {expected:08x} was written")]
     Checksum {
         /// Name of the entry.
         name: String,
@@ -81,6 +80,12 @@ pub enum TorchError {
         /// What is wrong.
         problem: String,
     },
+    /// The file ends within a storage.
+    #[error("its storages end early, within `{key}`")]
+    StoragesEnd {
+        /// The storage.
+        key: String,
+    },
     /// A storage is absent or too small.
     #[error("tensor `{name}`: its storage `{key}` has {found} bytes, but {expected} are needed")]
     StorageTooSmall {
@@ -101,6 +106,21 @@ pub enum TorchError {
         /// What is wrong.
         problem: ViewError,
     },
+}
+
+impl TorchError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::Zip(_) => Some(Remedy::words("the file may be truncated; fetch it again")),
+            Self::Checksum { .. } => Some(Remedy::words("the file is damaged; fetch it again")),
+            Self::StoragesEnd { .. } => {
+                Some(Remedy::words("the file is truncated; fetch it again"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Bytes of an entry.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use sd_converter::Remedy;
 use sd_converter::against::compare;
 use sd_converter::checkpoint::open;
 use sd_converter::embedding::Embedding;
@@ -17,6 +18,8 @@ use sd_models::keys::Component;
 use sd_models::manifest::{self, hex};
 use sd_ui::{Interrupted, Ui, UsageError};
 use sha2::{Digest, Sha256};
+
+use super::hint::words;
 
 /// Say what a file or a model directory holds, and whether it can be converted
 #[derive(Debug, clap::Args)]
@@ -53,7 +56,13 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<()> {
     if let Some(base) = &args.against {
         return compare_with(args, &file, base, ui);
     }
-    let report = inspect_file(&file)?;
+    let mut report = inspect_file(&file)?;
+    if let (Some(refused), Some(remedy)) = (&mut report.refused, &report.remedy) {
+        let _ = write!(refused, "\nhint: {}", words(remedy));
+        if matches!(remedy, Remedy::AsLora) {
+            *refused += "; `--against MODEL` tells whether it fits";
+        }
+    }
     let text = if args.json {
         serde_json::to_string(&report)?
     } else {

@@ -2,6 +2,7 @@
 
 mod build;
 mod extract;
+mod hint;
 mod inspect;
 mod lora_merge;
 mod merge;
@@ -11,6 +12,7 @@ mod verify;
 use std::path::PathBuf;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
+pub(crate) use hint::hint;
 use sd_ui::Ui;
 
 /// Ends of names by which programs take a file for one of another format than safetensors.

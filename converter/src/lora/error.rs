@@ -2,38 +2,40 @@
 
 use std::fmt;
 
+use crate::Remedy;
+
 /// An adapter that does not fit its model, or a damaged one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoraError {
     /// A kind that cannot be added to weights.
-    #[error("it is {kind} (it holds `{evidence}`), which is not supported{hint}")]
+    #[error("it is {kind} (it holds `{evidence}`), which is not supported")]
     Unsupported {
         /// Which kind.
         kind: &'static str,
         /// A key that gives it away.
         evidence: String,
-        /// What to do instead, starting with a line break, or nothing.
-        hint: &'static str,
+        /// What can be done instead.
+        remedy: Option<Remedy>,
     },
     /// A key that is no part of any known kind.
     #[error("tensor `{0}` is no part of any known kind of LoRA")]
     UnknownPart(String),
     /// A folder in which no adapter was saved.
     #[error(
-        "a folder without `adapter_model.safetensors` (PEFT) or `pytorch_lora_weights.safetensors` (diffusers); it holds {0}\nhint: name the LoRA's file"
+        "a folder without `adapter_model.safetensors` (PEFT) or `pytorch_lora_weights.safetensors` (diffusers); it holds {0}"
     )]
     NoFile(String),
     /// No adapter at all.
-    #[error("no LoRA: none of its {tensors} tensors is a part of one{hint}")]
+    #[error("no LoRA: none of its {tensors} tensors is a part of one")]
     NotALora {
         /// How many tensors there are.
         tensors: usize,
-        /// What it is instead, starting with a line break, or nothing.
-        hint: &'static str,
+        /// Whether it is a model.
+        is_model: bool,
     },
     /// Modules that the model has not, or has with other shapes.
-    #[error("it does not fit this model: {misfits}{guess}\nhint: `--allow-partial` adds what fits")]
+    #[error("it does not fit this model: {misfits}{guess}")]
     DoesNotFit {
         /// Why it does not.
         misfits: Box<Misfit>,
@@ -112,6 +114,18 @@ pub enum LoraError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A change that cannot be stored, as it depends on the weights that it is for.
+    #[error("module `{module}`: its change depends on the model")]
+    DependsOnModel {
+        /// The module.
+        module: String,
+    },
+    /// A change that is to be stored as factors and has none.
+    #[error("module `{module}`: it is no product of two factors")]
+    NoFactors {
+        /// The module.
+        module: String,
+    },
     /// Two modules for one weight, with different content.
     #[error("modules `{first}` and `{second}` are for the same weight, and differ")]
     Duplicate {
@@ -127,6 +141,16 @@ pub enum LoraError {
         place: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A module is not what the configuration says.
+    #[error("{place}: {says}, but {found}")]
+    Contradiction {
+        /// Where the configuration stands.
+        place: String,
+        /// What it says.
+        says: String,
+        /// What the file holds.
+        found: String,
     },
     /// A LoRA that is merged with those of another family.
     #[error("it is made for {family}, the LoRAs before it for {others}")]
@@ -152,21 +176,43 @@ pub enum LoraError {
         expected: Vec<usize>,
     },
     /// A vector that is added to a text encoder's output, as `OneTrainer` can train one.
-    #[error(
-        "`{0}` is a vector for what a text encoder puts out, which is not supported\nhint: `--allow-partial` leaves it out"
-    )]
+    #[error("`{0}` is a vector for what a text encoder puts out, which is not supported")]
     OutputVectors(String),
     /// Weights that are no numbers after the change.
-    #[error(
-        "it makes `{name}` infinite or NaN\nhint: the strength may be too high, or the file damaged"
-    )]
+    #[error("it makes `{name}` infinite or NaN")]
     NonFiniteResult {
         /// The weight.
         name: String,
     },
     /// An adapter that would change nothing.
-    #[error("it changes nothing: {0}\nhint: strength 0 turns a LoRA off")]
+    #[error("it changes nothing: {0}")]
     NoEffect(&'static str),
+}
+
+impl LoraError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        Some(match self {
+            Self::Unsupported { remedy, .. } => return remedy.clone(),
+            Self::NoFile(_) => Remedy::words("name the LoRA's file"),
+            Self::NotALora { is_model: true, .. } => Remedy::MergeOrExtract,
+            Self::DoesNotFit { .. } => Remedy::AllowPartial {
+                effect: "adds what fits",
+            },
+            Self::OutputVectors(_) => Remedy::AllowPartial {
+                effect: "leaves it out",
+            },
+            Self::DependsOnModel { .. } => Remedy::AsLora,
+            Self::NoFactors { .. } => Remedy::ChooseRank,
+            Self::Contradiction { .. } => Remedy::words("the configuration is of another adapter"),
+            Self::NonFiniteResult { .. } => {
+                Remedy::words("the strength may be too high, or the file damaged")
+            }
+            Self::NoEffect(_) => Remedy::words("strength 0 turns a LoRA off"),
+            _ => return None,
+        })
+    }
 }
 
 /// How many modules do not fit, and why.

@@ -433,12 +433,12 @@ pub(super) fn groups(
         keys.filter(|key| !key.starts_with(super::bundled::PREFIX))
     };
     for key in keys() {
-        if let Some((kind, hint)) = unsupported(key) {
+        if let Some((kind, remedy)) = unsupported(key) {
             let evidence = key.clone();
             return Err(LoraError::Unsupported {
                 kind,
                 evidence,
-                hint,
+                remedy,
             });
         }
     }
@@ -446,11 +446,7 @@ pub(super) fn groups(
         let is_model = keys().any(|key| key.contains("attn1.to_q.weight"));
         return Err(LoraError::NotALora {
             tensors: source.tensors().len(),
-            hint: if is_model {
-                "\nhint: it is a whole model; `sdconvert merge` mixes models, `sdconvert extract` makes a LoRA of their difference"
-            } else {
-                ""
-            },
+            is_model,
         });
     }
     let (mut groups, orphans) = group(keys())?;

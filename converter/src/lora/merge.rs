@@ -27,10 +27,6 @@ use crate::output::StagedFile;
 use crate::progress::Progress;
 use crate::svd::{Svd, svd};
 
-/// What is wrong with kinds of modules that act on what is there.
-const DEPENDS_ON_MODEL: &str =
-    "its change depends on the model; `sdconvert build --lora` adds it to one";
-
 /// A LoRA file that takes part.
 struct Part {
     source: Box<dyn TensorSource>,
@@ -236,7 +232,9 @@ fn merge_norm(
                     delta.add(0, strength, sum);
                 }
                 Some(Change::Computed(_)) => {
-                    return Err(failed(parts.problem(DEPENDS_ON_MODEL)));
+                    return Err(failed(LoraError::DependsOnModel {
+                        module: parts.group.module.clone(),
+                    }));
                 }
                 _ => {}
             }
@@ -287,14 +285,16 @@ fn merge_module(
         match loaded.weight {
             Some(Change::Added(delta)) if strength != 0.0 && !delta.is_zero() => {
                 if delta.low_rank().is_none() && rank.is_none() {
-                    return Err(failed(parts.problem(
-                        "it is no product of two factors; `--rank N` makes the best ones of rank N",
-                    )));
+                    return Err(failed(LoraError::NoFactors {
+                        module: parts.group.module.clone(),
+                    }));
                 }
                 deltas.push((strength, delta));
             }
             Some(Change::Computed(_)) => {
-                return Err(failed(parts.problem(DEPENDS_ON_MODEL)));
+                return Err(failed(LoraError::DependsOnModel {
+                    module: parts.group.module.clone(),
+                }));
             }
             _ => {}
         }

@@ -9,6 +9,7 @@ use sd_models::family::ModelFamily;
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Part};
 
+use crate::Remedy;
 use crate::model::Name;
 
 /// What a module's name stands for.
@@ -240,61 +241,51 @@ pub(super) fn without_processor(module: &str) -> String {
     module.replace(".processor.", ".")
 }
 
-/// Keys that only other kinds of files have, what those are, and what to do with them. The first that fits counts.
-const UNSUPPORTED: [(&str, &str, &str); 28] = [
-    (
-        "lora_controlnet",
-        "a Control-LoRA",
-        "\nhint: it is a ControlNet: `sdconvert build FILE --base MODEL` converts it",
-    ),
-    ("lllite_unet", "a ControlNet-LLLite", ""),
-    ("image_proj.", "an IP-Adapter", ""),
-    ("ip_adapter.", "an IP-Adapter", ""),
-    ("motion_modules.", "an AnimateDiff motion LoRA", ""),
-    ("temporal_transformer.", "an AnimateDiff motion LoRA", ""),
-    ("lora_unet_double_blocks_", "a LoRA for Flux", ""),
-    ("lora_unet_single_blocks_", "a LoRA for Flux", ""),
-    ("double_blocks.", "a LoRA for Flux", ""),
-    ("single_transformer_blocks.", "a LoRA for Flux", ""),
-    (
-        "lora_unet_joint_blocks_",
-        "a LoRA for Stable Diffusion 3",
-        "",
-    ),
-    ("joint_blocks.", "a LoRA for Stable Diffusion 3", ""),
-    ("lora_te3_", "a LoRA for a model with a T5 text encoder", ""),
-    (
-        "lora_transformer_",
-        "a LoRA for a diffusion transformer",
-        "",
-    ),
-    (
-        "lora_prior_unet_",
-        "a LoRA for Stable Cascade or Kandinsky",
-        "",
-    ),
-    (".oft_R", "PEFT's OFT", ""),
-    (".boft_R", "PEFT's BOFT", ""),
-    (".boft_s", "PEFT's BOFT", ""),
-    ("vera_", "VeRA", ""),
-    (".lora_embedding_", "a LoRA of token embeddings", ""),
-    (".hra_u", "HRA", ""),
-    (".poly_", "Poly", ""),
-    (".lokr_t1", "a LoKr with a core on both sides", ""),
-    (".adaptive_scale", "an adapter with learned scales", ""),
-    ("unet:", "a list of lora_diffusion", ""),
-    ("text_encoder:", "a list of lora_diffusion", ""),
-    (":up", "a list of lora_diffusion", ""),
-    (".linear.0.weight", "a hypernetwork", ""),
+/// A key of a Control-LoRA.
+const CONTROL_LORA: &str = "lora_controlnet";
+
+/// Keys that only other kinds of files have, and what those are. The first that fits counts.
+const UNSUPPORTED: [(&str, &str); 28] = [
+    (CONTROL_LORA, "a Control-LoRA"),
+    ("lllite_unet", "a ControlNet-LLLite"),
+    ("image_proj.", "an IP-Adapter"),
+    ("ip_adapter.", "an IP-Adapter"),
+    ("motion_modules.", "an AnimateDiff motion LoRA"),
+    ("temporal_transformer.", "an AnimateDiff motion LoRA"),
+    ("lora_unet_double_blocks_", "a LoRA for Flux"),
+    ("lora_unet_single_blocks_", "a LoRA for Flux"),
+    ("double_blocks.", "a LoRA for Flux"),
+    ("single_transformer_blocks.", "a LoRA for Flux"),
+    ("lora_unet_joint_blocks_", "a LoRA for Stable Diffusion 3"),
+    ("joint_blocks.", "a LoRA for Stable Diffusion 3"),
+    ("lora_te3_", "a LoRA for a model with a T5 text encoder"),
+    ("lora_transformer_", "a LoRA for a diffusion transformer"),
+    ("lora_prior_unet_", "a LoRA for Stable Cascade or Kandinsky"),
+    (".oft_R", "PEFT's OFT"),
+    (".boft_R", "PEFT's BOFT"),
+    (".boft_s", "PEFT's BOFT"),
+    ("vera_", "VeRA"),
+    (".lora_embedding_", "a LoRA of token embeddings"),
+    (".hra_u", "HRA"),
+    (".poly_", "Poly"),
+    (".lokr_t1", "a LoKr with a core on both sides"),
+    (".adaptive_scale", "an adapter with learned scales"),
+    ("unet:", "a list of lora_diffusion"),
+    ("text_encoder:", "a list of lora_diffusion"),
+    (":up", "a list of lora_diffusion"),
+    (".linear.0.weight", "a hypernetwork"),
 ];
 
 /// What kind of file a key gives away, if it is one that cannot be added to weights, and what to do with it.
-pub(super) fn unsupported(key: &str) -> Option<(&'static str, &'static str)> {
-    let found = UNSUPPORTED.iter().find(|(part, ..)| key.contains(part));
+pub(super) fn unsupported(key: &str) -> Option<(&'static str, Option<Remedy>)> {
+    let found = UNSUPPORTED.iter().find(|(part, _)| key.contains(part));
     let transformer = key.starts_with("transformer.") && key.contains("lora");
     match found {
-        Some((_, kind, hint)) => Some((kind, hint)),
-        None if transformer => Some(("a LoRA for a diffusion transformer", "")),
+        Some(&(part, kind)) => {
+            let is_control = part == CONTROL_LORA;
+            Some((kind, is_control.then_some(Remedy::BesideItsModel)))
+        }
+        None if transformer => Some(("a LoRA for a diffusion transformer", None)),
         None => None,
     }
 }

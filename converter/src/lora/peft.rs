@@ -145,11 +145,10 @@ impl Config {
             return Ok(());
         };
         let contradicts = |says: String, found: String| {
-            Err(LoraError::Config {
+            Err(LoraError::Contradiction {
                 place: self.place.clone(),
-                problem: format!(
-                    "{says}, but {found}\nhint: the configuration is of another adapter"
-                ),
+                says,
+                found,
             })
         };
         if let Some((said, kind)) = config.kind

@@ -19,10 +19,10 @@ use sd_models::keys::Component;
 use sd_models::keys::blocks::Blocks;
 use sd_models::keys::layout::Layout;
 
-use crate::ConvertError;
 use crate::checkpoint::{Dtype, TensorSource, count_non_finite, narrow, to_f32};
 use crate::lora::{self, Adapter};
 use crate::model::{Entry, Hints, Model, Name, Residue, Tensor, without_trailing_ones};
+use crate::{ConvertError, Remedy};
 
 pub use block_weights::{BlockWeights, BlockWeightsError, PRESETS};
 pub use methods::Method;
@@ -592,7 +592,7 @@ fn family(model: &dyn Model) -> Result<(ModelFamily, Blocks), ConvertError> {
         return Err(ConvertError::NoComponent {
             path: model.path().to_owned(),
             component: "UNet",
-            hint: "\nhint: whole models are merged".to_owned(),
+            remedy: Some(Remedy::words("whole models are merged")),
         });
     }
     let cfg = model.unet_config()?;

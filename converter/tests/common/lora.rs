@@ -12,7 +12,7 @@ use sd_converter::weights::Weights;
 use sd_models::keys::Component;
 use tempfile::TempDir;
 
-use super::{sdconvert, synthetic};
+use super::{sdconvert, synthetic, with_hint};
 
 /// Shape and values by key.
 pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -56,7 +56,8 @@ impl Place {
 
     pub(crate) fn bake(&self, tensors: &Tensors, strength: f64) -> Result<WithLoras, String> {
         let spec = LoraSpec::new(self.write(tensors), strength);
-        WithLoras::new(self.model(), &[spec], SINGLE).map_err(|e| e.to_string())
+        let baked = WithLoras::new(self.model(), &[spec], SINGLE);
+        baked.map_err(|e| with_hint(&e, e.hint()))
     }
 
     /// Where [`Self::build`] puts its model.

@@ -5,10 +5,12 @@
 pub(crate) mod lora;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use sd_converter::Remedy;
 use sd_converter::build::{BuildOptions, BuildPlan};
 use sd_converter::checkpoint::{TensorSource, open, to_f32};
 use sd_converter::progress::Unwatched;
@@ -49,7 +51,15 @@ pub(crate) fn values(source: &dyn TensorSource, name: &str) -> Vec<f32> {
 pub(crate) fn error_of(path: &Path) -> String {
     match open(path) {
         Ok(_) => panic!("{} was opened", path.display()),
-        Err(e) => e.to_string(),
+        Err(e) => with_hint(&e, e.hint()),
+    }
+}
+
+/// An error, and what can be done about it.
+pub(crate) fn with_hint(error: &dyn Display, hint: Option<Remedy>) -> String {
+    match hint {
+        Some(hint) => format!("{error}\nhint: {hint}"),
+        None => error.to_string(),
     }
 }
 

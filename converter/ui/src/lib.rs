@@ -1,6 +1,9 @@
 //! How the programs talk to people: results on stdout, everything else on stderr, exit codes.
 
+mod times;
+
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -10,6 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use times::PhaseTimes;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Options that every subcommand has.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -17,7 +23,7 @@ pub struct UiArgs {
     /// Only errors and results
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// More about what happens; twice for everything
+    /// More about what happens, and how long it takes; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -29,6 +35,9 @@ pub struct Ui {
     interrupted: Arc<AtomicBool>,
     on_interrupt: Arc<Mutex<Vec<Callback>>>,
 }
+
+/// What can be done about an error, in the words of a program's command line; none of errors that it does not know.
+pub type Hint = fn(&(dyn Error + 'static)) -> Option<String>;
 
 /// What happens when the user wants to stop.
 type Callback = Box<dyn Fn() + Send>;
@@ -62,11 +71,14 @@ impl Ui {
         let filter = tracing_subscriber::EnvFilter::try_from_env("SDRT_LOG");
         let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
         let plain = std::env::var_os("NO_COLOR").is_some() || !io::stderr().is_terminal();
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let log = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
             .with_ansi(!plain)
             .without_time();
+        let log = tracing_subscriber::registry()
+            .with(filter)
+            .with(log)
+            .with(PhaseTimes);
         // A second start in one process (tests) keeps the first one's log and handler.
         let _ = log.try_init();
         let interrupted = Arc::new(AtomicBool::new(false));
@@ -199,9 +211,9 @@ impl Ui {
         }
     }
 
-    /// Reports how a command ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    /// Reports how a command ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `hint` knows what can be done about errors.
     #[must_use]
-    pub fn finish(&self, outcome: anyhow::Result<()>) -> ExitCode {
+    pub fn finish(&self, outcome: anyhow::Result<()>, hint: Hint) -> ExitCode {
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) if self.interrupted() => {
@@ -211,6 +223,9 @@ impl Ui {
             Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
             Err(e) => {
                 say(&format!("error: {}", with_causes(&e)));
+                if let Some(hint) = e.chain().find_map(hint) {
+                    say(&format!("hint: {hint}"));
+                }
                 if e.is::<UsageError>() {
                     ExitCode::from(2)
                 } else {

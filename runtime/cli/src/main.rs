@@ -2,6 +2,7 @@
 
 mod commands;
 mod demo_model;
+mod hint;
 mod progress;
 
 use std::process::ExitCode;
@@ -22,5 +23,5 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    ui.finish(cli.command.run(&ui))
+    ui.finish(cli.command.run(&ui), hint::hint)
 }

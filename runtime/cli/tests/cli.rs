@@ -182,7 +182,10 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
         ),
         (vec!["-o", "-", "--json"], "standard output"),
         (vec!["-o", "-", "--batch", "2"], "one pipe"),
-        (vec!["--cfg", "-3"], "out of range"),
+        (
+            vec!["--cfg", "-3"],
+            "--cfg: guidance_scale -3 is out of range",
+        ),
     ] {
         let (code, _, stderr) = run(sdrun(dir.path())
             .args(["txt2img", "-p", "x", "-m", "/nowhere"])
@@ -464,6 +467,28 @@ fn what_cannot_fit_is_refused_before_the_work_with_a_size_that_fits() {
         stderr.contains("GB of memory; there are") && stderr.contains(" fits"),
         "{stderr}"
     );
+}
+
+#[test]
+fn phases_and_their_times_are_told_where_more_is_asked_for() {
+    let dir = folder();
+    let short = ["txt2img", "-p", "x", "--steps", "2", "--seed", "7"];
+    let told = |more: &[&str]| run(sdrun(dir.path()).args(short).args(more)).2;
+    let verbose = told(&["-v", "-o", "a.png"]);
+    for (phase, fields) in [
+        ("encode: load", "component text_encoder"),
+        ("load", "component unet"),
+        ("denoise", "steps 2, size 128x128, seed 7"),
+        ("decode", "size 128x128, seed 7"),
+        ("write", "file a.png, size 128x128"),
+    ] {
+        let begin = format!("{phase} ({fields}): ");
+        let line = verbose.lines().find_map(|line| line.strip_prefix(&begin));
+        let seconds = line.and_then(|rest| rest.strip_suffix(" s"));
+        let seconds: Option<f64> = seconds.and_then(|seconds| seconds.parse().ok());
+        assert!(seconds.is_some(), "{begin}: {verbose}");
+    }
+    assert!(!told(&["-o", "b.png"]).contains("component"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub use prediction::denoised;
 pub use relay::{LeaseUnet, Networks, Relay, is_refined};
 pub use unet::Unet;
 
+use crate::Remedy;
 use crate::engine::EngineError;
 
 /// Latents [N, C, h, w].
@@ -71,13 +72,23 @@ pub enum DenoiseError {
         expected: Vec<usize>,
     },
     /// The network returned NaN or infinity.
-    #[error(
-        "the UNet returned {count} values that are NaN or infinite, at timestep {t}\nhint: the model's weights may be damaged; `sdconvert build --strict` tells"
-    )]
+    #[error("the UNet returned {count} values that are NaN or infinite, at timestep {t}")]
     NonFinite {
         /// How many.
         count: usize,
         /// When.
         t: f64,
     },
+}
+
+impl DenoiseError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::Engine(error) => error.hint(),
+            Self::NonFinite { .. } => Some(Remedy::CheckWeights),
+            Self::Shape { .. } => None,
+        }
+    }
 }

@@ -7,6 +7,7 @@ use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 
 use super::EngineError;
 use super::library::Found;
+use crate::Remedy;
 
 /// An execution provider. Except for the CPU's, it must be in the library.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,16 +62,15 @@ impl Ep {
 
     /// Where to get a library with the provider.
     #[must_use]
-    pub fn hint(self) -> &'static str {
-        match self {
-            Self::Cpu => "`sdrun setup` fetches one",
-            Self::OpenVino => "give the library of Python's `onnxruntime-openvino` with `--lib`",
-            Self::Cuda => "give the library of Python's `onnxruntime-gpu` with `--lib`",
-            Self::MiGraphX => "give the library of Python's `onnxruntime-migraphx` with `--lib`",
-            Self::Rocm => {
-                "give the library of Python's `onnxruntime-rocm` 1.22.2, the last with this provider, with `--lib`"
-            }
-        }
+    pub fn remedy(self) -> Remedy {
+        let package = match self {
+            Self::Cpu => return Remedy::Setup,
+            Self::OpenVino => "`onnxruntime-openvino`",
+            Self::Cuda => "`onnxruntime-gpu`",
+            Self::MiGraphX => "`onnxruntime-migraphx`",
+            Self::Rocm => "`onnxruntime-rocm` 1.22.2, the last with this provider,",
+        };
+        Remedy::LibraryOf { package }
     }
 
     pub(super) fn require(self, library: &Found) -> Result<(), EngineError> {
@@ -78,11 +78,7 @@ impl Ep {
             return Ok(());
         }
         let path = library.path.clone();
-        Err(EngineError::NoProvider {
-            path,
-            provider: self.name(),
-            hint: self.hint(),
-        })
+        Err(EngineError::NoProvider { path, ep: self })
     }
 
     /// What a session registers. A provider that does not load is an error, never a silent fallback.

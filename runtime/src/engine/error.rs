@@ -3,26 +3,30 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::library::Origin;
+use super::{Ep, setup};
+use crate::Remedy;
+
 /// A library that cannot be had, or a graph that cannot be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
     /// No library anywhere.
-    #[error("ONNX Runtime was not found; looked at {looked}\nhint: `sdrun setup` fetches it")]
+    #[error("ONNX Runtime was not found; looked at {looked}")]
     NoLibrary {
         /// The places.
         looked: String,
     },
     /// The named library does not exist.
-    #[error("{origin} names {}, which is not there", path.display())]
+    #[error("ONNX Runtime's library {} is not there ({origin})", path.display())]
     LibraryMissing {
         /// The file.
         path: PathBuf,
         /// Who named it.
-        origin: &'static str,
+        origin: Origin,
     },
     /// The file is no library that can be loaded.
-    #[error("{} cannot be loaded: {problem}\nhint: `sdrun setup` fetches ONNX Runtime {}", path.display(), super::setup::VERSION)]
+    #[error("{} cannot be loaded: {problem}", path.display())]
     LibraryBroken {
         /// The file.
         path: PathBuf,
@@ -30,7 +34,7 @@ pub enum EngineError {
         problem: String,
     },
     /// The library is older than this program needs.
-    #[error("{} is ONNX Runtime {found}, but at least 1.{} is needed\nhint: `sdrun setup` fetches {}", path.display(), ort::MINOR_VERSION, super::setup::VERSION)]
+    #[error("{} is ONNX Runtime {found}, but at least 1.{} is needed", path.display(), ort::MINOR_VERSION)]
     LibraryOld {
         /// The file.
         path: PathBuf,
@@ -41,17 +45,15 @@ pub enum EngineError {
     #[error("ONNX Runtime does not start: {0}")]
     Start(String),
     /// The provider is not in the library.
-    #[error("{} has no {provider} provider\nhint: {hint}", path.display())]
+    #[error("{} has no {ep} provider", path.display())]
     NoProvider {
         /// The library.
         path: PathBuf,
         /// The provider.
-        provider: &'static str,
-        /// Where to get one.
-        hint: &'static str,
+        ep: Ep,
     },
     /// A model file is not as the manifest says.
-    #[error("{}: {problem}\nhint: the model directory is damaged; convert the checkpoint again", path.display())]
+    #[error("{}: {problem}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -93,12 +95,43 @@ pub enum EngineError {
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
-    /// The library could not be fetched or unpacked.
+    /// No library is known that could be fetched for this machine.
+    #[error(
+        "there is no ONNX Runtime {} to fetch for {os} on {arch}",
+        setup::VERSION
+    )]
+    NoWheel {
+        /// The system.
+        os: &'static str,
+        /// The processor.
+        arch: &'static str,
+    },
+    /// The library could not be fetched.
+    #[error("{0}")]
+    NotFetched(String),
+    /// The library could not be unpacked.
     #[error("{0}")]
     Setup(String),
 }
 
 impl EngineError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::NoLibrary { .. } | Self::LibraryBroken { .. } | Self::LibraryOld { .. } => {
+                Some(Remedy::Setup)
+            }
+            Self::NoProvider { ep, .. } => Some(ep.remedy()),
+            Self::NoWheel { .. } => Some(Remedy::OwnLibrary),
+            Self::NotFetched(_) => Some(Remedy::SetupByHand),
+            Self::Damaged { .. } => Some(Remedy::words(
+                "the model directory is damaged; convert the checkpoint again",
+            )),
+            _ => None,
+        }
+    }
+
     pub(super) fn start(error: impl std::fmt::Display) -> Self {
         Self::Start(error.to_string())
     }

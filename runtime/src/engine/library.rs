@@ -1,6 +1,6 @@
 //! Which ONNX Runtime library is loaded.
 //!
-//! In order: the one that is named (`--lib`, then `ORT_DYLIB_PATH`); beside the executable; where `sdrun setup` puts it; in
+//! In order: the one that is named (by the caller, then by `ORT_DYLIB_PATH`); beside the executable; where [`super::setup`] puts it; in
 //! an installed Python package `onnxruntime`.
 
 use std::env;
@@ -32,13 +32,13 @@ pub struct Found {
 /// How a library was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// `--lib` named it.
+    /// The caller named it.
     Named,
     /// `ORT_DYLIB_PATH` named it.
     Variable,
     /// It lies beside the executable.
     Executable,
-    /// `sdrun setup` put it there.
+    /// [`super::setup`] put it there.
     Setup,
     /// It belongs to a Python package.
     Python,
@@ -47,10 +47,10 @@ pub enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Named => "--lib",
+            Self::Named => "named",
             Self::Variable => VARIABLE,
             Self::Executable => "beside the executable",
-            Self::Setup => "sdrun setup",
+            Self::Setup => "setup",
             Self::Python => "Python's onnxruntime",
         })
     }
@@ -68,7 +68,7 @@ pub fn data_dir() -> PathBuf {
     }
 }
 
-/// The folder of `sdrun setup`.
+/// The folder of [`super::setup`].
 #[must_use]
 pub fn setup_dir() -> PathBuf {
     data_dir().join("onnxruntime")
@@ -135,18 +135,13 @@ fn named(path: PathBuf, origin: Origin) -> Result<Found, EngineError> {
     } else {
         Some(path.clone()).filter(|p| p.is_file())
     };
-    let name = if origin == Origin::Named {
-        "`--lib`"
-    } else {
-        VARIABLE
-    };
     match file {
         Some(path) => Ok(Found { path, origin }),
         None if path.is_dir() => Err(EngineError::LibraryBroken {
             path,
             problem: "no ONNX Runtime library lies in it".to_owned(),
         }),
-        None => Err(EngineError::LibraryMissing { path, origin: name }),
+        None => Err(EngineError::LibraryMissing { path, origin }),
     }
 }
 
@@ -227,6 +222,7 @@ fn loaders_reason(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Remedy;
 
     fn folder(root: &Path, name: &str, file: Option<&str>) -> PathBuf {
         let dir = root.join(name);
@@ -268,11 +264,9 @@ mod tests {
             Origin::Python,
         ];
         assert_eq!(origins, expected);
-        let error = origin(5).unwrap_err().to_string();
-        assert!(
-            error.contains("sdrun setup") && error.contains("empty"),
-            "{error}"
-        );
+        let error = origin(5).unwrap_err();
+        assert!(error.to_string().contains("empty"), "{error}");
+        assert_eq!(error.hint(), Some(Remedy::Setup));
     }
 
     #[test]
@@ -316,10 +310,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = folder(root.path(), "lib", Some("libonnxruntime.so"));
         let found = find(Some(&dir)).unwrap();
-        let error = load(&found).err().unwrap().to_string();
-        assert!(
-            error.contains("cannot be loaded") && error.contains("hint"),
-            "{error}"
-        );
+        let error = load(&found).err().unwrap();
+        assert!(error.to_string().contains("cannot be loaded"), "{error}");
+        assert_eq!(error.hint(), Some(Remedy::Setup));
     }
 }

@@ -1,4 +1,5 @@
-//! How much memory a process may use: the machine's, or what its control group leaves it. And what networks take of it.
+//! How much memory a process may use: the machine's, or what its control group or its own limits leave it. And what networks
+//! take of it.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +13,20 @@ pub fn limit() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
     let groups = Path::new("/sys/fs/cgroup");
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    system
-        .total_memory()
-        .min(group_limit(groups, &own).unwrap_or(u64::MAX))
+    let of_self = |file: &str| fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    let limits = [
+        group_limit(groups, &of_self("cgroup")),
+        address_limit(&of_self("limits")),
+    ];
+    let least = limits.into_iter().flatten().min();
+    system.total_memory().min(least.unwrap_or(u64::MAX))
+}
+
+/// The soft limit of a process's address space (`ulimit -v`), as `/proc/PID/limits` tells it.
+fn address_limit(limits: &str) -> Option<u64> {
+    let mut lines = limits.lines();
+    let values = lines.find_map(|line| line.strip_prefix("Max address space"))?;
+    values.split_whitespace().next()?.parse().ok()
 }
 
 /// Bytes that a component's loaded network holds at most beside its activations: its weights, in single precision unless
@@ -96,6 +107,7 @@ mod tests {
         let native = Variant {
             opset: 17,
             custom_domains: vec!["sdrt".to_owned()],
+            ..Variant::default()
         };
         let mut unet = Component {
             precision: "F32".to_owned(),
@@ -119,6 +131,20 @@ mod tests {
         // Folders of other programs tell by their files only.
         fs::write(dir.path().join("model.onnx"), "abc").unwrap();
         assert_eq!(bytes("model.onnx", None), 3);
+    }
+
+    #[test]
+    fn limits_of_address_space_count() {
+        let limits = |soft: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max cpu time              unlimited            unlimited            seconds   \n\
+                 Max address space         {soft}           unlimited            bytes     \n"
+            )
+        };
+        assert_eq!(address_limit(&limits("4000000000")), Some(4_000_000_000));
+        assert_eq!(address_limit(&limits("unlimited ")), None);
+        assert_eq!(address_limit(""), None);
     }
 
     #[test]

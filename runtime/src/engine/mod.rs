@@ -59,6 +59,18 @@ impl Engine {
     ///
     /// # Errors
     /// No library, a wrong or too old one, or one without the provider.
+    ///
+    /// ```no_run
+    /// use sd_runtime::engine::{Engine, EngineOptions};
+    ///
+    /// match Engine::start(&EngineOptions::default()) {
+    ///     Ok(engine) => println!("{} threads", engine.threads()),
+    ///     Err(error) => match error.hint() {
+    ///         Some(hint) => println!("{error}; {hint}"),
+    ///         None => println!("{error}"),
+    ///     },
+    /// }
+    /// ```
     pub fn start(options: &EngineOptions) -> Result<Self, EngineError> {
         let library = library::find(options.library.as_deref())?;
         let builder = library::load(&library)?;
@@ -134,6 +146,7 @@ impl Engine {
         let recorded = manifest.and_then(|m| m.components.get(&key.component));
         let bytes = memory::network(&folder, &key.variant, recorded);
         self.pool.lease(key, bytes, cancel, || {
+            let _span = tracing::info_span!("load", component = key.component).entered();
             let graph = folder.join(&key.variant);
             let files = recorded.map(|component| &component.files);
             network::check_files(&graph, files, &self.verified, cancel)?;

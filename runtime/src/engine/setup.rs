@@ -1,4 +1,4 @@
-//! `sdrun setup`: the one place that may fetch something, and that is ONNX Runtime's library.
+//! The one place that may fetch something, and that is ONNX Runtime's library.
 //!
 //! The library comes in the wheel of the Python package `onnxruntime`. `pip` fetches it, so mirrors and proxies that a
 //! machine has for pip are used; what comes is compared with the hash pinned here.
@@ -59,9 +59,7 @@ pub fn fetch() -> Result<PathBuf, EngineError> {
     let wheel = WHEELS
         .iter()
         .find(|wheel| wheel.os == os && wheel.arch == arch);
-    let wheel = wheel.ok_or_else(|| {
-        problem(format!("there is no ONNX Runtime {VERSION} to fetch for {os} on {arch}\nhint: give a library or a wheel with `sdrun setup --lib FILE`"))
-    })?;
+    let wheel = wheel.ok_or(EngineError::NoWheel { os, arch })?;
     let scratch =
         tempfile::tempdir().map_err(|e| problem(format!("cannot make a temporary folder: {e}")))?;
     download(wheel, scratch.path())?;
@@ -85,9 +83,6 @@ pub fn fetch() -> Result<PathBuf, EngineError> {
 }
 
 fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
-    let by_hand = format!(
-        "hint: on a machine with a connection, `pip download --no-deps onnxruntime=={VERSION}`; then here `sdrun setup --lib WHEEL`"
-    );
     let python = if cfg!(windows) { "python" } else { "python3" };
     let output = Command::new(python)
         .args([
@@ -114,7 +109,7 @@ fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
         .arg(format!("onnxruntime=={VERSION}"))
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| problem(format!("cannot run `{python} -m pip`: {e}\n{by_hand}")))?;
+        .map_err(|e| EngineError::NotFetched(format!("cannot run `{python} -m pip`: {e}")))?;
     if output.status.success() {
         return Ok(());
     }
@@ -126,8 +121,8 @@ fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
         .take(3)
         .collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
-    Err(problem(format!(
-        "pip could not fetch ONNX Runtime {VERSION}: {}\n{by_hand}",
+    Err(EngineError::NotFetched(format!(
+        "pip could not fetch ONNX Runtime {VERSION}: {}",
         last.join("; ")
     )))
 }

@@ -44,6 +44,14 @@ impl Rng {
     pub const ALL: [Self; 2] = [Self::TorchCpu, Self::Philox];
 
     /// Starts the generator; torch's uses the lower 32 bits of `seed` only.
+    ///
+    /// ```
+    /// use sd_runtime::noise::Rng;
+    ///
+    /// let mut noise = [0.0; 2];
+    /// Rng::TorchCpu.source(0).normal(&mut noise); // torch.manual_seed(0); torch.randn(2)
+    /// assert!((noise[0] - 1.5410).abs() < 1e-4 && (noise[1] + 0.2934).abs() < 1e-4);
+    /// ```
     #[must_use]
     pub fn source(self, seed: u64) -> Box<dyn NoiseSource + Send> {
         match self {

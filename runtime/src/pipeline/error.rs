@@ -3,22 +3,29 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::Remedy;
 use crate::denoise::DenoiseError;
 use crate::engine::EngineError;
 use crate::noise::texture::TextureError;
 use crate::profile::ConfigError;
 use crate::text::TextError;
 
-/// A request that makes no sense, known before anything is opened.
+/// A request that makes no sense, known before anything is opened. Messages name fields of [`super::Request`].
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
+    /// A field was given what it cannot hold.
+    #[error("{field}: {problem}")]
+    Value {
+        /// The field, or where it would be.
+        field: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A side is no multiple of 8 or out of range.
-    #[error(
-        "{side} {value}: pictures have sides of 64 to 4096 pixels that are multiples of 8\nhint: {nearest} is the nearest"
-    )]
+    #[error("{side} {value}: pictures have sides of 64 to 4096 pixels that are multiples of 8")]
     Size {
-        /// `width` or `height`.
+        /// The field.
         side: &'static str,
         /// What was asked for.
         value: usize,
@@ -28,7 +35,7 @@ pub enum RequestError {
     /// A number is out of range.
     #[error("{name} {value} is out of range: {least} to {most}")]
     Range {
-        /// The option.
+        /// The field.
         name: &'static str,
         /// What was asked for.
         value: f64,
@@ -38,11 +45,11 @@ pub enum RequestError {
         most: f64,
     },
     /// A variation without a seed.
-    #[error("subseed-strength needs a subseed")]
+    #[error("subseed_strength needs a subseed")]
     NoSubseed,
     /// A sampler whose levels cannot be spread was given a sigma schedule.
     #[error(
-        "under {profile}'s rules {sampler} has noise levels of its own; the schedule {spread} has no effect on it\nhint: leave the schedule out, or use Euler or DPM++ 2M"
+        "under {profile}'s rules {sampler} has noise levels of its own; the schedule {spread} has no effect on it"
     )]
     Spread {
         /// The sampler.
@@ -53,10 +60,7 @@ pub enum RequestError {
         profile: &'static str,
     },
     /// A sampler was given a sigma schedule that the profile's program does not have for it.
-    #[error(
-        "under {profile}'s rules {sampler} has no schedule {spread}\nhint: it has {}",
-        known.join(", ")
-    )]
+    #[error("under {profile}'s rules {sampler} has no schedule {spread}")]
     UnknownSpread {
         /// The sampler.
         sampler: &'static str,
@@ -68,7 +72,7 @@ pub enum RequestError {
         known: Vec<&'static str>,
     },
     /// A sampler that the profile's program does not have.
-    #[error("{sampler} cannot be run under {profile}'s rules\nhint: it can under those of {}", others.join(" and "))]
+    #[error("{sampler} cannot be run under {profile}'s rules")]
     Sampler {
         /// The sampler.
         sampler: &'static str,
@@ -82,9 +86,47 @@ pub enum RequestError {
     Knob {
         /// The sampler.
         sampler: &'static str,
-        /// The option.
+        /// The field.
         option: &'static str,
     },
+}
+
+impl RequestError {
+    /// The field with the wrong value, if it is one alone.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Value { field, .. } => Some(field),
+            Self::Size { side: name, .. }
+            | Self::Range { name, .. }
+            | Self::Knob { option: name, .. } => Some(name),
+            Self::NoSubseed
+            | Self::Spread { .. }
+            | Self::UnknownSpread { .. }
+            | Self::Sampler { .. } => None,
+        }
+    }
+
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        let words = match self {
+            Self::Size { nearest, .. } => format!("{nearest} is the nearest"),
+            Self::Spread { .. } => {
+                return Some(Remedy::words(
+                    "leave the schedule out, or use Euler or DPM++ 2M",
+                ));
+            }
+            Self::UnknownSpread { known, .. } => format!("it has {}", known.join(", ")),
+            Self::Sampler { others, .. } => {
+                format!("it can under those of {}", others.join(" and "))
+            }
+            Self::Value { .. } | Self::Range { .. } | Self::NoSubseed | Self::Knob { .. } => {
+                return None;
+            }
+        };
+        Some(Remedy::Words(words.into()))
+    }
 }
 
 /// A request that could not be fulfilled.
@@ -112,22 +154,24 @@ pub enum PipelineError {
         source: ConfigError,
     },
     /// The directory holds a pipeline that is not run yet.
-    #[error("{}: {kind}, which makes no pictures from text\nhint: {hint}", path.display())]
+    #[error("{}: {kind}, which makes no pictures from text", path.display())]
     Unsupported {
         /// The directory.
         path: PathBuf,
         /// What it holds.
         kind: String,
-        /// What to do.
-        hint: &'static str,
+        /// What can be done.
+        remedy: Remedy,
     },
     /// The folder is no model directory.
-    #[error("{}: {problem}\nhint: `sdconvert build CHECKPOINT -o DIR` makes model directories", path.display())]
+    #[error("{}: {problem}", path.display())]
     NotAModel {
         /// The folder or the file in it.
         path: PathBuf,
         /// What is wrong.
         problem: String,
+        /// What can be done.
+        remedy: Remedy,
     },
     /// A picture that the first noise should look like.
     #[error(transparent)]
@@ -141,9 +185,7 @@ pub enum PipelineError {
         problem: String,
     },
     /// The decoder returned NaN or infinity.
-    #[error(
-        "the VAE decoder returned {count} values that are NaN or infinite\nhint: the VAE's weights may be damaged; `sdconvert build --vae FILE` takes another one"
-    )]
+    #[error("the VAE decoder returned {count} values that are NaN or infinite")]
     NonFinite {
         /// How many.
         count: usize,
@@ -158,10 +200,9 @@ pub enum PipelineError {
     },
     /// The machine has not enough memory, or the process's control group.
     #[error(
-        "{width}x{height} takes about {:.1} GB of memory; there are {:.1} GB\nhint: {}",
+        "{width}x{height} takes about {:.1} GB of memory; there are {:.1} GB",
         *needed as f64 / 1e9,
-        *limit as f64 / 1e9,
-        smaller(*side_that_fits)
+        *limit as f64 / 1e9
     )]
     Memory {
         /// Width in pixels.
@@ -185,9 +226,25 @@ pub enum PipelineError {
     },
 }
 
-fn smaller(side: Option<usize>) -> String {
-    match side {
-        Some(side) => format!("{side}x{side} fits"),
-        None => "this model needs a machine with more memory".to_owned(),
+impl PipelineError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::Request(error) => error.hint(),
+            Self::Engine(error) => error.hint(),
+            Self::Text(error) => error.hint(),
+            Self::Denoise(error) => error.hint(),
+            Self::Texture(error) => error.hint(),
+            Self::Unsupported { remedy, .. } | Self::NotAModel { remedy, .. } => {
+                Some(remedy.clone())
+            }
+            Self::NonFinite { .. } => Some(Remedy::OtherVae),
+            Self::Memory { side_that_fits, .. } => Some(match side_that_fits {
+                Some(side) => Remedy::Words(format!("{side}x{side} fits").into()),
+                None => Remedy::words("this model needs a machine with more memory"),
+            }),
+            _ => None,
+        }
     }
 }

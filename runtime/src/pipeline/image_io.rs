@@ -54,6 +54,8 @@ impl Picture {
         parameters: &str,
         cancel: &Cancel,
     ) -> Result<(), PipelineError> {
+        let size = format!("{}x{}", self.width, self.height);
+        let _span = tracing::info_span!("write", file = %to.path().display(), size).entered();
         let mut bytes = Vec::new();
         self.encode(&mut bytes, parameters)
             .map_err(|source| PipelineError::Write {

@@ -8,6 +8,7 @@ mod error;
 mod event;
 pub mod image_io;
 pub mod infotext;
+mod json;
 mod model;
 mod output;
 mod plan;

@@ -12,6 +12,7 @@ use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
 use super::PipelineError;
+use crate::Remedy;
 use crate::engine::{Key, memory};
 use crate::profile::{ConfigError, Trained};
 use crate::text::ClipTokenizer;
@@ -97,13 +98,27 @@ impl ModelDir {
     ///
     /// # Errors
     /// It is no model directory, or one of a newer schema.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use sd_runtime::pipeline::ModelDir;
+    ///
+    /// let model = ModelDir::open(Path::new("model"))?;
+    /// let [width, height] = model.default_size;
+    /// println!("{}: {width}x{height}", model.family);
+    /// # Ok::<_, sd_runtime::pipeline::PipelineError>(())
+    /// ```
     pub fn open(path: &Path) -> Result<Self, PipelineError> {
-        let not_a_model = |path: &Path, problem: String| PipelineError::NotAModel {
+        let not_a_model = |path: &Path, problem: String, remedy| PipelineError::NotAModel {
             path: path.to_owned(),
             problem,
+            remedy,
         };
+        let convert = || Remedy::Convert { checkpoint: None };
         if !path.is_dir() {
-            return Err(not_a_model(path, what_it_is(path)));
+            let (problem, remedy) = what_it_is(path);
+            return Err(not_a_model(path, problem, remedy));
         }
         let unet = path.join("unet/model.onnx");
         let manifest_path = path.join(manifest::FILE_NAME);
@@ -115,16 +130,17 @@ impl ModelDir {
                     json["schema"],
                     manifest::SCHEMA
                 );
-                return Err(not_a_model(&manifest_path, problem));
+                return Err(not_a_model(&manifest_path, problem, convert()));
             }
             Some(
                 serde_json::from_value(json)
-                    .map_err(|e| not_a_model(&manifest_path, e.to_string()))?,
+                    .map_err(|e| not_a_model(&manifest_path, e.to_string(), convert()))?,
             )
         } else if unet.is_file() {
             None
         } else {
-            return Err(not_a_model(path, what_it_is(path)));
+            let (problem, remedy) = what_it_is(path);
+            return Err(not_a_model(path, problem, remedy));
         };
         let index_path = path.join("model_index.json");
         let index = match index_path.is_file() {
@@ -312,6 +328,7 @@ fn check_tokens(
         Some(rows) if u64::from(id) >= rows => Err(PipelineError::NotAModel {
             path: path.join(component.replace("text_encoder", "tokenizer")),
             problem: format!("token `{token}` has id {id}, but the text encoder has {rows} tokens"),
+            remedy: Remedy::Convert { checkpoint: None },
         }),
         _ => Ok(()),
     }
@@ -333,33 +350,32 @@ fn check_pipeline(
     manifest: Option<&Manifest>,
     index: &Value,
 ) -> Result<(), PipelineError> {
-    let unsupported = |kind: String, hint: &'static str| PipelineError::Unsupported {
+    let unsupported = |kind: String, remedy: Remedy| PipelineError::Unsupported {
         path: path.to_owned(),
         kind,
-        hint,
+        remedy,
     };
     if let Some(manifest) = manifest
         && !manifest.components.contains_key("unet")
     {
         let networks: Vec<&str> = manifest.components.keys().map(String::as_str).collect();
-        let hint = "a model with a UNet makes pictures; this goes beside one";
         return Err(unsupported(
             format!("only {}", networks.join(" and ")),
-            hint,
+            Remedy::words("a model with a UNet makes pictures; this goes beside one"),
         ));
     }
     let class = pipeline_class(index);
     if class.is_empty() || TEXT_TO_IMAGE.contains(&class) {
         return Ok(());
     }
-    let hint = if class.contains("Inpaint") {
-        "it is made for inpainting: `sdrun inpaint` is the command that will run it; this version does not have it yet"
+    let remedy = if class.contains("Inpaint") {
+        Remedy::Inpaint
     } else if class.contains("Pix2Pix") {
-        "it edits pictures: `sdrun img2img` is the command that will run it; this version does not have it yet"
+        Remedy::Edit
     } else {
-        "Stable Diffusion 1, 2 and XL models for text to image can be run"
+        Remedy::words("Stable Diffusion 1, 2 and XL models for text to image can be run")
     };
-    Err(unsupported(format!("a {class}"), hint))
+    Err(unsupported(format!("a {class}"), remedy))
 }
 
 /// The class that a `model_index.json` names, without the prefixes of ONNX pipelines.
@@ -413,6 +429,7 @@ impl Configs<'_> {
         let known = known.ok_or_else(|| PipelineError::NotAModel {
             path: self.path.join("scheduler/scheduler_config.json"),
             problem: format!("prediction type {name} is not known"),
+            remedy: Remedy::Convert { checkpoint: None },
         });
         known.map(Some)
     }
@@ -436,6 +453,7 @@ impl Configs<'_> {
                 return Err(PipelineError::NotAModel {
                     path: self.path.join("vae_decoder/config.json"),
                     problem,
+                    remedy: Remedy::Convert { checkpoint: None },
                 });
             }
             None => LEVELS,
@@ -456,45 +474,47 @@ impl Configs<'_> {
 }
 
 /// What people give instead of a model directory, and what to do with it.
-fn what_it_is(path: &Path) -> String {
-    let convert = || {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        format!(
-            "run `sdconvert build {} -o {name}-onnx`, then give that folder",
-            path.display()
-        )
+fn what_it_is(path: &Path) -> (String, Remedy) {
+    let convert = || Remedy::Convert {
+        checkpoint: Some(path.to_owned()),
     };
-    if path.is_dir() {
+    let any = || Remedy::Convert { checkpoint: None };
+    let (what, remedy) = if path.is_dir() {
         let holds = |names: &[&str]| names.iter().any(|name| path.join(name).exists());
-        return if holds(&["unet", "text_encoder"]) && !holds(&["unet/model.onnx"]) {
-            format!("it is a folder with PyTorch weights; {}", convert())
+        if holds(&["unet", "text_encoder"]) && !holds(&["unet/model.onnx"]) {
+            ("it is a folder with PyTorch weights", convert())
         } else if holds(&["model.onnx"]) {
-            "it is one network of a model; give the folder around it".to_owned()
+            let around = Remedy::words("give the folder around it");
+            ("it is one network of a model", around)
         } else {
-            "it has no unet/model.onnx".to_owned()
-        };
-    }
-    let Ok(mut file) = fs::File::open(path) else {
-        return "there is no such folder".to_owned();
-    };
-    let mut start = [0; 24];
-    let length = file.read(&mut start).unwrap_or(0);
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    if start[..length].starts_with(b"version https://git-lfs") {
-        "it is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`".to_owned()
-    } else if extension.eq_ignore_ascii_case("onnx") {
-        "it is one graph; give the folder that holds unet/model.onnx".to_owned()
-    } else if ["safetensors", "ckpt", "pt", "bin"].contains(&extension.to_lowercase().as_str()) {
-        format!("it is a checkpoint; {}", convert())
+            ("it has no unet/model.onnx", any())
+        }
+    } else if let Ok(mut file) = fs::File::open(path) {
+        let mut start = [0; 24];
+        let length = file.read(&mut start).unwrap_or(0);
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        if start[..length].starts_with(b"version https://git-lfs") {
+            let pull = Remedy::words("fetch that with `git lfs pull`");
+            ("it is a pointer of Git LFS, not the file itself", pull)
+        } else if extension.eq_ignore_ascii_case("onnx") {
+            let folder = Remedy::words("give the folder that holds unet/model.onnx");
+            ("it is one graph", folder)
+        } else if ["safetensors", "ckpt", "pt", "bin"].contains(&&*extension.to_lowercase()) {
+            ("it is a checkpoint", convert())
+        } else {
+            ("it is a file, not a folder", any())
+        }
     } else {
-        "it is a file, not a folder".to_owned()
-    }
+        ("there is no such folder", any())
+    };
+    (what.to_owned(), remedy)
 }
 
 fn read_json(path: &Path) -> Result<Value, PipelineError> {
     let not_a_model = |problem: String| PipelineError::NotAModel {
         path: path.to_owned(),
         problem,
+        remedy: Remedy::Convert { checkpoint: None },
     };
     let text = fs::read_to_string(path).map_err(|e| not_a_model(e.to_string()))?;
     parse_json(&text).map_err(|e| not_a_model(format!("not JSON: {e}")))

@@ -7,6 +7,7 @@ use sd_models::family::ModelFamily;
 
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, infotext};
+use crate::Remedy;
 use crate::noise::texture::Texture;
 use crate::noise::{BrownianTree, FirstNoise, Rng, Variation};
 use crate::profile::Profile;
@@ -130,6 +131,21 @@ impl Plans {
     ///
     /// # Errors
     /// What cannot be, is out of range, does not fit into memory or is not in the model, or a refiner of another family.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use sd_runtime::engine::memory;
+    /// use sd_runtime::pipeline::{ModelDir, Models, Plans, Request};
+    ///
+    /// let models = Models::one(ModelDir::open(Path::new("model"))?);
+    /// let request = Request::from_json(r#"{"prompt": "a lighthouse", "batch": 2}"#)?;
+    /// let plans = Plans::resolve(&request, &models, memory::limit())?;
+    /// for plan in &plans.plans {
+    ///     println!("{} with {} steps, seed {}", plan.sampler, plan.steps, plan.seed);
+    /// }
+    /// # Ok::<_, sd_runtime::pipeline::PipelineError>(())
+    /// ```
     pub fn resolve(request: &Request, models: &Models, limit: u64) -> Result<Self, PipelineError> {
         let Models {
             base: model,
@@ -140,7 +156,7 @@ impl Plans {
             return Err(PipelineError::Unsupported {
                 path: model.path.clone(),
                 kind: "SDXL's refiner".to_owned(),
-                hint: "it goes on with what an SDXL base model began",
+                remedy: Remedy::words("it goes on with what an SDXL base model began"),
             });
         }
         let profile = request.profile;
@@ -350,7 +366,9 @@ fn check_refiner(model: &ModelDir, refiner: &ModelDir) -> Result<(), PipelineErr
     Err(PipelineError::Unsupported {
         path: refiner.path.clone(),
         kind: format!("a model that does not fit {}", model.path.display()),
-        hint: "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
+        remedy: Remedy::words(
+            "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
+        ),
     })
 }
 

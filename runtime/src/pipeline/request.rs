@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use sd_models::family::ModelFamily;
+use serde::{Deserialize, Serialize};
 
-use super::RequestError;
+use super::{RequestError, json};
 use crate::noise::Rng;
 use crate::noise::texture::Texture;
 use crate::profile::{A1111, PROFILES, Profile};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
 
-/// A wish for pictures.
-#[derive(Clone, Debug)]
+/// A wish for pictures. In JSON it is an object with the fields' names; see [`Request::from_json`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Request {
     /// What should be seen.
     pub prompt: String,
@@ -46,18 +48,23 @@ pub struct Request {
     /// What is added to the seed for noise that solvers draw; A1111's "eta noise seed delta".
     pub ensd: i64,
     /// What the first noise looks like.
+    #[serde(with = "json::noise")]
     pub noise: Texture<PathBuf>,
     /// How many pictures.
     pub batch: usize,
     /// The solver; what the model is made for if absent, or the profile's default.
+    #[serde(with = "json::sampler")]
     pub sampler: Option<Sampler>,
     /// The solver's options.
     pub options: Options,
     /// How noise levels are spread; the profile's choice if absent.
+    #[serde(with = "json::spread")]
     pub spread: Option<Spread>,
     /// Whose rules are followed.
+    #[serde(with = "json::profile")]
     pub profile: Profile,
     /// Where noise comes from.
+    #[serde(with = "json::rng")]
     pub rng: Rng,
     /// Which layer of the text encoder is used, counted from the end: 1 is the last. Profiles differ in what it acts on.
     pub clip_skip: usize,
@@ -68,7 +75,8 @@ pub struct Request {
 }
 
 /// What SDXL and its refiner are told of a picture, beside the prompt (Podell et al. 2023, arXiv:2307.01952, section 2.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Micro {
     /// Width and height of the picture before cropping; the picture's own if absent.
     pub original_size: Option<[usize; 2]>,
@@ -155,35 +163,36 @@ impl Request {
         in_range("batch", self.batch as f64, 1.0, 1000.0)?;
         let last = self.batch as u64 - 1;
         if self.seed.checked_add(last).is_none() {
-            return Err(RequestError::Range {
-                name: "seed of the last picture",
-                value: self.seed as f64 + last as f64,
-                least: 0.0,
-                most: u64::MAX as f64,
+            return Err(RequestError::Value {
+                field: "seed".to_owned(),
+                problem: format!(
+                    "the seed of the last picture is out of range: 0 to {}",
+                    u64::MAX
+                ),
             });
         }
-        in_range("clip-skip", self.clip_skip as f64, 1.0, 12.0)?;
+        in_range("clip_skip", self.clip_skip as f64, 1.0, 12.0)?;
         if let Some(scale) = self.guidance_scale {
-            in_range("cfg", scale, 0.0, 100.0)?;
+            in_range("guidance_scale", scale, 0.0, 100.0)?;
         }
-        in_range("refiner-start", self.refiner_start, 0.0, 1.0)?;
-        in_range("aesthetic", self.aesthetic[0], 0.0, 10.0)?;
-        in_range("aesthetic", self.aesthetic[1], 0.0, 10.0)?;
-        in_range("guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
-        in_range("subseed-strength", self.subseed_strength, 0.0, 1.0)?;
+        in_range("refiner_start", self.refiner_start, 0.0, 1.0)?;
+        in_range("aesthetic[0]", self.aesthetic[0], 0.0, 10.0)?;
+        in_range("aesthetic[1]", self.aesthetic[1], 0.0, 10.0)?;
+        in_range("guidance_rescale", self.guidance_rescale, 0.0, 1.0)?;
+        in_range("subseed_strength", self.subseed_strength, 0.0, 1.0)?;
         if self.subseed_strength > 0.0 && self.subseed.is_none() {
             return Err(RequestError::NoSubseed);
         }
         if let Some([width, height]) = self.seed_resize {
-            check_side("seed-resize width", width)?;
-            check_side("seed-resize height", height)?;
+            check_side("seed_resize[0]", width)?;
+            check_side("seed_resize[1]", height)?;
         }
         let options = self.options;
         if let Some(eta) = options.eta {
-            in_range("eta", eta, 0.0, 1.0)?;
+            in_range("options.eta", eta, 0.0, 1.0)?;
         }
-        in_range("s-noise", options.s_noise, 0.0, 10.0)?;
-        in_range("s-churn", options.s_churn, 0.0, 1000.0)?;
+        in_range("options.s_noise", options.s_noise, 0.0, 10.0)?;
+        in_range("options.s_churn", options.s_churn, 0.0, 1000.0)?;
         match self.sampler {
             Some(sampler) => self.solver(sampler).map(|_| ()),
             None => Ok(()),
@@ -227,11 +236,15 @@ impl Request {
         let (options, default) = (self.options, Options::default());
         let churn = [options.s_churn, options.s_tmin, options.s_tmax];
         for (knob, option, changed) in [
-            (Knob::Eta, "eta", options.eta.is_some()),
-            (Knob::Noise, "s-noise", options.s_noise != default.s_noise),
+            (Knob::Eta, "options.eta", options.eta.is_some()),
+            (
+                Knob::Noise,
+                "options.s_noise",
+                options.s_noise != default.s_noise,
+            ),
             (
                 Knob::Churn,
-                "s-churn",
+                "options.s_churn",
                 churn != [default.s_churn, default.s_tmin, default.s_tmax],
             ),
         ] {

@@ -33,7 +33,7 @@ pub struct Outcome {
     pub timing: Timing,
 }
 
-/// Makes the pictures of plans. `dump`, if given, gets the inside of the run.
+/// Makes the pictures of plans. `dump`, if given, gets the inside of the run. The crate's page has an example.
 ///
 /// # Errors
 /// Whatever goes wrong first; `EngineError::Interrupted` inside after [`Cancel::cancel`].
@@ -160,6 +160,7 @@ fn encode(
     listener: &mut Listener<'_>,
     mut dump: Option<&mut Dump>,
 ) -> Result<Vec<[Condition; 2]>, PipelineError> {
+    let _span = tracing::info_span!("encode").entered();
     let mut conditions = Vec::new();
     for ((model, told), suffix) in models.all().zip(&plan.told).zip(["", "_refiner"]) {
         let mut encoded = Vec::new();

@@ -144,6 +144,9 @@ pub(super) fn denoise(
     relay: &mut Relay<'_, '_>,
     watched: Watched<'_, '_>,
 ) -> Result<(Latents, usize), DenoiseError> {
+    let size = format!("{}x{}", plan.size[0], plan.size[1]);
+    let _span =
+        tracing::info_span!("denoise", steps = plan.steps, size, seed = plan.seed).entered();
     let mut x = noise * plan.schedule.initial_scale as f32;
     let watched = std::cell::RefCell::new(watched);
     let mut model = WatchedDenoiser {
@@ -279,6 +282,8 @@ pub(super) fn decode(
     decoder: &mut Network,
     cancel: &Cancel,
 ) -> Result<Picture, PipelineError> {
+    let size = format!("{}x{}", plan.size[0], plan.size[1]);
+    let _span = tracing::info_span!("decode", size, seed = plan.seed).entered();
     let unscaled = latents / model.latent.scaling_factor as f32;
     let input = [("latent_sample", Input::F32(unscaled.view().into_dyn()))];
     let decoded = decoder.run(&input, &["sample"], cancel)?.remove(0);

@@ -33,6 +33,9 @@ mod unipc;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use crate::Remedy;
 use crate::denoise::{DenoiseError, Denoiser, Latents, Level, NoiseTable};
 use crate::sigmas::Spread;
 
@@ -166,7 +169,8 @@ pub enum Knob {
 }
 
 /// Options of solvers. Each acts on those that list its [`Knob`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// Share of fresh noise, 0 to 1; the method's own if absent.
     pub eta: Option<f64>,
@@ -176,7 +180,8 @@ pub struct Options {
     pub s_churn: f64,
     /// Least noise level at which it is added.
     pub s_tmin: f64,
-    /// Greatest noise level at which it is added.
+    /// Greatest noise level at which it is added; null in JSON is none.
+    #[serde(with = "bound")]
     pub s_tmax: f64,
     /// Whether noise is drawn even where none is added, as k-diffusion does: later draws are others then.
     pub idle_draws: bool,
@@ -192,6 +197,21 @@ impl Default for Options {
             s_tmax: f64::INFINITY,
             idle_draws: false,
         }
+    }
+}
+
+/// An upper bound, whose infinity JSON does not have.
+mod bound {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+    pub(super) fn serialize<S: Serializer>(bound: &f64, to: S) -> Result<S::Ok, S::Error> {
+        (*bound < f64::INFINITY).then_some(*bound).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        let bound = Option::deserialize(from)?;
+        Ok(bound.unwrap_or(f64::INFINITY))
     }
 }
 
@@ -275,6 +295,15 @@ fn two_calls(schedule: &Schedule) -> Option<usize> {
 ///
 /// # Errors
 /// No solver has the name; the nearest ones are told.
+///
+/// ```
+/// use sd_runtime::sampler::{DPMPP_2M, parse};
+/// use sd_runtime::sigmas::Spread;
+///
+/// assert_eq!(parse("DPM++ 2M Karras"), Ok((&DPMPP_2M, Some(Spread::Karras))));
+/// let error = parse("Eler").unwrap_err();
+/// assert!(error.to_string().contains("nearest: Euler"));
+/// ```
 pub fn parse(text: &str) -> Result<(Sampler, Option<Spread>), UnknownSampler> {
     let lower = text.trim().to_lowercase();
     if let Some(method) = find(&lower) {
@@ -314,10 +343,19 @@ fn names(method: &Method) -> impl Iterator<Item = &'static str> {
 
 /// A name that is no sampler's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no sampler is called `{name}`; nearest: {nearest}\nhint: there are {}", METHODS.map(|m| m.name).join(", "))]
+#[error("no sampler is called `{name}`; nearest: {nearest}")]
 pub struct UnknownSampler {
     name: String,
     nearest: String,
+}
+
+impl UnknownSampler {
+    /// What there is.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        let known = METHODS.map(|method| method.name).join(", ");
+        Some(Remedy::Words(format!("there are {known}").into()))
+    }
 }
 
 #[cfg(test)]

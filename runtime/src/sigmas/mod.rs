@@ -16,6 +16,8 @@ mod uniform;
 
 use std::str::FromStr;
 
+use crate::Remedy;
+
 pub use align_your_steps::{SD1, SD1_ROUNDED, SDXL, SDXL_ROUNDED, Table, align_your_steps};
 pub use beta::{beta, beta_between, beta_timesteps};
 pub use ddim_uniform::ddim_uniform;
@@ -79,6 +81,12 @@ impl Spread {
         self.names()[0]
     }
 
+    /// The name in one word: [`Self::name`] in small letters, with underscores.
+    #[must_use]
+    pub fn word(self) -> String {
+        self.name().to_lowercase().replace(' ', "_")
+    }
+
     /// Levels from one to another; none for a spread that depends on which levels the model knows.
     #[must_use]
     pub fn between(self, most: f64, least: f64, count: usize) -> Option<Vec<f64>> {
@@ -112,10 +120,20 @@ impl Spread {
 
 /// A name that is no spread's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no sigma schedule is called `{name}`; nearest: {nearest}\nhint: there are automatic, {}", Spread::ALL.map(|s| s.name().to_lowercase().replace(' ', "_")).join(", "))]
+#[error("no sigma schedule is called `{name}`; nearest: {nearest}")]
 pub struct UnknownSpread {
     name: String,
     nearest: &'static str,
+}
+
+impl UnknownSpread {
+    /// What there is.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        let known = Spread::ALL.map(Spread::word).join(", ");
+        let known = format!("there are automatic, {known}");
+        Some(Remedy::Words(known.into()))
+    }
 }
 
 impl FromStr for Spread {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::Remedy;
+
 /// A prompt that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -27,19 +29,17 @@ pub enum TextError {
     #[error("cannot tokenize the prompt: {0}")]
     Tokenize(String),
     /// A LoRA is asked for that is not in the model.
-    #[error("the prompt asks for `{tag}`, but {problem}\nhint: {hint}")]
+    #[error("the prompt asks for `{tag}`, but {problem}")]
     ExtraNetwork {
         /// The tag.
         tag: String,
         /// Why it cannot be had.
         problem: String,
-        /// What to do.
-        hint: String,
+        /// What can be done.
+        remedy: Remedy,
     },
     /// Syntax that A1111 has and this program has not.
-    #[error(
-        "the prompt uses {what} (`{text}`), which is not supported yet\nhint: escape it with backslashes to take it literally: {escaped}"
-    )]
+    #[error("the prompt uses {what} (`{text}`), which is not supported yet")]
     Unsupported {
         /// What the syntax is for.
         what: &'static str,
@@ -49,9 +49,7 @@ pub enum TextError {
         escaped: String,
     },
     /// Fewer layers than are to be skipped.
-    #[error(
-        "clip skip {clip_skip}: this model's text encoder returns {layers} inner layers\nhint: models that other programs converted may return none; use 1 then"
-    )]
+    #[error("clip skip {clip_skip}: this model's text encoder returns {layers} inner layers")]
     ClipSkip {
         /// What was asked for.
         clip_skip: usize,
@@ -69,4 +67,22 @@ pub enum TextError {
     /// The text encoder failed.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
+}
+
+impl TextError {
+    /// What can be done about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        match self {
+            Self::ExtraNetwork { remedy, .. } => Some(remedy.clone()),
+            Self::Unsupported { escaped, .. } => Some(Remedy::Words(
+                format!("escape it with backslashes to take it literally: {escaped}").into(),
+            )),
+            Self::ClipSkip { .. } => Some(Remedy::words(
+                "models that other programs converted may return none; use 1 then",
+            )),
+            Self::Engine(error) => error.hint(),
+            _ => None,
+        }
+    }
 }

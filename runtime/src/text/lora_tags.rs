@@ -6,6 +6,7 @@
 use sd_models::manifest::{Lora, Manifest};
 
 use super::TextError;
+use crate::{Remedy, WantedLora};
 
 /// Largest difference of strengths that are the same.
 const TOLERANCE: f64 = 1e-4;
@@ -119,17 +120,18 @@ fn fulfilled(
     args: &str,
     manifest: Option<&Manifest>,
 ) -> Result<String, TextError> {
-    let error = |problem: String, hint: String| TextError::ExtraNetwork {
+    let error = |problem: String, remedy: Remedy| TextError::ExtraNetwork {
         tag: format!("<{inside}>"),
         problem,
-        hint,
+        remedy,
     };
+    let take_out = || Remedy::words("take the tag out of the prompt");
     if !["lora", "lyco"].contains(&kind) {
         let problem = format!("networks of the kind `{kind}` cannot be used");
-        return Err(error(problem, "take the tag out of the prompt".to_owned()));
+        return Err(error(problem, take_out()));
     }
     let wanted = Wanted::parse(args);
-    let wanted = wanted.map_err(|p| error(p, "take the tag out of the prompt".to_owned()))?;
+    let wanted = wanted.map_err(|problem| error(problem, take_out()))?;
     let loras = manifest.map_or(&[][..], |manifest| &manifest.loras);
     let mut named = loras.iter().filter(|lora| wanted.is(lora)).peekable();
     if let Some(lora) = named.clone().find(|lora| wanted.has_strength_of(lora)) {
@@ -152,7 +154,7 @@ fn fulfilled(
             format!("this model holds {}", held.join(", "))
         }
     };
-    Err(error(problem, command(&wanted, manifest)))
+    Err(error(problem, bake(&wanted, manifest)))
 }
 
 fn strengths(unet: f64, text_encoder: f64) -> String {
@@ -163,27 +165,28 @@ fn strengths(unet: f64, text_encoder: f64) -> String {
     }
 }
 
-/// The command that makes a model which fulfils a tag, and whatever the present one holds.
-fn command(wanted: &Wanted<'_>, manifest: Option<&Manifest>) -> String {
-    let option = |name: &str, unet: f64, te: f64| match unet == te {
-        true => format!(" --lora {name}:{unet}"),
-        false => format!(" --lora {name}:unet={unet},te={te}"),
-    };
+/// A model that fulfils a tag, and holds whatever else the present one does.
+fn bake(wanted: &Wanted<'_>, manifest: Option<&Manifest>) -> Remedy {
     let checkpoint = manifest.and_then(|manifest| manifest.sources.first());
-    let checkpoint = checkpoint.map_or("CHECKPOINT", |source| &source.name);
     let loras = manifest.map_or(&[][..], |manifest| &manifest.loras).iter();
     let kept = loras.filter(|lora| !wanted.is(lora));
-    let kept: String = kept
-        .map(|l| option(&l.name, l.unet, l.text_encoder))
-        .collect();
-    let name = match wanted.name.contains('.') {
-        true => wanted.name.to_owned(),
-        false => format!("{}.safetensors", wanted.name),
+    let kept = kept.map(|lora| WantedLora {
+        file: lora.name.clone(),
+        unet: lora.unet,
+        text_encoder: lora.text_encoder,
+    });
+    let new = WantedLora {
+        file: match wanted.name.contains('.') {
+            true => wanted.name.to_owned(),
+            false => format!("{}.safetensors", wanted.name),
+        },
+        unet: wanted.unet,
+        text_encoder: wanted.text_encoder,
     };
-    let new = option(&name, wanted.unet, wanted.text_encoder);
-    format!(
-        "`sdconvert build {checkpoint}{kept}{new} -o DIR` bakes it in; `--ignore-lora-tags` goes on without it"
-    )
+    Remedy::Bake {
+        checkpoint: checkpoint.map(|source| source.name.clone()),
+        loras: kept.chain([new]).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -223,16 +226,24 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_it_does_not_fulfil_is_an_error_with_the_command_to_run() {
+    fn a_tag_that_it_does_not_fulfil_is_an_error_that_says_what_would() {
         let model = manifest(&[("foo.safetensors", 0.8, 0.8)]);
-        let error = |prompt, model| untag(prompt, model, false).unwrap_err().to_string();
+        let refused = |prompt, model| untag(prompt, model, false).unwrap_err();
+        let error = |prompt, model| refused(prompt, model).to_string();
+        let bakes = |prompt, wanted: &[(&str, f64, f64)]| {
+            let Some(Remedy::Bake { checkpoint, loras }) = refused(prompt, Some(&model)).hint()
+            else {
+                panic!("{prompt}")
+            };
+            assert_eq!(checkpoint.as_deref(), Some("base.ckpt"));
+            let loras = loras.iter().map(|l| (&*l.file, l.unet, l.text_encoder));
+            assert_eq!(loras.collect::<Vec<_>>(), wanted);
+        };
         let other = error("a <lora:foo:0.5>", Some(&model));
         assert!(other.contains("foo.safetensors at strength 0.8"), "{other}");
-        let command = "sdconvert build base.ckpt --lora foo.safetensors:0.5 -o DIR";
-        assert!(other.contains(command), "{other}");
-        let unknown = error("<lora:baz:1:0.5>", Some(&model));
-        let command = "--lora foo.safetensors:0.8 --lora baz.safetensors:unet=0.5,te=1 -o";
-        assert!(unknown.contains(command), "{unknown}");
+        bakes("a <lora:foo:0.5>", &[("foo.safetensors", 0.5, 0.5)]);
+        let both = [("foo.safetensors", 0.8, 0.8), ("baz.safetensors", 0.5, 1.0)];
+        bakes("<lora:baz:1:0.5>", &both);
         assert!(error("<lora:foo:0.8>", None).contains("holds no LoRA"));
         assert!(error("<hypernet:x>", Some(&model)).contains("hypernet"));
         assert!(error("<lora:foo:x>", Some(&model)).contains("no strength"));

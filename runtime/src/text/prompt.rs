@@ -24,6 +24,16 @@ const SQUARE: f64 = 1.0 / 1.1;
 /// Reads the attention syntax; there is no wrong syntax, only brackets that stay literal.
 ///
 /// `BREAK` inside brackets is a break, too: A1111 encodes the word there.
+///
+/// ```
+/// use sd_runtime::text::prompt::{Part, parse_attention};
+///
+/// let text = |text: &str, weight| Part::Text { text: text.to_owned(), weight };
+/// assert_eq!(
+///     parse_attention("a (red:1.5) house"),
+///     [text("a ", 1.0), text("red", 1.5), text(" house", 1.0)]
+/// );
+/// ```
 #[must_use]
 pub fn parse_attention(prompt: &str) -> Vec<Part> {
     // Weights are doubles until the end, as Python's are.

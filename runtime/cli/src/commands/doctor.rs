@@ -1,8 +1,10 @@
 //! `sdrun doctor`: is everything there?
 
-use sd_runtime::engine::Ep;
-use sd_runtime::engine::library::{VARIABLE, data_dir};
+use sd_runtime::engine::library::{Origin, VARIABLE, data_dir};
+use sd_runtime::engine::{EngineError, Ep};
 use sd_ui::Ui;
+
+use crate::hint::words;
 
 /// Check the ONNX Runtime library and its providers
 #[derive(Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
     if args.json {
         ui.result(serde_json::json!({
             "library": library.path,
-            "origin": library.origin.to_string(),
+            "origin": found_by(library.origin),
             "build": engine.build_info(),
             "providers": available.iter().map(|ep| ep.name()).collect::<Vec<_>>(),
             "threads": engine.threads(),
@@ -36,14 +38,14 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
         ui.result(format!(
             "library: {} (found by: {})",
             library.path.display(),
-            library.origin
+            found_by(library.origin)
         ))?;
         ui.result(format!("build: {}", engine.build_info()))?;
         for ep in Ep::ALL {
             let state = if available.contains(&ep) {
                 "yes".to_owned()
             } else {
-                format!("not in this library; {}", ep.hint())
+                format!("not in this library; {}", words(&ep.remedy()))
             };
             ui.result(format!("provider {ep}: {state}"))?;
         }
@@ -53,12 +55,19 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
             data_dir().display()
         ))?;
     }
-    anyhow::ensure!(
-        available.contains(&args.engine.ep),
-        "{} has no {} provider\nhint: {}",
-        library.path.display(),
-        args.engine.ep,
-        args.engine.ep.hint()
-    );
+    let ep = args.engine.ep;
+    if !available.contains(&ep) {
+        let path = library.path.clone();
+        return Err(EngineError::NoProvider { path, ep }.into());
+    }
     Ok(())
+}
+
+/// How a library was found, in the words of this command line.
+fn found_by(origin: Origin) -> String {
+    match origin {
+        Origin::Named => "--lib".to_owned(),
+        Origin::Setup => "sdrun setup".to_owned(),
+        other => other.to_string(),
+    }
 }

@@ -6,6 +6,7 @@ use sd_runtime::engine::{Ep, setup};
 use sd_ui::{Ui, UsageError};
 
 use super::EngineArgs;
+use crate::hint::words;
 
 /// Fetch the ONNX Runtime library; the only command that uses the network
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
             let text = format!(
                 "a library with the {} provider is not fetched\nhint: {}",
                 args.ep,
-                args.ep.hint()
+                words(&args.ep.remedy())
             );
             return Err(UsageError(text).into());
         }

@@ -1,16 +1,17 @@
 //! `sdrun txt2img`: pictures from text.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Engine, memory};
 use sd_runtime::noise::Rng;
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
-    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, run as make,
+    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, RequestError, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
-use sd_runtime::sigmas::Spread;
+use sd_runtime::sigmas::{Spread, UnknownSpread};
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
@@ -262,7 +263,7 @@ impl Output {
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     let request = args.request()?;
-    request.check().map_err(|e| UsageError(e.to_string()))?;
+    request.check().map_err(usage_of_field)?;
     let output = Output::find(
         args.output.as_deref(),
         args.batch,
@@ -282,13 +283,12 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
 }
 
 impl Txt2ImgArgs {
-    fn request(&self) -> Result<Request, UsageError> {
-        let usage = |e: &dyn std::error::Error| UsageError(e.to_string());
+    fn request(&self) -> anyhow::Result<Request> {
         let sampler = self.sampler.as_deref().map(sampler::parse).transpose();
-        let (sampler, named) = sampler.map_err(|e| usage(&e))?.unzip();
+        let (sampler, named) = sampler.map_err(usage)?.unzip();
         let spread: Option<Spread> = match self.schedule.to_lowercase().as_str() {
             "automatic" => None,
-            name => Some(name.parse().map_err(|e| usage(&e))?),
+            name => Some(name.parse().map_err(usage::<UnknownSpread>)?),
         };
         let named = named.flatten();
         if let (Some(spread), Some(named)) = (spread, named)
@@ -300,7 +300,8 @@ impl Txt2ImgArgs {
                 named.name(),
                 self.schedule,
                 spread.name()
-            )));
+            ))
+            .into());
         }
         let options = Options::default();
         Ok(Request {
@@ -335,12 +336,37 @@ impl Txt2ImgArgs {
                 ..options
             },
             spread: spread.or(named),
-            profile: profile::named(&self.profile).map_err(|e| usage(&e))?,
-            rng: self.rng.parse::<Rng>().map_err(|e| usage(&e))?,
+            profile: profile::named(&self.profile).map_err(usage)?,
+            rng: self.rng.parse::<Rng>().map_err(usage)?,
             clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
             ignore_lora_tags: self.ignore_lora_tags,
         })
+    }
+}
+
+/// An error of the library that is one of usage.
+fn usage<E: Error + Send + Sync + 'static>(error: E) -> anyhow::Error {
+    let text = error.to_string();
+    anyhow::Error::new(error).context(UsageError(text))
+}
+
+/// [`usage`] of a request's field, with the option that sets it.
+fn usage_of_field(error: RequestError) -> anyhow::Error {
+    let Some(option) = error.field().map(option_of) else {
+        return usage(error);
+    };
+    let text = UsageError(format!("{option}: {error}"));
+    anyhow::Error::new(error).context(text)
+}
+
+/// The option that sets a field of a request, such as `options.s_noise` or `seed_resize[0]`.
+fn option_of(field: &str) -> String {
+    let name = field.strip_prefix("options.").unwrap_or(field);
+    match name.split('[').next() {
+        Some("guidance_scale") => "--cfg".to_owned(),
+        Some(name) => format!("--{}", name.replace('_', "-")),
+        None => String::new(),
     }
 }
 

@@ -7,12 +7,22 @@ use image::imageops::{FilterType, resize};
 use image::{ImageReader, Rgb32FImage};
 use ndarray::Array2;
 
+use crate::Remedy;
+
 /// A file is no picture that noise could be made of.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}\nhint: --noise image:FILE takes a PNG", path.display())]
+#[error("{}: {problem}", path.display())]
 pub struct TextureError {
     path: PathBuf,
     problem: String,
+}
+
+impl TextureError {
+    /// What can be done about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<Remedy> {
+        Some(Remedy::GivePng)
+    }
 }
 
 /// A picture in memory.
@@ -76,7 +86,7 @@ mod tests {
         let said = |path: &Path| Pixels::open(path).unwrap_err().to_string();
         assert!(said(&path).contains("a.png"));
         std::fs::write(&path, "no picture").unwrap();
-        assert!(said(&path).contains("takes a PNG"));
+        assert!(said(&path).contains("a.png"));
         RgbImage::from_pixel(4, 4, Rgb([9, 9, 9]))
             .save(&path)
             .unwrap();

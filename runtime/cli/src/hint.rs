@@ -1,0 +1,109 @@
+//! What can be done about errors, in the words of this command line.
+
+use std::error::Error;
+
+use sd_converter::Remedy as Conversion;
+use sd_runtime::engine::setup;
+use sd_runtime::{Remedy, WantedLora};
+
+/// What can be done about an error of the libraries, if that is known.
+pub(crate) fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    let runtime = Remedy::of(error).map(|remedy| words(&remedy));
+    // Only the demo model is converted here, and without options.
+    runtime.or_else(|| Some(Conversion::of(error)?.to_string()))
+}
+
+/// How a remedy is asked for here.
+pub(crate) fn words(remedy: &Remedy) -> String {
+    let fixed = match remedy {
+        Remedy::Setup => {
+            return format!("`sdrun setup` fetches ONNX Runtime {}", setup::VERSION);
+        }
+        Remedy::SetupByHand => {
+            return format!(
+                "on a machine with a connection, `pip download --no-deps onnxruntime=={}`; then here `sdrun setup --lib WHEEL`",
+                setup::VERSION
+            );
+        }
+        Remedy::OwnLibrary => "give a library or a wheel with `sdrun setup --lib FILE`",
+        Remedy::LibraryOf { package } => {
+            return format!("give the library of Python's {package} with `--lib`");
+        }
+        Remedy::Convert { checkpoint: None } => {
+            "`sdconvert build CHECKPOINT -o DIR` makes model directories"
+        }
+        Remedy::Convert {
+            checkpoint: Some(path),
+        } => {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            return format!(
+                "run `sdconvert build {} -o {name}-onnx`, then give that folder",
+                path.display()
+            );
+        }
+        Remedy::Bake { checkpoint, loras } => {
+            let checkpoint = checkpoint.as_deref().unwrap_or("CHECKPOINT");
+            let loras: String = loras.iter().map(option).collect();
+            return format!(
+                "`sdconvert build {checkpoint}{loras} -o DIR` bakes it in; `--ignore-lora-tags` goes on without it"
+            );
+        }
+        Remedy::OtherVae => {
+            "the VAE's weights may be damaged; `sdconvert build --vae FILE` takes another one"
+        }
+        Remedy::CheckWeights => {
+            "the model's weights may be damaged; `sdconvert build --strict` tells"
+        }
+        Remedy::Inpaint => {
+            "it is made for inpainting: `sdrun inpaint` is the command that will run it; this version does not have it yet"
+        }
+        Remedy::Edit => {
+            "it edits pictures: `sdrun img2img` is the command that will run it; this version does not have it yet"
+        }
+        Remedy::GivePng => "`--noise image:FILE` takes a PNG",
+        other => return other.to_string(),
+    };
+    fixed.to_owned()
+}
+
+/// A LoRA as `sdconvert build` takes it.
+fn option(lora: &WantedLora) -> String {
+    let WantedLora {
+        file,
+        unet,
+        text_encoder,
+    } = lora;
+    match unet == text_encoder {
+        true => format!(" --lora {file}:{unet}"),
+        false => format!(" --lora {file}:unet={unet},te={text_encoder}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lora_that_is_missing_gives_the_command_that_bakes_it_in() {
+        let lora = |file: &str, unet, text_encoder| WantedLora {
+            file: file.to_owned(),
+            unet,
+            text_encoder,
+        };
+        let bake = |checkpoint: Option<&str>, loras| {
+            let checkpoint = checkpoint.map(str::to_owned);
+            words(&Remedy::Bake { checkpoint, loras })
+        };
+        let one = bake(Some("base.ckpt"), vec![lora("foo.safetensors", 0.5, 0.5)]);
+        let command = "`sdconvert build base.ckpt --lora foo.safetensors:0.5 -o DIR`";
+        assert!(one.starts_with(command), "{one}");
+        let loras = vec![
+            lora("foo.safetensors", 0.8, 0.8),
+            lora("baz.safetensors", 0.5, 1.0),
+        ];
+        let two = bake(None, loras);
+        let command =
+            "build CHECKPOINT --lora foo.safetensors:0.8 --lora baz.safetensors:unet=0.5,te=1 -o";
+        assert!(two.contains(command), "{two}");
+    }
+}

@@ -1,0 +1,278 @@
+//! How a [`Request`] is written: one object, with a field's name for each of its fields. Things with names (samplers, schedules,
+//! profiles, generators, noises) are written as those; an infinite bound is null.
+
+#![expect(
+    clippy::ref_option,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde gives references"
+)]
+
+use std::fmt::Display;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serializer};
+
+use super::{Request, RequestError};
+
+impl Request {
+    /// Reads a request from JSON. What is missing is as in [`Request::default`].
+    ///
+    /// # Errors
+    /// No JSON, an unknown field, or a value that is none of its field's; the message names the field. Values out of range are
+    /// left to [`Request::check`].
+    ///
+    /// ```
+    /// use sd_runtime::pipeline::Request;
+    ///
+    /// let request = Request::from_json(
+    ///     r#"{"prompt": "a lighthouse", "sampler": "DPM++ 2M", "spread": "karras", "steps": 12, "options": {"s_noise": 1.01}}"#,
+    /// )?;
+    /// assert_eq!(request.steps, Some(12));
+    /// assert_eq!(request.batch, 1);
+    ///
+    /// let error = Request::from_json(r#"{"options": {"eta": "much"}}"#).unwrap_err();
+    /// assert!(error.to_string().starts_with("options.eta: "));
+    /// # Ok::<_, sd_runtime::pipeline::RequestError>(())
+    /// ```
+    pub fn from_json(json: &str) -> Result<Self, RequestError> {
+        let mut reader = serde_json::Deserializer::from_str(json);
+        let request =
+            serde_path_to_error::deserialize(&mut reader).map_err(|e| RequestError::Value {
+                field: e.path().to_string(),
+                problem: e.inner().to_string(),
+            })?;
+        let rest = reader.end().map_err(|e| RequestError::Value {
+            field: ".".to_owned(),
+            problem: e.to_string(),
+        });
+        rest.map(|()| request)
+    }
+}
+
+/// Reads a name by `parse`.
+fn named<'de, D: Deserializer<'de>, T, E: Display>(
+    from: D,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, D::Error> {
+    parse(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+/// [`named`], or null.
+fn perhaps_named<'de, D: Deserializer<'de>, T, E: Display>(
+    from: D,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<T>, D::Error> {
+    let name = Option::<String>::deserialize(from)?;
+    let named = name.map(|name| parse(&name)).transpose();
+    named.map_err(D::Error::custom)
+}
+
+pub(super) mod sampler {
+    use super::{Deserializer, Serializer, perhaps_named};
+    use crate::sampler::{Sampler, parse};
+
+    pub(crate) fn serialize<S: Serializer>(it: &Option<Sampler>, to: S) -> Result<S::Ok, S::Error> {
+        serde::Serialize::serialize(&it.map(|sampler| sampler.name), to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Sampler>, D::Error> {
+        perhaps_named(from, |name| match parse(name) {
+            Ok((sampler, None)) => Ok(sampler),
+            Ok((sampler, Some(spread))) => Err(format!(
+                "`{name}` is the sampler {sampler} with the schedule {}; write that as `spread`",
+                spread.word()
+            )),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+}
+
+pub(super) mod spread {
+    use super::{Deserializer, Serializer, perhaps_named};
+    use crate::sigmas::Spread;
+
+    pub(crate) fn serialize<S: Serializer>(it: &Option<Spread>, to: S) -> Result<S::Ok, S::Error> {
+        serde::Serialize::serialize(&it.map(Spread::word), to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Spread>, D::Error> {
+        perhaps_named(from, str::parse)
+    }
+}
+
+pub(super) mod profile {
+    use super::{Deserializer, Serializer, named};
+    use crate::profile::{self, Profile};
+
+    pub(crate) fn serialize<S: Serializer>(it: &Profile, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(it.name)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Profile, D::Error> {
+        named(from, profile::named)
+    }
+}
+
+pub(super) mod rng {
+    use super::{Deserializer, Serializer, named};
+    use crate::noise::Rng;
+
+    pub(crate) fn serialize<S: Serializer>(it: &Rng, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(it.name())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Rng, D::Error> {
+        named(from, str::parse)
+    }
+}
+
+pub(super) mod noise {
+    use std::path::PathBuf;
+
+    use super::{Deserializer, Serializer, named};
+    use crate::noise::texture::Texture;
+
+    pub(crate) fn serialize<S: Serializer>(
+        it: &Texture<PathBuf>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_str(it)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Texture<PathBuf>, D::Error> {
+        named(from, str::parse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Rng;
+    use crate::noise::texture::Texture;
+    use crate::pipeline::Micro;
+    use crate::profile::PROFILES;
+    use crate::sampler::{METHODS, Options};
+    use crate::sigmas::Spread;
+
+    fn json(request: &Request) -> String {
+        serde_json::to_string(request).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_read_back() {
+        let full = Request {
+            prompt: "a \"cat\"".to_owned(),
+            negative_prompt: Some(String::new()),
+            width: Some(64),
+            height: Some(128),
+            steps: Some(3),
+            guidance_scale: Some(1.5),
+            guidance_rescale: 0.7,
+            micro: Micro {
+                original_size: Some([1024, 512]),
+                target_size: Some([8, 16]),
+                crop: [1, 2],
+            },
+            refiner_start: 0.5,
+            aesthetic: [1.0, 2.0],
+            seed: u64::MAX,
+            subseed: Some(7),
+            subseed_strength: 0.25,
+            seed_resize: Some([64, 72]),
+            ensd: -31337,
+            noise: Texture::Image("a b.png".into()),
+            batch: 2,
+            sampler: Some(METHODS[1]),
+            options: Options {
+                eta: Some(0.5),
+                s_noise: 1.1,
+                s_churn: 2.0,
+                s_tmin: 0.1,
+                s_tmax: 9.0,
+                idle_draws: true,
+            },
+            spread: Some(Spread::SgmUniform),
+            profile: PROFILES[2],
+            rng: Rng::Philox,
+            clip_skip: 2,
+            initial_noise: Some("noise.safetensors".into()),
+            ignore_lora_tags: true,
+        };
+        for request in [Request::default(), full] {
+            assert_eq!(Request::from_json(&json(&request)).unwrap(), request);
+        }
+        assert_eq!(Request::from_json("{}").unwrap(), Request::default());
+    }
+
+    #[test]
+    fn every_name_is_read_back() {
+        let read_back = |request: Request| {
+            assert_eq!(Request::from_json(&json(&request)).unwrap(), request);
+        };
+        let default = Request::default;
+        for sampler in METHODS {
+            read_back(Request {
+                sampler: Some(sampler),
+                ..default()
+            });
+        }
+        for spread in Spread::ALL {
+            read_back(Request {
+                spread: Some(spread),
+                ..default()
+            });
+        }
+        for profile in PROFILES {
+            read_back(Request {
+                profile,
+                ..default()
+            });
+        }
+        for rng in Rng::ALL {
+            read_back(Request { rng, ..default() });
+        }
+        for noise in [Texture::White, Texture::Perlin, Texture::Pink] {
+            read_back(Request { noise, ..default() });
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_field() {
+        for (json, said) in [
+            (
+                r#"{"promt": "x"}"#,
+                &["promt", "unknown field", "`prompt`"][..],
+            ),
+            (r#"{"steps": "20"}"#, &["steps: ", "invalid type", "column"]),
+            (r#"{"seed": -1}"#, &["seed: ", "-1"]),
+            (r#"{"micro": {"crop": [1]}}"#, &["micro.crop", "length 1"]),
+            (
+                r#"{"micro": {"corp": [1, 2]}}"#,
+                &["micro.corp", "unknown field"],
+            ),
+            (r#"{"options": {"s_tmax": "far"}}"#, &["options.s_tmax: "]),
+            (r#"{"sampler": "Eler"}"#, &["sampler: ", "Euler"]),
+            (
+                r#"{"sampler": "DPM++ 2M Karras"}"#,
+                &["sampler: ", "karras", "`spread`"],
+            ),
+            (r#"{"spread": "karas"}"#, &["spread: ", "Karras"]),
+            (r#"{"profile": "a1112"}"#, &["profile: ", "a1111"]),
+            (r#"{"rng": "cuda"}"#, &["rng: ", "philox"]),
+            (r#"{"noise": "brown"}"#, &["noise: ", "perlin"]),
+            ("{} {}", &["trailing"]),
+            ("", &["EOF"]),
+        ] {
+            let error = Request::from_json(json).unwrap_err().to_string();
+            for said in said {
+                assert!(error.contains(said), "{json}: {error}");
+            }
+        }
+    }
+}
