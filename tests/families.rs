@@ -17,10 +17,13 @@ fn reference() -> Reference {
     Reference::open(&repository("tests/golden/families.safetensors"))
 }
 
-fn load(dir: &Path, component: &str) -> Lease {
+/// The graphs of a component: of ONNX's operators, and of our own.
+const GRAPHS: [&str; 2] = ["model.onnx", "native.onnx"];
+
+fn load(dir: &Path, component: &str, graph: &str) -> Lease {
     let manifest = std::fs::read_to_string(dir.join("sdrt.json")).unwrap();
     let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
-    let key = Key::new(dir, component, &[]);
+    let key = Key::new(dir, component, &[]).variant(graph);
     let lease = engine().lease(&key, Some(&manifest), &Cancel::new());
     lease.unwrap()
 }
@@ -63,9 +66,11 @@ fn unet_is_right(family: &str) {
     let reference = reference();
     let (_dir, model) = synthetic(family);
     let inputs = inputs(&reference, family);
-    let found = run(&mut load(&model, "unet"), &inputs, &["out_sample"]);
     let expected = reference.get(&format!("{family}.unet.out_sample"));
-    assert_close(&found[0], &expected, &format!("{family} UNet"));
+    for graph in GRAPHS {
+        let found = run(&mut load(&model, "unet", graph), &inputs, &["out_sample"]);
+        assert_close(&found[0], &expected, &format!("{family} UNet, {graph}"));
+    }
 }
 
 fn text_is_right(family: &str) {
@@ -82,11 +87,13 @@ fn text_is_right(family: &str) {
                 continue;
             };
             let input = [("input_ids", Input::Ids(ids.view()))];
-            let found = load(&model, folder)
-                .run(&input, &[output], &Cancel::new())
-                .unwrap();
-            let what = format!("{family} {folder} {name}");
-            assert_close(&found[0], &expected, &what);
+            for graph in GRAPHS {
+                let found = load(&model, folder, graph)
+                    .run(&input, &[output], &Cancel::new())
+                    .unwrap();
+                let what = format!("{family} {folder} {name}, {graph}");
+                assert_close(&found[0], &expected, &what);
+            }
         }
     }
 }
@@ -142,28 +149,28 @@ fn control_is_right(family: &str, skips: usize) {
         .collect();
     names.push("mid_block_res_sample".to_owned());
     let outputs: Vec<&str> = names.iter().map(String::as_str).collect();
-    let found = run(&mut load(&control, "controlnet"), &inputs, &outputs);
-    for (name, found) in outputs.iter().zip(&found) {
-        assert_close(found, &get(name), &format!("{family} {name}"));
+    let mut residuals = Vec::new();
+    for graph in GRAPHS {
+        residuals = run(&mut load(&control, "controlnet", graph), &inputs, &outputs);
+        for (name, found) in outputs.iter().zip(&residuals) {
+            assert_close(found, &get(name), &format!("{family} {name}, {graph}"));
+        }
     }
 
     let (_dir, model) = synthetic(family);
     let mut inputs = unet_inputs;
-    for (i, residual) in found.into_iter().enumerate() {
+    for (i, residual) in residuals.into_iter().enumerate() {
         let name = match i {
             i if i == skips => "mid_block_additional_residual".to_owned(),
             i => format!("down_block_additional_residuals.{i}"),
         };
         inputs.push((name, residual));
     }
-    let key = Key::new(&model, "unet", &[]).variant("controlnet.onnx");
-    let mut unet = engine().lease(&key, None, &Cancel::new()).unwrap();
-    let found = run(&mut unet, &inputs, &["out_sample"]);
-    assert_close(
-        &found[0],
-        &get("out_sample"),
-        &format!("{family} under control"),
-    );
+    for graph in ["controlnet.onnx", "native.controlnet.onnx"] {
+        let found = run(&mut load(&model, "unet", graph), &inputs, &["out_sample"]);
+        let what = format!("{family} under control, {graph}");
+        assert_close(&found[0], &get("out_sample"), &what);
+    }
 }
 
 #[test]
@@ -182,16 +189,20 @@ fn the_tiny_autoencoder_is_that_of_diffusers() {
     let (_dir, model) = synthetic("taesd");
     let image = reference.get("taesd.image");
     let input = [("sample", Input::F32(image.view()))];
-    let found = load(&model, "vae_encoder")
-        .run(&input, &["latent_parameters"], &Cancel::new())
-        .unwrap();
-    let (mean, variance) = found[0].view().split_at(Axis(1), 4);
-    assert_close(&mean.to_owned(), &reference.get("taesd.latents"), "encoder");
-    assert!(variance.iter().all(|&v| v == -30.0));
+    for graph in GRAPHS {
+        let found = load(&model, "vae_encoder", graph)
+            .run(&input, &["latent_parameters"], &Cancel::new())
+            .unwrap();
+        let (mean, variance) = found[0].view().split_at(Axis(1), 4);
+        assert_close(&mean.to_owned(), &reference.get("taesd.latents"), graph);
+        assert!(variance.iter().all(|&v| v == -30.0));
+    }
     let latents = reference.get("taesd.latent_sample");
     let input = [("latent_sample", Input::F32(latents.view()))];
-    let found = load(&model, "vae_decoder")
-        .run(&input, &["sample"], &Cancel::new())
-        .unwrap();
-    assert_close(&found[0], &reference.get("taesd.sample"), "decoder");
+    for graph in GRAPHS {
+        let found = load(&model, "vae_decoder", graph)
+            .run(&input, &["sample"], &Cancel::new())
+            .unwrap();
+        assert_close(&found[0], &reference.get("taesd.sample"), graph);
+    }
 }
