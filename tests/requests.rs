@@ -11,8 +11,10 @@ use sd_runtime::pipeline::{self, Destination, Dump, Micro, ModelDir, Models, Pla
 use sd_runtime::profile::{A1111, COMFYUI, DIFFUSERS, PROFILES, Profile};
 use sd_runtime::sampler::math::ancestral;
 use sd_runtime::sampler::{
-    DDIM, DPM_ADAPTIVE, DPM_FAST, DPM2, DPMPP_2M, EULER, EULER_ANCESTRAL, METHODS, PLMS, Sampler,
+    DDIM, DDIM_CFGPP, DPM_ADAPTIVE, DPM_FAST, DPM2, DPMPP_2M, EULER, EULER_ANCESTRAL, METHODS,
+    PLMS, Sampler,
 };
+use sd_runtime::text::Emphasis;
 use sdrt_tests::{
     Made, Reference, circle, demo_model, engine, make, make_with, psnr, relative_l2, synthetic,
 };
@@ -71,15 +73,29 @@ fn what_a_program_does_in_another_way_than_asked_is_said() {
     };
     let made = run(&comfyui, None);
     assert_eq!((made.warnings.len(), made.notes.len()), (0, 0));
-    let weighted = Request {
-        prompt: "a (red:1.2) circle".to_owned(),
+    let other = Request {
         sampler: Some(&DDIM),
         ..comfyui.clone()
     };
-    let made = run(&weighted, None);
-    assert!(made.warnings[0].contains("as in A1111"), "{made:?}");
+    let made = run(&other, None);
     assert_eq!(made.notes, ["comfyui's DDIM is Euler"]);
     assert!(made.plans[0].infotext.contains("Sampler: Euler,"));
+
+    let idle = Request {
+        guidance_scale: Some(1.0),
+        guidance_rescale: 0.5,
+        negative_prompt: Some("square".to_owned()),
+        ensd: 3,
+        ..comfyui.clone()
+    };
+    let made = run(&idle, None);
+    assert_eq!(made.notes.len(), 3, "{:?}", made.notes);
+    let cfgpp = Request {
+        sampler: Some(&DDIM_CFGPP),
+        profile: &A1111,
+        ..idle
+    };
+    assert!(run(&cfgpp, None).notes.is_empty());
 
     let a1111 = Request {
         sampler: Some(&DDIM),
@@ -88,6 +104,39 @@ fn what_a_program_does_in_another_way_than_asked_is_said() {
     };
     let made = run(&a1111, None);
     assert_eq!(made.notes, ["under a1111's rules 2 steps are 1"]);
+}
+
+#[test]
+fn weights_act_by_the_rule_that_is_asked_for_or_the_profiles() {
+    let weighted = |profile, emphasis| {
+        let request = Request {
+            prompt: "a (red:1.4) circle".to_owned(),
+            profile,
+            emphasis,
+            steps: Some(2),
+            ..circle()
+        };
+        run(&request, None)
+    };
+    for (profile, own) in [(&A1111, Emphasis::Original), (&COMFYUI, Emphasis::Comfyui)] {
+        let pictures = Emphasis::ALL.map(|rule| weighted(profile, Some(rule)));
+        for (i, made) in pictures.iter().enumerate() {
+            let others = &pictures[i + 1..];
+            assert!(others.iter().all(|other| other.pictures != made.pictures));
+            let is_own = made.plans[0].emphasis == own;
+            assert_eq!(made.plans[0].infotext.contains("Emphasis: "), !is_own);
+            if is_own {
+                assert_eq!(weighted(profile, None).pictures, made.pictures);
+            }
+        }
+    }
+    let plain = Request {
+        profile: &DIFFUSERS,
+        emphasis: Some(Emphasis::NoNorm),
+        ..circle()
+    };
+    let error = plain.check().unwrap_err().to_string();
+    assert!(error.contains("plain text"), "{error}");
 }
 
 #[test]
@@ -135,6 +184,51 @@ fn pictures_of_a_batch_are_those_of_their_seeds() {
         assert!(made.rgb == single, "picture {i}");
     }
     assert_ne!(batch.pictures[0], batch.pictures[1]);
+}
+
+#[test]
+fn programs_that_draw_for_a_batch_at_once_have_one_seed_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.safetensors");
+    for profile in [&COMFYUI, &DIFFUSERS] {
+        let request = Request {
+            batch: 3,
+            steps: Some(2),
+            sampler: Some(&EULER_ANCESTRAL),
+            profile,
+            ..circle()
+        };
+        let mut dump = Dump::default();
+        let batch = run(&request, Some(&mut dump));
+        dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
+            .unwrap();
+        let mut noise = Reference::open(&file).get("initial_noise");
+        let drawn = noise.clone();
+        let numbers = noise.as_slice_mut().unwrap();
+        request.rng.source(request.seed).normal(numbers);
+        assert_eq!(drawn, noise, "{}", profile.name);
+        for (i, plan) in batch.plans.iter().enumerate() {
+            assert_eq!(plan.seed, request.seed);
+            let said = format!("Batch size: 3, Batch pos: {i}, ");
+            assert!(plan.infotext.contains(&said), "{}", plan.infotext);
+            // Solvers that take Brownian noise take the picture's part of the batch's.
+            let mut whole = BrownianTree::new(plan.seed, request.rng, 3 * 1024, 0.03, 14.0);
+            let mut part = BrownianTree::new(plan.seed, plan.origin, 1024, 0.03, 14.0);
+            let (mut all, mut own) = (vec![0.0; 3 * 1024], vec![0.0; 1024]);
+            whole.increment(14.0, 3.0, &mut all);
+            part.increment(14.0, 3.0, &mut own);
+            assert_eq!(all[1024 * i..][..1024], own);
+        }
+        let single = run(
+            &Request {
+                batch: 1,
+                ..request
+            },
+            None,
+        );
+        assert!(!single.plans[0].infotext.contains("Batch"));
+        assert_ne!(batch.pictures[1], batch.pictures[2]);
+    }
 }
 
 #[test]

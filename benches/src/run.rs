@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sd_runtime::denoise::Unet;
-use sd_runtime::engine::{Cancel, Engine, EngineOptions, Ep, Input, Key, Lease, memory};
+use sd_runtime::engine::{
+    Cancel, Compute, Dialect, Engine, EngineOptions, Ep, Input, Key, Lease, memory,
+};
 use sd_runtime::pipeline::{ModelDir, Models, Plan, Plans, Request, Told};
-use sd_runtime::text::chunks::truncated;
-use sd_runtime::text::{Condition, TextEncoder};
+use sd_runtime::text::chunks::{empty, truncated};
+use sd_runtime::text::{Condition, Emphasis, TextEncoder};
 use sd_ui::Ui;
 use serde_json::{Map, Value, json};
 
@@ -34,6 +36,12 @@ pub(crate) struct RunArgs {
     /// Who computes
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     ep: Ep,
+    /// Which graphs to run
+    #[arg(long, value_name = "portable|native|auto", default_value = "auto")]
+    graph: Dialect,
+    /// What products are computed in
+    #[arg(long, value_name = "f32|bf16|auto", default_value = "f32")]
+    compute: Compute,
     /// Threads; as many as there are processors if left out
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -60,6 +68,8 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
         prompt: "a lighthouse at dusk".to_owned(),
         width: args.size,
         height: args.size,
+        graph: args.graph,
+        compute: args.compute,
         ..Request::default()
     };
     let mut plans = Plans::resolve(&request, &models, memory::limit())?.plans;
@@ -115,7 +125,9 @@ impl Bench<'_> {
             let chunks = [chunk];
             let load = |network| TextEncoder::new(network);
             let (timed, states) = self.measure(model, text.component, load, |encoder| {
-                Ok(encoder.encode(&chunks, told.layers[0], &self.cancel)?)
+                let empty = empty(&text.tokenizer);
+                let weighting = (Emphasis::Original, &empty);
+                Ok(encoder.encode(&chunks, weighting, told.layers[0], &self.cancel)?)
             })?;
             figures.insert(format!("{}{suffix}", text.component), timed);
             encoded.push(states);
@@ -130,7 +142,7 @@ impl Bench<'_> {
         let (noise, _) =
             self.plan
                 .first_noise
-                .draw(self.plan.rng, self.plan.seed, [channels, height, width]);
+                .draw(self.plan.origin, self.plan.seed, [channels, height, width]);
         let latents = noise.insert_axis(ndarray::Axis(0));
         let load = |network| Unet::new(network, model.prediction);
         let (timed, _) = self.measure(model, "unet", load, |unet| {
@@ -162,7 +174,13 @@ impl Bench<'_> {
         let [_, _, height, width] = self.plan.latent_shape;
         let dims = [("batch", 1), ("height", height), ("width", width)];
         let manifest = model.manifest.as_ref();
+        let recorded = manifest.and_then(|manifest| manifest.components.get(component));
+        let graph = self
+            .engine
+            .choose(recorded, self.args.graph, self.args.compute)?;
+        let compute = self.args.compute.on(sd_kernels::Isa::detect());
         let key = Key::new(&model.path, component, &dims);
+        let key = key.variant(graph.file).compute(compute.unwrap_or_default());
         let start = Instant::now();
         let load = || self.engine.lease(&key, manifest, &self.cancel);
         let (network, load_peak) = peak_during("VmRSS", load);
@@ -180,7 +198,7 @@ impl Bench<'_> {
         };
         let (result, run_peak) = peak_during("VmRSS", passes);
         let (seconds, result) = result?;
-        let figures = json!({"load_s": load, "load_peak_bytes": load_peak, "pass_s": spread(seconds), "pass_peak_bytes": run_peak});
+        let figures = json!({"graph": graph.dialect(), "load_s": load, "load_peak_bytes": load_peak, "pass_s": spread(seconds), "pass_peak_bytes": run_peak});
         Ok((figures, result))
     }
 }

@@ -49,6 +49,7 @@ pub(crate) const PARTS: [(&str, Part); 2] = [
         Part {
             name: "prompt",
             inputs: &["encoder_hidden_states"],
+            batch: "prompts",
         },
     ),
     (
@@ -56,6 +57,7 @@ pub(crate) const PARTS: [(&str, Part); 2] = [
         Part {
             name: "time",
             inputs: &["timestep", "timestep_cond", "text_embeds", "time_ids"],
+            batch: "times",
         },
     ),
 ];

@@ -1,7 +1,8 @@
 """Prints the known answers of `runtime/src/noise/brownian.rs`: k-diffusion's BrownianTreeNoiseSampler over torchsde's tree.
 
 Each case: a seed, an axis, a number of elements and queries in order; then the SHA-256 of all increments as little-endian
-f32, one after the other, and the first number of the first ones. Then the first numbers of four steps of a Karras schedule.
+f32, one after the other, and the first number of the first ones. Then the same of three pictures' parts of a batch that has one
+motion from one seed, and the first numbers of four steps of a Karras schedule.
 
 Made with torch 2.14.1, torchsde 0.2.6, k-diffusion 0.1.1.post1, numpy 2.4.6, on x86-64.
 """
@@ -42,16 +43,28 @@ def root(x):
     return torch.tensor(numpy.sqrt(x.numpy()))
 
 
-for seed, (low, high), count, times in CASES:
-    sampler = BrownianTreeNoiseSampler(torch.zeros(count), torch.tensor(low), torch.tensor(high), seed=seed)
-    sha, firsts = hashlib.sha256(), []
+def walk(seed, low, high, shape, times):
+    sampler = BrownianTreeNoiseSampler(torch.zeros(shape), torch.tensor(low), torch.tensor(high), seed=seed)
     for a, b in zip(times, times[1:]):
         a, b = torch.tensor(a), torch.tensor(b)
         increment = sampler.tree(a, b) / root((a - b).abs())
         assert torch.allclose(increment, sampler(a, b), rtol=4e-7, atol=0)
+        yield increment
+
+
+for seed, (low, high), count, times in CASES:
+    sha, firsts = hashlib.sha256(), []
+    for increment in walk(seed, low, high, count, times):
         sha.update(increment.numpy().tobytes())
         firsts.append(f"{increment[0].item():.9g}")
     print(seed, (low, high), count, len(times) - 1, sha.hexdigest(), *firsts[:5])
+
+for seed, count in [(9, 33), (10, 1024)]:
+    parts = [hashlib.sha256() for _ in range(3)]
+    for increment in walk(seed, *SD15, (3, count), THREE_QUARTERS):
+        for part, sha in zip(increment, parts):
+            sha.update(part.numpy().tobytes())
+    print("batch of 3", seed, count, *(sha.hexdigest() for sha in parts))
 
 x = torch.zeros(1, 4, 8, 8)
 sigmas = get_sigmas_karras(10, 0.0291675348, 14.6146421)

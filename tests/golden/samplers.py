@@ -9,6 +9,7 @@ Made with torch 2.15.0, diffusers 0.39.0, k-diffusion 0.1.1.post1 (any recent on
 """
 
 import importlib.util
+import math
 import sys
 import types
 from unittest import mock
@@ -124,6 +125,110 @@ def restart(model, x, sigmas):
     print(f"restart {count:12} {[f'{v:.12g}' for v in x.flatten().tolist()]} {calls} {draws.k}")
 
 
+SIGMAS = [10, 5, 2, 1, 0.4, 0.1, 0]
+
+
+def both(x, sigma):
+    """A guided and an unconditional estimate."""
+    guided = (x + math.sin(sigma)) / (1 + sigma**2)
+    return guided, 0.5 * guided + 0.1
+
+
+def comfyui():
+    """ComfyUI's CFG++ samplers and its DEIS by the formulas, written anew; its and A1111's UniPC by diffusers' solver."""
+    start = numpy.array([5.0, -12.5])
+    draws = [numpy.array([0.7 * (-1) ** k, 0.3 * (k + 1)]) for k in range(12)]
+
+    def split(a, b, eta):
+        up = min(b, eta * (b * b * (a * a - b * b) / (a * a)) ** 0.5)
+        return (b * b - up * up) ** 0.5, up
+
+    def show(name, x, drawn=0):
+        print(f"{name:28} {[f'{v:.12g}' for v in x]} {drawn}")
+
+    pairs = list(zip(SIGMAS, SIGMAS[1:]))
+    for name, eta in (("euler_cfg_pp", 0), ("euler_ancestral_cfg_pp", 1), ("euler_ancestral_cfg_pp, eta 0.5", 0.5)):
+        x, k = start, 0
+        for a, b in pairs:
+            guided, uncond = both(x, a)
+            down, up = split(a, b, eta)
+            x = guided + down * (x - uncond) / a
+            if b > 0 and eta > 0:
+                x, k = x + up * draws[k], k + 1
+        show(name, x, k)
+    x, old = start, None
+    for i, (a, b) in enumerate(pairs):
+        guided, uncond = both(x, a)
+        x_next = guided + b / a * (x - uncond)
+        if old is not None and b > 0:
+            r = math.log(SIGMAS[i - 1] / a) / math.log(a / b)
+            x_next = x_next + (1 - b / a) / (2 * r) * (guided - old)
+        x, old = x_next, uncond
+    show("dpmpp_2m_cfg_pp", x)
+    x, k = start, 0
+    for a, b in pairs:
+        guided, uncond = both(x, a)
+        down, up = split(a, b, 1)
+        if b == 0:
+            x = guided
+            continue
+        middle = (a * down) ** 0.5
+        half = middle / a * (x + guided - uncond) + (1 - middle / a) * guided
+        second, uncond = both(half, middle)
+        x = down / a * (x + guided - uncond) + (1 - down / a) * second + up * draws[k]
+        k += 1
+    show("dpmpp_2s_ancestral_cfg_pp", x, k)
+
+    # DEIS with polynomials in the time of a variance-preserving SDE whose noise is 0.002 at 0.001 and 80 at 1.
+    least, most = math.log(1 + 0.002**2), math.log(1 + 80**2)
+    beta_d = 2 * (least / 1e-3 - most) / (1e-3 - 1)
+    beta_min = most - beta_d / 2
+    time = lambda sigma: (math.sqrt(beta_min**2 + 2 * beta_d * math.log(1 + sigma**2)) - beta_min) / beta_d
+    sigma_of = lambda t: numpy.sqrt(numpy.expm1(beta_d / 2 * t**2 + beta_min * t))
+    x, slopes = start, []
+    for i, (a, b) in enumerate(pairs):
+        slopes = [((x - both(x, a)[0]) / a, time(a))] + slopes[:2]
+        if i == 0 or b == 0:
+            x = x + (b - a) * slopes[0][0]
+            continue
+        t = numpy.linspace(time(a), time(b), 10000)
+        # Differences in place of the derivative of sigma.
+        rate = (sigma_of(t + 1e-7) - sigma_of(t - 1e-7)) / 2e-7
+        for j, (slope, knot) in enumerate(slopes):
+            others = [other for n, (_, other) in enumerate(slopes) if n != j]
+            basis = numpy.prod([(t - other) / (knot - other) for other in others], axis=0)
+            x = x + (rate * basis).sum() * (time(b) - time(a)) / 10000 * slope
+    show("deis, ComfyUI", x)
+
+    for variant in ("bh1", "bh2"):
+        ends = SIGMAS[:-1] + [0.001]
+        eps = lambda x, sigma, _: (x - both(x, sigma)[0]) / sigma
+        show(f"uni_pc, ComfyUI, {variant}", unipc(variant, 3, ends, range(6), start, eps) * (1 + 1e-6) ** 0.5)
+    # A1111's clock: even times from 1 to 1/1000, log abar linear between timesteps; the network as diffusers' below.
+    betas = numpy.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    logs = numpy.log(numpy.cumprod(1 - betas))
+    network = lambda x, sigma, t: 0.3 * x / (1 + sigma**2) ** 0.5 + 0.05 * math.cos(t / 100)
+    for variant, order, n in [("bh1", 3, 5), ("bh1", 3, 20), ("bh2", 2, 10)]:
+        times = numpy.linspace(1, 0.001, n + 1) * 1000 - 1
+        sigmas = numpy.expm1(-numpy.interp(times, numpy.arange(1000), logs)) ** 0.5
+        x = numpy.array([0.5, -1.25]) * (1 + sigmas[0] ** 2) ** 0.5
+        show(f"UniPC, A1111, {variant}, order {order}, {n}", unipc(variant, order, sigmas, times[:-1], x, network))
+
+
+def unipc(variant, order, sigmas, times, x, eps):
+    """diffusers' solver on given levels, from variance-exploding x to a variance-preserving result."""
+    made = diffusers.UniPCMultistepScheduler(solver_type=variant, solver_order=order, final_sigmas_type="sigma_min")
+    made.set_timesteps(len(sigmas) - 1)
+    made.sigmas = torch.tensor(numpy.array(sigmas), dtype=torch.float64)
+    made.timesteps = torch.arange(len(sigmas) - 1, 0, -1)
+    scale = lambda sigma: (1 + sigma**2) ** 0.5
+    x = torch.tensor(x / scale(sigmas[0])).reshape(1, 1, 1, 2)
+    for sigma, t, step in zip(sigmas, times, made.timesteps):
+        output = torch.tensor(eps(x.flatten().numpy() * scale(sigma), sigma, t)).reshape(1, 1, 1, 2)
+        x = made.step(output, step, x).prev_sample
+    return x.flatten().numpy()
+
+
 def levels():
     """Noise levels for five steps, with the tables of A1111 (products rounded) and ComfyUI (levels rounded)."""
     betas = numpy.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -158,8 +263,27 @@ def levels():
         show("beta, ComfyUI (times)", numpy.rint(quantile(1 - numpy.linspace(0, 1, n_beta, endpoint=False)) * 999))
     show("kl optimal, A1111", kl(single, numpy.arange(n + 1) / n))
     show("kl optimal, ComfyUI", kl(double, numpy.arange(n) / (n - 1)))
+    for n_linear in (1, 2, 5):
+        show(f"linear quadratic, {n_linear}", linear_quadratic(n_linear) * double[-1].item())
+    # A1111's LCM knows every 20th level; the spreads go over these, and the model is told the nearest.
+    known = single[19::20]
+    at_known = lambda places: numpy.exp(numpy.interp(places, numpy.arange(50), known.log().double().numpy()))
+    show("LCM sgm uniform", at_known(numpy.linspace(49, 0, n + 1)[:-1]))
+    show("LCM simple", [known[-1 - int(i * 50 / n)] for i in range(n)])
+    show("LCM ddim", known[1 :: 50 // n].flip(0))
+    show("LCM kl optimal", kl(known, numpy.arange(n + 1) / n))
     for p in (0, 1e-6, 0.001, 0.1, 0.25, 0.5, 0.6, 0.9, 0.999, 1):
         print(f"beta quantile {p:<10} {quantile(p):.15g}")
+
+
+def linear_quadratic(n):
+    """Half of the steps take 0.025 away evenly; then the parabola that goes on with that slope and reaches 1."""
+    if n == 1:
+        return numpy.array([1.0])
+    half, rest = n // 2, n - n // 2
+    i = numpy.arange(n)
+    past = numpy.maximum(i - half, 0)
+    return 1 - (0.025 / half * i + (0.975 - 0.025 / half * rest) / rest**2 * past**2)
 
 
 def scheduler(name, spacing, karras, steps):
@@ -188,6 +312,7 @@ def run_diffusers(name, spacing, karras=False, steps=5):
 
 def main():
     k_diffusion()
+    comfyui()
     levels()
     for spacing in ("leading", "linspace"):
         run_diffusers("DDIMScheduler", spacing)

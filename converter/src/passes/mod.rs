@@ -2,6 +2,8 @@
 
 mod native;
 mod split;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use native::{Report, native};
 pub(crate) use split::{Part, Split, split};

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sd_models::graph::{Copier, Graph, GraphError, Node, Value};
+use sd_models::graph::{Copier, Dim, Graph, GraphError, Node, Value};
 
 /// A part to be taken out: what depends on nothing but these inputs.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,9 @@ pub(crate) struct Part {
     pub(crate) name: &'static str,
     /// Names of graph inputs.
     pub(crate) inputs: &'static [&'static str],
+    /// What the rest calls the batch of this part's values, which may be another than its own: guidance has two prompts and
+    /// one picture.
+    pub(crate) batch: &'static str,
 }
 
 /// A graph in parts.
@@ -63,7 +66,7 @@ pub(crate) fn split(graph: &Graph, parts: &[Part]) -> Result<Split, GraphError> 
         owners.extend(node.outputs.iter().map(|&output| (output, owner)));
         node_owners.push(owner);
     }
-    let crossing = crossing(graph, &node_owners, &owners);
+    let crossing = crossing(graph, parts, &node_owners, &owners);
     let extract = |owner| extract(graph, owner, &node_owners, &crossing);
     let taken = parts.iter().enumerate().map(|(i, part)| {
         let owner = Owner::Part(i);
@@ -85,9 +88,16 @@ struct Crossing {
     value: Value,
     maker: Owner,
     name: String,
+    /// As the reader sees it.
+    shape: Vec<Dim>,
 }
 
-fn crossing(graph: &Graph, node_owners: &[Owner], owners: &HashMap<Value, Owner>) -> Vec<Crossing> {
+fn crossing(
+    graph: &Graph,
+    parts: &[Part],
+    node_owners: &[Owner],
+    owners: &HashMap<Value, Owner>,
+) -> Vec<Crossing> {
     let mut read: HashSet<Value> = HashSet::new();
     for (node, reader) in graph.nodes.iter().zip(node_owners) {
         let operands = node.inputs.iter().flatten();
@@ -96,16 +106,21 @@ fn crossing(graph: &Graph, node_owners: &[Owner], owners: &HashMap<Value, Owner>
     let mut names = HashSet::new();
     let mut crossing = Vec::new();
     for (node, &maker) in graph.nodes.iter().zip(node_owners) {
-        let outputs = node.outputs.iter().filter(|output| read.contains(output));
-        for &value in outputs.filter(|_| matches!(maker, Owner::Part(_))) {
+        let Owner::Part(part) = maker else { continue };
+        for &value in node.outputs.iter().filter(|output| read.contains(output)) {
+            let info = graph.info(value);
             let place = node.scope.clone();
             let unique = !place.is_empty() && names.insert(place.clone());
-            let name = if unique {
-                place
-            } else {
-                graph.info(value).name.clone()
+            let seen = |dim: &Dim| match dim {
+                Dim::Symbol("batch") => Dim::Symbol(parts[part].batch),
+                dim => dim.clone(),
             };
-            crossing.push(Crossing { value, maker, name });
+            crossing.push(Crossing {
+                value,
+                maker,
+                name: if unique { place } else { info.name.clone() },
+                shape: info.shape.iter().map(seen).collect(),
+            });
         }
     }
     crossing
@@ -133,10 +148,10 @@ fn extract(
         .iter()
         .filter(|c| c.maker != owner && read.contains(&c.value))
     {
-        let info = graph.info(c.value);
+        let dtype = graph.info(c.value).dtype;
         let input = copy
             .builder
-            .input_of_shape(&c.name, info.dtype, info.shape.clone())?;
+            .input_of_shape(&c.name, dtype, c.shape.clone())?;
         copy.bind(c.value, input);
     }
     for param in graph

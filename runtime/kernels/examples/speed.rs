@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use half::f16;
 use sd_kernels::{
-    Activation, Attention, Conv, Floats, GroupNorm, Isa, LayerNorm, Linear, Order, Pool, Run,
-    Scratch, add, attention, concat, conv, group_norm, layer_norm, linear,
+    Activation, Attention, Compute, Conv, Floats, GroupNorm, Isa, LayerNorm, Linear, Order, Pool,
+    Run, Scratch, add, attention, concat, conv, group_norm, layer_norm, linear,
 };
 
 static CPU: AtomicU64 = AtomicU64::new(0);
@@ -19,7 +19,7 @@ fn thread_time() -> u64 {
         fn clock_gettime(id: i32, t: *mut Ts) -> i32;
     }
     let mut t = Ts(0, 0);
-    unsafe { clock_gettime(3, &mut t) };
+    unsafe { clock_gettime(3, &raw mut t) };
     t.0 as u64 * 1_000_000_000 + t.1 as u64
 }
 
@@ -55,6 +55,7 @@ fn rate(name: &str, (amount, unit): (f64, &str), isa: Isa, mut f: impl FnMut(&mu
     for i in 0..9 {
         let mut run = Run {
             isa,
+            compute: Compute::F32,
             pool: &pool,
             scratch: &mut scratch,
         };
@@ -79,20 +80,24 @@ fn rate(name: &str, (amount, unit): (f64, &str), isa: Isa, mut f: impl FnMut(&mu
 }
 
 fn noise(n: usize) -> Vec<f32> {
-    let mut s = 88172645463325252u64;
+    let mut s = 88_172_645_463_325_252_u64;
     (0..n)
         .map(|_| {
             s ^= s << 13;
             s ^= s >> 7;
             s ^= s << 17;
-            (s >> 40) as f32 / 8388608.0 - 1.0
+            (s >> 40) as f32 / 8_388_608.0 - 1.0
         })
         .collect()
 }
 
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
-    for isa in Isa::available().skip(std::env::var("SKIP").map_or(1, |s| s.parse().unwrap())) {
+    let level = std::env::args().nth(2);
+    for isa in Isa::available().skip(1) {
+        if level.as_deref().is_some_and(|level| level != isa.name()) {
+            continue;
+        }
         for (rows, k, m, geglu) in [
             (4096, 320, 320, false),
             (4096, 320, 1280, true),
@@ -123,8 +128,15 @@ fn main() {
                 geglu,
             };
             time(&name, 2.0 * (rows * k * columns) as f64, isa, |run| {
-                linear(run, &layer, &x, None, &mut y)
+                linear(run, &layer, &x, None, &mut y);
             });
+            if isa == Isa::Avx512Bf16 {
+                let ops = 2.0 * (rows * k * columns) as f64;
+                time(&format!("{name} bf16"), ops, isa, |run| {
+                    run.compute = Compute::Bf16;
+                    linear(run, &layer, &x, None, &mut y);
+                });
+            }
         }
         convolutions(isa, &filter);
         attentions(isa, &filter);
@@ -231,8 +243,14 @@ fn attentions(isa: Isa, filter: &str) {
         let (k, v) = (noise(keys * heads * width), noise(keys * heads * width));
         let ops = 4.0 * (queries * keys * heads * width) as f64;
         time(&name, ops, isa, |run| {
-            attention(run, &layer, &q, &k, &v, &mut y)
+            attention(run, &layer, &q, &k, &v, &mut y);
         });
+        if isa == Isa::Avx512Bf16 {
+            time(&format!("{name} bf16"), ops, isa, |run| {
+                run.compute = Compute::Bf16;
+                attention(run, &layer, &q, &k, &v, &mut y);
+            });
+        }
     }
 }
 
@@ -261,7 +279,7 @@ fn norms(isa: Isa, filter: &str) {
                     activation,
                 };
                 rate(&name, bytes(3), isa, |run| {
-                    group_norm(run, &layer, 1, &x, &mut y)
+                    group_norm(run, &layer, 1, &x, &mut y);
                 });
             }
         }
@@ -273,7 +291,7 @@ fn norms(isa: Isa, filter: &str) {
                 bias: &bias,
             };
             rate(&name, bytes(2), isa, |run| {
-                layer_norm(run, &layer, &x, &mut y)
+                layer_norm(run, &layer, &x, &mut y);
             });
         }
         let name = format!("add {pixels}x{channels}");

@@ -4,6 +4,8 @@
 //! larger score turns up (Milakov and Gimelshein 2018, Dao et al. 2022). Keys and values become panels once, which all queries of
 //! a head share. Exponentials are powers of two: queries are multiplied by log2(e) / sqrt(d).
 
+use half::bf16;
+
 use crate::Run;
 use crate::isa::Task;
 use crate::pool::for_each_task;
@@ -50,7 +52,7 @@ const GAP: usize = 16;
 /// slow.
 const LEAST: f32 = -100.0;
 
-/// `q` [batch_q, queries, heads * width], `k` and `v` [batch_kv, keys, heads * width] -> `y` like q, with the larger batch.
+/// `q` `[batch_q, queries, heads * width]`, `k` and `v` `[batch_kv, keys, heads * width]` -> `y` like q, with the larger batch.
 ///
 /// # Panics
 /// Lengths that do not fit together; batches that differ and are not 1; no keys.
@@ -112,7 +114,8 @@ impl Task for Heads<'_, '_> {
             v,
             y,
         } = self;
-        let blocks = Blocks::new::<S>(layer);
+        let pairs = S::PAIRS && run.multiplies_pairs();
+        let blocks = Blocks::new::<S>(layer, pairs);
         let heads_kv = layer.batch_kv * layer.heads;
         let heads = layer.batch_q.max(layer.batch_kv) * layer.heads;
         let (shared, own) =
@@ -131,7 +134,13 @@ impl Task for Heads<'_, '_> {
                 to: shared.at(head * blocks.packed()),
             };
             // SAFETY: tasks write different panels; the level was chosen by `dispatch`.
-            unsafe { S::vectorize(pack) };
+            unsafe {
+                if pairs {
+                    S::vectorize(PackPairs(pack));
+                } else {
+                    S::vectorize(pack);
+                }
+            }
         });
 
         let query_blocks = layer.queries.div_ceil(blocks.queries);
@@ -151,7 +160,13 @@ impl Task for Heads<'_, '_> {
             };
             // SAFETY: tasks are different queries of different heads; scratch is the worker's own; the level was chosen by
             // `dispatch`.
-            unsafe { S::vectorize(attend) };
+            unsafe {
+                if pairs {
+                    S::vectorize(AttendPairs(attend));
+                } else {
+                    S::vectorize(attend);
+                }
+            }
         });
     }
 }
@@ -172,12 +187,12 @@ struct Blocks {
     all_keys: usize,
     /// Numbers of a token, whole vectors.
     columns: usize,
-    /// Numbers of a token.
+    /// Numbers of a token, or pairs of them.
     width: usize,
 }
 
 impl Blocks {
-    fn new<S: Simd>(layer: &Attention) -> Self {
+    fn new<S: Simd>(layer: &Attention, pairs: bool) -> Self {
         let even = |count: usize, (least, most): (usize, usize), numbers: usize| {
             let fit = (numbers / layer.width).clamp(least, most);
             count.div_ceil(count.div_ceil(fit))
@@ -187,7 +202,11 @@ impl Blocks {
             keys: even(layer.keys, KEYS, KEY_NUMBERS).next_multiple_of(S::LANES),
             all_keys: layer.keys.next_multiple_of(S::LANES),
             columns: layer.width.next_multiple_of(S::LANES),
-            width: layer.width,
+            width: if pairs {
+                layer.width.div_ceil(2)
+            } else {
+                layer.width
+            },
         }
     }
 
@@ -281,6 +300,76 @@ impl Task for Pack<'_> {
     }
 }
 
+/// The same as pairs of bf16 numbers: keys `[vectors][width / 2][keys]`, values `[vectors][keys / 2][width]`, zeros where a pair
+/// lacks a number.
+struct PackPairs<'a>(Pack<'a>);
+
+impl Task for PackPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Pack {
+            layer,
+            blocks,
+            k,
+            v,
+            first,
+            to,
+        } = self.0;
+        let width = layer.width;
+        let token = layer.heads * width;
+        let keys = blocks.keys.min(layer.keys - first);
+        // SAFETY: the head's panels hold the block; a number that is read belongs to the head.
+        unsafe {
+            let number = |x: &[f32], key: usize, column: usize| {
+                if key < keys && column < width {
+                    *x.get_unchecked((first + key) * token + column)
+                } else {
+                    0.0
+                }
+            };
+            let vectors = keys.div_ceil(S::LANES);
+            let mut vector = 0;
+            while vector < vectors {
+                let taken = panel_vectors(vectors - vector);
+                let (columns, start) = (taken * S::LANES, vector * S::LANES);
+                let to = to.add((first + start) * blocks.width);
+                for i in 0..blocks.width {
+                    for j in 0..columns {
+                        let of = |half: usize| number(k, start + j, 2 * i + half);
+                        *to.add(i * columns + j) = pair(of(0), of(1));
+                    }
+                }
+                vector += taken;
+            }
+
+            let to = to.add(blocks.packed_keys() + first * blocks.columns);
+            let vectors = blocks.columns / S::LANES;
+            let mut vector = 0;
+            while vector < vectors {
+                let taken = panel_vectors(vectors - vector);
+                let (columns, start) = (taken * S::LANES, vector * S::LANES);
+                let to = to.add(start * keys.div_ceil(2));
+                for i in 0..keys.div_ceil(2) {
+                    for j in 0..columns {
+                        let of = |half: usize| number(v, 2 * i + half, start + j);
+                        *to.add(i * columns + j) = pair(of(0), of(1));
+                    }
+                }
+                vector += taken;
+            }
+        }
+    }
+}
+
+/// Two numbers rounded to bf16, in the bits of one.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> f32 {
+    let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+    f32::from_bits(bits(low) | bits(high) << 16)
+}
+
 /// A block of queries of one head.
 struct Attend<'a> {
     layer: &'a Attention,
@@ -297,6 +386,27 @@ impl Task for Attend<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.rows::<S, false>() }
+    }
+}
+
+/// The same with pairs of bf16 numbers.
+struct AttendPairs<'a>(Attend<'a>);
+
+impl Task for AttendPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.rows::<S, true>() }
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const PAIRS: bool>(&self) {
         let Self {
             layer,
             blocks,
@@ -304,23 +414,37 @@ impl Task for Attend<'_> {
             packed,
             y,
             ..
-        } = self;
+        } = *self;
         let width = layer.width;
         let token = layer.heads * width;
         // SAFETY: scratch holds all rows; stores end with a token's numbers of the head.
         unsafe {
             let queries = self.own;
-            let scores = queries.add(blocks.queries * width);
+            let scores = queries.add(blocks.queries * blocks.width);
             let sums = scores.add(blocks.queries * blocks.score_stride());
             let largest = sums.add(blocks.queries * blocks.columns);
             let weights = largest.add(blocks.queries);
 
             let factor = S::splat(std::f32::consts::LOG2_E / (width as f32).sqrt());
             for row in 0..rows {
-                for column in (0..width).step_by(S::LANES) {
-                    let n = S::LANES.min(width - column);
-                    let x = S::load_first(self.q.as_ptr().add(row * token + column), n);
-                    S::store_first(queries.add(row * width + column), S::mul(x, factor), n);
+                let q = self.q.as_ptr().add(row * token);
+                let query = queries.add(row * blocks.width);
+                if PAIRS {
+                    for column in (0..width).step_by(2 * S::LANES) {
+                        let left = width - column;
+                        let low = S::load_first(q.add(column), S::LANES.min(left));
+                        let high = left.saturating_sub(S::LANES).min(S::LANES);
+                        let high = S::load_first(q.wrapping_add(column + S::LANES), high);
+                        let pairs = S::pairs(S::mul(low, factor), S::mul(high, factor));
+                        let n = S::LANES.min(left.div_ceil(2));
+                        S::store_first(query.add(column / 2), pairs, n);
+                    }
+                } else {
+                    for column in (0..width).step_by(S::LANES) {
+                        let n = S::LANES.min(width - column);
+                        let x = S::load_first(q.add(column), n);
+                        S::store_first(query.add(column), S::mul(x, factor), n);
+                    }
                 }
                 *largest.add(row) = f32::MIN;
                 *weights.add(row) = 0.0;
@@ -328,7 +452,7 @@ impl Task for Attend<'_> {
 
             for first in (0..layer.keys).step_by(blocks.keys) {
                 let keys = blocks.keys.min(layer.keys - first);
-                self.score::<S>(packed.add(first * width), keys, queries, scores);
+                self.score::<S, PAIRS>(packed.add(first * blocks.width), keys, queries, scores);
                 for row in 0..rows {
                     let scores = scores.add(row * blocks.score_stride());
                     let (largest, weights) = (largest.add(row), weights.add(row));
@@ -341,8 +465,13 @@ impl Task for Attend<'_> {
                         }
                     }
                 }
+                if PAIRS {
+                    for row in 0..rows {
+                        narrow::<S>(scores.add(row * blocks.score_stride()), keys);
+                    }
+                }
                 let values = packed.add(blocks.packed_keys() + first * blocks.columns);
-                self.gather::<S>(values, keys, first > 0, scores, sums);
+                self.gather::<S, PAIRS>(values, keys, first > 0, scores, sums);
             }
 
             for row in 0..rows {
@@ -360,20 +489,15 @@ impl Task for Attend<'_> {
 impl Attend<'_> {
     /// Scores of a block of keys; what fills up the last vector has none.
     #[inline(always)]
-    unsafe fn score<S: Simd>(
+    unsafe fn score<S: Simd, const PAIRS: bool>(
         &self,
         panels: *const f32,
         keys: usize,
         queries: *const f32,
         scores: *mut f32,
     ) {
-        let Self {
-            layer,
-            blocks,
-            rows,
-            ..
-        } = *self;
-        let width = layer.width;
+        let Self { blocks, rows, .. } = *self;
+        let width = blocks.width;
         let depth = width.div_ceil(width.div_ceil(DEPTH));
         let vectors = keys.div_ceil(S::LANES);
         let mut vector = 0;
@@ -395,7 +519,7 @@ impl Attend<'_> {
                         accumulate: start > 0,
                         next: b.wrapping_add(k * taken * S::LANES),
                     }
-                    .run_vectors::<S>(taken);
+                    .run_vectors::<S, PAIRS>(taken);
                 }
                 vector += taken;
             }
@@ -409,7 +533,7 @@ impl Attend<'_> {
 
     /// Adds a block of values with their weights.
     #[inline(always)]
-    unsafe fn gather<S: Simd>(
+    unsafe fn gather<S: Simd, const PAIRS: bool>(
         &self,
         panels: *const f32,
         keys: usize,
@@ -418,6 +542,7 @@ impl Attend<'_> {
         sums: *mut f32,
     ) {
         let Self { blocks, rows, .. } = *self;
+        let keys = if PAIRS { keys.div_ceil(2) } else { keys };
         let vectors = blocks.columns / S::LANES;
         let mut vector = 0;
         while vector < vectors {
@@ -435,7 +560,7 @@ impl Attend<'_> {
                     accumulate,
                     next: b.wrapping_add(keys * taken * S::LANES),
                 }
-                .run_vectors::<S>(taken);
+                .run_vectors::<S, PAIRS>(taken);
             }
             vector += taken;
         }
@@ -485,10 +610,25 @@ unsafe fn soften<S: Simd>(
     }
 }
 
-/// `2^(score - most)`
+/// Weights of a row become pairs, in place.
+#[inline(always)]
+unsafe fn narrow<S: Simd>(weights: *mut f32, keys: usize) {
+    // SAFETY: a row ends with room for a vector, whose numbers meet zeros if any.
+    unsafe {
+        if !keys.is_multiple_of(2) {
+            *weights.add(keys) = 0.0;
+        }
+        for i in (0..keys).step_by(2 * S::LANES) {
+            let (low, high) = (S::load(weights.add(i)), S::load(weights.add(i + S::LANES)));
+            S::store(weights.add(i / 2), S::pairs(low, high));
+        }
+    }
+}
+
+/// `2^(score - most)`; NaN where the score is.
 #[inline(always)]
 unsafe fn weight<S: Simd>(score: S::V, most: S::V) -> S::V {
-    unsafe { exp2::<S>(S::max(S::sub(score, most), S::splat(LEAST))) }
+    unsafe { exp2::<S>(S::max(S::splat(LEAST), S::sub(score, most))) }
 }
 
 /// `2^x` of one number up to 0.
@@ -503,6 +643,7 @@ unsafe fn power<S: Simd>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Compute;
     use crate::testing::{Random, close, every_level};
 
     /// The formula, in double precision.
@@ -539,8 +680,13 @@ mod tests {
     }
 
     fn check(layer: &Attention, q: &[f32], k: &[f32], v: &[f32], tolerance: f64) {
+        check_in(Compute::F32, layer, [q, k, v], tolerance);
+    }
+
+    fn check_in(compute: Compute, layer: &Attention, [q, k, v]: [&[f32]; 3], tolerance: f64) {
         let expected = twin(layer, q, k, v);
         every_level(|run| {
+            run.compute = compute;
             let mut y = vec![f32::NAN; expected.len()];
             attention(run, layer, q, k, v, &mut y);
             close(&y, &expected, tolerance);
@@ -642,5 +788,48 @@ mod tests {
         let tiny = |x: &[f32]| x.iter().map(|x| x * 1e-40).collect::<Vec<_>>();
         // All weights are equal.
         check(&layer, &tiny(&q), &tiny(&k), &v, 1e-6);
+    }
+
+    #[test]
+    fn what_is_no_number_stays_visible() {
+        let layer = Attention {
+            batch_q: 1,
+            batch_kv: 1,
+            queries: 9,
+            keys: 40,
+            heads: 2,
+            width: 10,
+        };
+        let [mut q, k, v] = numbers(&layer, &mut Random::new(1));
+        // The second head of the fourth query.
+        q[3 * 20 + 13] = f32::NAN;
+        every_level(|run| {
+            let mut y = vec![0.0; q.len()];
+            attention(run, &layer, &q, &k, &v, &mut y);
+            for (i, y) in y.iter().enumerate() {
+                assert_eq!(y.is_nan(), (70..80).contains(&i), "number {i}");
+            }
+            y.retain(|y| !y.is_nan());
+            y
+        });
+    }
+
+    /// At other levels it is single precision.
+    #[test]
+    fn attention_in_bf16_is_close_to_the_formula() {
+        let mut random = Random::new(11);
+        for case in 0..30 {
+            let batch = 1 + case % 3;
+            let layer = Attention {
+                batch_q: [batch, 1][case % 2],
+                batch_kv: batch,
+                queries: random.size(150),
+                keys: random.size(600),
+                heads: random.size(5),
+                width: random.size(100),
+            };
+            let [q, k, v] = numbers(&layer, &mut random);
+            check_in(Compute::Bf16, &layer, [&q, &k, &v], 1e-2);
+        }
     }
 }

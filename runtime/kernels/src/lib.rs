@@ -18,6 +18,7 @@
 mod activation;
 mod add;
 mod attention;
+mod compute;
 mod concat;
 mod conv;
 mod floats;
@@ -36,6 +37,7 @@ mod testing;
 pub use activation::Activation;
 pub use add::add;
 pub use attention::{Attention, attention};
+pub use compute::Compute;
 pub use concat::concat;
 pub use conv::{Conv, conv};
 pub use floats::Floats;
@@ -50,8 +52,17 @@ pub use scratch::Scratch;
 pub struct Run<'a> {
     /// Instructions to use.
     pub isa: Isa,
+    /// What products of linear layers and attention are computed in.
+    pub compute: Compute,
     /// Threads.
     pub pool: &'a dyn Pool,
     /// Memory that outlives a call, so that it is not asked for each time.
     pub scratch: &'a mut Scratch,
+}
+
+impl Run<'_> {
+    /// Whether products are of bf16 numbers: that is asked for, and the processor has them.
+    pub(crate) fn multiplies_pairs(&self) -> bool {
+        self.compute == Compute::Bf16 && self.isa.min(Isa::detect()) == Isa::Avx512Bf16
+    }
 }

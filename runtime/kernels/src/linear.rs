@@ -121,15 +121,23 @@ impl Task for Rows<'_, '_> {
             .div_ceil(column_blocks)
             .min(rows.div_ceil(ROWS))
             .max(1);
+        let depth = layer.inputs.div_ceil(layer.inputs.div_ceil(DEPTH));
         let shape = Shape {
             rows: rows.div_ceil(row_blocks),
             columns,
             halves,
+            depth: depth.next_multiple_of(2),
+            pairs: S::PAIRS && run.multiplies_pairs(),
         };
 
-        let weights = layer.inputs * columns * halves;
+        let weights = (layer.inputs + 1) * columns * halves;
         let sums = ROWS * columns * halves;
-        let (_, own) = run.scratch.take(0, weights + sums, workers);
+        let pairs = if shape.pairs {
+            shape.depth * panel + ROWS * shape.depth / 2
+        } else {
+            0
+        };
+        let (_, own) = run.scratch.take(0, weights + sums + pairs, workers);
         let y = Shared::new(y);
         for_each_task(run.pool, column_blocks * row_blocks, &|task, worker| {
             let block = Block {
@@ -142,9 +150,16 @@ impl Task for Rows<'_, '_> {
                 y: &y,
                 panels: own[worker].at(0),
                 sums: own[worker].at(weights),
+                pairs: own[worker].at(weights + sums),
             };
             // SAFETY: tasks are different blocks of y; scratch is the worker's own; the level was chosen by `dispatch`.
-            unsafe { S::vectorize(block) };
+            unsafe {
+                if shape.pairs {
+                    S::vectorize(BlockOfPairs(block));
+                } else {
+                    S::vectorize(block);
+                }
+            }
         });
     }
 }
@@ -155,6 +170,10 @@ struct Shape {
     rows: usize,
     columns: usize,
     halves: usize,
+    /// Terms of a sum between two visits of its result.
+    depth: usize,
+    /// Whether factors are pairs of bf16 numbers.
+    pairs: bool,
 }
 
 /// A block of the output.
@@ -168,6 +187,8 @@ struct Block<'a> {
     y: &'a Shared<'a, f32>,
     panels: *mut f32,
     sums: *mut f32,
+    /// A panel and rows on their way to pairs.
+    pairs: *mut f32,
 }
 
 impl Task for Block<'_> {
@@ -175,7 +196,28 @@ impl Task for Block<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute::<S, false>() }
+    }
+}
+
+/// The same in pairs of bf16 numbers.
+struct BlockOfPairs<'a>(Block<'a>);
+
+impl Task for BlockOfPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.compute::<S, true>() }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const PAIRS: bool>(&self) {
+        let &Self {
             layer,
             shape,
             first_row,
@@ -186,27 +228,36 @@ impl Task for Block<'_> {
         let panel = panel_columns::<S>();
         let panels = shape.columns / panel * shape.halves;
         let last_row = (first_row + shape.rows).min(x.len() / layer.inputs);
-        let depth = layer.inputs.div_ceil(layer.inputs.div_ceil(DEPTH));
+        let terms = |k: usize| if PAIRS { k.div_ceil(2) } else { k };
         unsafe {
-            self.pack::<S>(depth);
+            self.pack::<S, PAIRS>();
             for row in (first_row..last_row).step_by(ROWS) {
                 let rows = ROWS.min(last_row - row);
-                for input in (0..layer.inputs).step_by(depth) {
-                    let k = depth.min(layer.inputs - input);
+                for input in (0..layer.inputs).step_by(shape.depth) {
+                    let k = shape.depth.min(layer.inputs - input);
+                    let (mut a, mut a_stride) =
+                        (x.as_ptr().add(row * layer.inputs + input), layer.inputs);
+                    if PAIRS {
+                        let to = self.pairs.add(shape.depth * panel);
+                        rows_to_pairs::<S>((a, a_stride), rows, k, to);
+                        (a, a_stride) = (to, terms(k));
+                    }
                     for p in 0..panels {
-                        let b = self.panels.add(input * panels * panel + p * k * panel);
+                        let b = self
+                            .panels
+                            .add((terms(input) * panels + p * terms(k)) * panel);
                         Product {
                             rows,
-                            k,
-                            a: x.as_ptr().add(row * layer.inputs + input),
-                            a_stride: layer.inputs,
+                            k: terms(k),
+                            a,
+                            a_stride,
                             b,
                             c: self.sums.add(p * panel),
                             c_stride: panels * panel,
                             accumulate: input > 0,
-                            next: b.wrapping_add(k * panel),
+                            next: b.wrapping_add(terms(k) * panel),
                         }
-                        .run::<S>();
+                        .run_vectors::<S, PAIRS>(2);
                     }
                 }
                 for i in 0..rows {
@@ -215,12 +266,10 @@ impl Task for Block<'_> {
             }
         }
     }
-}
 
-impl Block<'_> {
     /// Weights as panels `[depth block][panel][k][2 LANES]`; panels of the second half follow those of the first.
     #[inline(always)]
-    unsafe fn pack<S: Simd>(&self, depth: usize) {
+    unsafe fn pack<S: Simd, const PAIRS: bool>(&self) {
         let Self { layer, shape, .. } = self;
         let panel = panel_columns::<S>();
         let matrix = Matrix {
@@ -230,8 +279,8 @@ impl Block<'_> {
             outputs: layer.outputs * shape.halves,
         };
         let mut to = self.panels;
-        for input in (0..layer.inputs).step_by(depth) {
-            let inputs = depth.min(layer.inputs - input);
+        for input in (0..layer.inputs).step_by(shape.depth) {
+            let inputs = shape.depth.min(layer.inputs - input);
             for half in 0..shape.halves {
                 for column in (0..shape.columns).step_by(panel) {
                     let column = self.first_column + column;
@@ -243,8 +292,13 @@ impl Block<'_> {
                     };
                     // SAFETY: the part lies in the matrix, and scratch holds all panels.
                     unsafe {
-                        matrix.pack::<S>(part, to);
-                        to = to.add(inputs * panel);
+                        if PAIRS {
+                            matrix.pack::<S>(part, self.pairs);
+                            to = panel_to_pairs::<S>(self.pairs, inputs, to);
+                        } else {
+                            matrix.pack::<S>(part, to);
+                            to = to.add(inputs * panel);
+                        }
                     }
                 }
             }
@@ -286,9 +340,55 @@ impl Block<'_> {
     }
 }
 
+/// Rows of `k` numbers, `stride` apart, become rows of `k / 2` pairs.
+#[inline(always)]
+unsafe fn rows_to_pairs<S: Simd>(
+    (from, stride): (*const f32, usize),
+    rows: usize,
+    k: usize,
+    to: *mut f32,
+) {
+    let pairs = k.div_ceil(2);
+    for row in 0..rows {
+        for i in (0..pairs).step_by(S::LANES) {
+            // SAFETY: no more numbers are read and pairs written than there are.
+            unsafe {
+                let from = from.add(row * stride + 2 * i);
+                let low = S::load_first(from, S::LANES.min(k - 2 * i));
+                let high = (k - 2 * i).saturating_sub(S::LANES).min(S::LANES);
+                let high = S::load_first(from.wrapping_add(S::LANES), high);
+                let n = S::LANES.min(pairs - i);
+                S::store_first(to.add(row * pairs + i), S::pairs(low, high), n);
+            }
+        }
+    }
+}
+
+/// A panel of `inputs` rows becomes one of `inputs / 2` rows of pairs. Returns its end.
+#[inline(always)]
+unsafe fn panel_to_pairs<S: Simd>(from: *const f32, inputs: usize, to: *mut f32) -> *mut f32 {
+    let panel = panel_columns::<S>();
+    // SAFETY: rows that are read exist; a missing one is zero.
+    unsafe {
+        for i in 0..inputs.div_ceil(2) {
+            for j in (0..panel).step_by(S::LANES) {
+                let low = S::load(from.add(2 * i * panel + j));
+                let high = if 2 * i + 1 < inputs {
+                    S::load(from.add((2 * i + 1) * panel + j))
+                } else {
+                    S::splat(0.0)
+                };
+                S::store(to.add(i * panel + j), S::interleave(low, high));
+            }
+        }
+        to.add(inputs.div_ceil(2) * panel)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Compute;
     use crate::testing::{Random, close, every_level, stored};
 
     /// The formula, in double precision.
@@ -316,6 +416,40 @@ mod tests {
             y + residual.map_or(0.0, |r| f64::from(r[i % r.len()]))
         };
         (0..rows * layer.outputs).map(y).collect()
+    }
+
+    /// At other levels it is single precision.
+    #[test]
+    fn linear_layers_in_bf16_are_close_to_the_formula() {
+        let mut random = Random::new(2);
+        for case in 0..30 {
+            let (rows, inputs, outputs) = (random.size(210), random.size(1500), random.size(150));
+            let geglu = case % 5 == 0;
+            let columns = outputs * (1 + usize::from(geglu));
+            let (x, w) = (
+                random.normals(rows * inputs),
+                random.normals(inputs * columns),
+            );
+            let bias = random.normals(columns);
+            let w = stored(&w, case);
+            let layer = Linear {
+                weight: w.floats(),
+                order: [Order::InputsFirst, Order::OutputsFirst][case / 3 % 2],
+                inputs,
+                outputs,
+                bias: Some(&bias),
+                activation: Activation::None,
+                geglu,
+            };
+            let expected = twin(&layer, &x, None);
+            every_level(|run| {
+                run.compute = Compute::Bf16;
+                let mut y = vec![f32::NAN; rows * outputs];
+                linear(run, &layer, &x, None, &mut y);
+                close(&y, &expected, 1e-2);
+                y
+            });
+        }
     }
 
     #[test]

@@ -57,28 +57,28 @@ impl Product {
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.
-        unsafe { self.run_panel::<S, 2>() }
+        unsafe { self.run_panel::<S, 2, false>() }
     }
 
-    /// With a panel of `vectors`, 1 to 3.
+    /// With a panel of `vectors`, 1 to 3. `PAIRS`: each of `a` and `b` is two bf16 numbers instead of one f32, and so is a term.
     ///
     /// # Safety
     /// The matrices are there; the machine has the instructions of `S`.
     #[inline(always)]
-    pub(crate) unsafe fn run_vectors<S: Simd>(self, vectors: usize) {
+    pub(crate) unsafe fn run_vectors<S: Simd, const PAIRS: bool>(self, vectors: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match vectors {
-                1 => self.run_panel::<S, 1>(),
-                2 => self.run_panel::<S, 2>(),
-                _ => self.run_panel::<S, 3>(),
+                1 => self.run_panel::<S, 1, PAIRS>(),
+                2 => self.run_panel::<S, 2, PAIRS>(),
+                _ => self.run_panel::<S, 3, PAIRS>(),
             }
         }
     }
 
     /// Rows are split evenly: 16 are 6, 5 and 5, not 6, 6 and 4.
     #[inline(always)]
-    unsafe fn run_panel<S: Simd, const N: usize>(self) {
+    unsafe fn run_panel<S: Simd, const N: usize, const PAIRS: bool>(self) {
         let blocks = self.rows.div_ceil(block_rows::<S, N>());
         if blocks == 0 {
             return;
@@ -97,42 +97,42 @@ impl Product {
                 ..self
             };
             // SAFETY: the caller's promise.
-            unsafe { part.block::<S, N>() };
+            unsafe { part.block::<S, N, PAIRS>() };
             row += rows;
         }
     }
 
     /// As many rows as fit in registers.
     #[inline(always)]
-    unsafe fn block<S: Simd, const N: usize>(self) {
+    unsafe fn block<S: Simd, const N: usize, const PAIRS: bool>(self) {
         unsafe {
             match self.rows {
-                1 => S::vectorize(Block::<1, N>(self)),
-                2 => S::vectorize(Block::<2, N>(self)),
-                3 => S::vectorize(Block::<3, N>(self)),
-                4 => S::vectorize(Block::<4, N>(self)),
-                5 => S::vectorize(Block::<5, N>(self)),
-                6 => S::vectorize(Block::<6, N>(self)),
-                7 => S::vectorize(Block::<7, N>(self)),
-                8 => S::vectorize(Block::<8, N>(self)),
-                9 => S::vectorize(Block::<9, N>(self)),
-                10 => S::vectorize(Block::<10, N>(self)),
-                11 => S::vectorize(Block::<11, N>(self)),
-                12 => S::vectorize(Block::<12, N>(self)),
-                13 => S::vectorize(Block::<13, N>(self)),
-                _ => S::vectorize(Block::<14, N>(self)),
+                1 => S::vectorize(Block::<1, N, PAIRS>(self)),
+                2 => S::vectorize(Block::<2, N, PAIRS>(self)),
+                3 => S::vectorize(Block::<3, N, PAIRS>(self)),
+                4 => S::vectorize(Block::<4, N, PAIRS>(self)),
+                5 => S::vectorize(Block::<5, N, PAIRS>(self)),
+                6 => S::vectorize(Block::<6, N, PAIRS>(self)),
+                7 => S::vectorize(Block::<7, N, PAIRS>(self)),
+                8 => S::vectorize(Block::<8, N, PAIRS>(self)),
+                9 => S::vectorize(Block::<9, N, PAIRS>(self)),
+                10 => S::vectorize(Block::<10, N, PAIRS>(self)),
+                11 => S::vectorize(Block::<11, N, PAIRS>(self)),
+                12 => S::vectorize(Block::<12, N, PAIRS>(self)),
+                13 => S::vectorize(Block::<13, N, PAIRS>(self)),
+                _ => S::vectorize(Block::<14, N, PAIRS>(self)),
             }
         }
     }
 }
 
 /// `R` rows by `N` vectors of columns.
-struct Block<const R: usize, const N: usize>(Product);
+struct Block<const R: usize, const N: usize, const PAIRS: bool>(Product);
 
 /// Terms between two prefetches.
 const UNROLL: usize = 4;
 
-impl<const R: usize, const N: usize> Task for Block<R, N> {
+impl<const R: usize, const N: usize, const PAIRS: bool> Task for Block<R, N, PAIRS> {
     type Output = ();
 
     #[inline(always)]
@@ -157,11 +157,11 @@ impl<const R: usize, const N: usize> Task for Block<R, N> {
                     S::prefetch(next.wrapping_add(k / UNROLL * N * S::LANES + line));
                 }
                 for u in 0..UNROLL {
-                    term::<S, R, N>(&self.0, k + u, &mut sums);
+                    term::<S, R, N, PAIRS>(&self.0, k + u, &mut sums);
                 }
             }
             for k in unrolled..k {
-                term::<S, R, N>(&self.0, k, &mut sums);
+                term::<S, R, N, PAIRS>(&self.0, k, &mut sums);
             }
             for (i, sum) in sums.into_iter().enumerate() {
                 for (j, sum) in sum.into_iter().enumerate() {
@@ -180,7 +180,7 @@ impl<const R: usize, const N: usize> Task for Block<R, N> {
 
 /// Adds term `k` to each sum.
 #[inline(always)]
-unsafe fn term<S: Simd, const R: usize, const N: usize>(
+unsafe fn term<S: Simd, const R: usize, const N: usize, const PAIRS: bool>(
     product: &Product,
     k: usize,
     sums: &mut [[S::V; N]; R],
@@ -191,9 +191,11 @@ unsafe fn term<S: Simd, const R: usize, const N: usize>(
             *b = S::load(product.b.add((N * k + j) * S::LANES));
         }
         for (i, sums) in sums.iter_mut().enumerate() {
-            let a = S::splat(*product.a.add(i * product.a_stride + k));
-            for (sum, &b) in sums.iter_mut().zip(&b) {
-                *sum = S::fma(a, b, *sum);
+            let a = product.a.add(i * product.a_stride + k);
+            if PAIRS {
+                S::dot_row(a, &b, sums);
+            } else {
+                S::fma_row(a, &b, sums);
             }
         }
     }

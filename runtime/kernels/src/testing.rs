@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::{Floats, Isa, Pool, Run, Scratch, Serial, Threads};
+use crate::{Compute, Floats, Isa, Pool, Run, Scratch, Serial, Threads};
 
 /// Random numbers (Marsaglia 2003, xorshift).
 pub(crate) struct Random(u64);
@@ -73,6 +73,7 @@ pub(crate) fn every_level(mut work: impl FnMut(&mut Run<'_>) -> Vec<f32>) {
         let mut with = |pool: &dyn Pool| {
             let mut run = Run {
                 isa,
+                compute: Compute::F32,
                 pool,
                 scratch: &mut scratch,
             };

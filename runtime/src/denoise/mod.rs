@@ -7,6 +7,7 @@ mod guidance;
 mod noise_table;
 mod prediction;
 mod relay;
+mod threshold;
 mod unet;
 
 use ndarray::Array4;
@@ -16,6 +17,7 @@ pub(crate) use noise_table::TIMESTEPS;
 pub use noise_table::{NoiseTable, Precision};
 pub use prediction::denoised;
 pub use relay::{LeaseUnet, Networks, Relay, is_refined};
+pub use threshold::{Threshold, Thresholded};
 pub use unet::Unet;
 
 use crate::Remedy;

@@ -42,7 +42,9 @@ pub struct Relay<'a, 'n> {
     pub conditions: &'a [[Condition; 2]],
     /// The refiner is called below this timestep.
     pub refiner_below: Option<f64>,
-    /// As [`Guided::scale`].
+    /// How strongly the prompt is followed, as it was asked for.
+    pub asked_scale: f64,
+    /// The same as the program that is followed applies it. Networks that embed it are told what was asked for.
     pub scale: f64,
     /// As [`Guided::rescale`].
     pub rescale: f64,
@@ -61,11 +63,16 @@ impl Relay<'_, '_> {
     fn runner(&mut self, level: Level) -> Result<Guided<'_>, EngineError> {
         let number = usize::from(is_refined(level.t, self.refiner_below));
         let [cond, uncond] = &self.conditions[number];
+        let unet = self.networks.get(number)?;
+        let scale = match unet.embeds_guidance() {
+            true => self.asked_scale,
+            false => self.scale,
+        };
         Ok(Guided {
-            unet: self.networks.get(number)?,
+            unet,
             cond,
             uncond,
-            scale: self.scale,
+            scale,
             rescale: self.rescale,
             cancel: self.cancel,
         })

@@ -92,6 +92,12 @@ pub enum EngineError {
         /// Why.
         problem: String,
     },
+    /// The native graph cannot be run.
+    #[error("the native graph cannot be run: {reason}")]
+    NoNativeGraph {
+        /// Why.
+        reason: &'static str,
+    },
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
@@ -125,6 +131,9 @@ impl EngineError {
             Self::NoProvider { ep, .. } => Some(ep.remedy()),
             Self::NoWheel { .. } => Some(Remedy::OwnLibrary),
             Self::NotFetched(_) => Some(Remedy::SetupByHand),
+            Self::NoNativeGraph { .. } => Some(Remedy::words(
+                "convert the checkpoint again if the directory is at fault, or compute in single precision with any graph",
+            )),
             Self::Damaged { .. } => Some(Remedy::words(
                 "the model directory is damaged; convert the checkpoint again",
             )),

@@ -1,6 +1,7 @@
 //! ONNX Runtime: finding its library, starting it, loading and running graphs. The only module that names `ort`.
 
 mod cancel;
+mod dialect;
 mod ep;
 mod error;
 pub mod library;
@@ -18,9 +19,10 @@ use std::sync::Arc;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
-use sd_models::manifest::Manifest;
+use sd_models::manifest::{Component, Manifest};
 
 pub use cancel::Cancel;
+pub use dialect::{Chosen, Compute, Dialect, UnknownName};
 pub use ep::Ep;
 pub use error::EngineError;
 pub use network::{Input, Network};
@@ -129,6 +131,19 @@ impl Engine {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Chooses which of a component's graphs is run here. `recorded` is what the manifest says of the component, if there is one.
+    ///
+    /// # Errors
+    /// The native graph was asked for, or numbers that only it can compute in, and it cannot be run here.
+    pub fn choose(
+        &self,
+        recorded: Option<&Component>,
+        dialect: Dialect,
+        compute: Compute,
+    ) -> Result<Chosen, EngineError> {
+        dialect::choose(self.ep, recorded, dialect, compute)
     }
 
     /// A network for the caller alone, until the lease is dropped: one that the pool kept, or a new one. Waits while somebody

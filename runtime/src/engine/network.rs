@@ -13,7 +13,6 @@ use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
-use sd_kernels::Isa;
 use sd_models::manifest;
 use sha2::{Digest, Sha256};
 
@@ -98,7 +97,7 @@ impl Network {
         needs: &[String],
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        let load = |file: &str| Graph::load(engine, &key.folder().join(file), &key.dims, cancel);
+        let load = |file: &str| Graph::load(engine, key, file, cancel);
         let parts = needs.iter().map(|file| Ok(Part::new(load(file)?)));
         Ok(Self {
             parts: parts.collect::<Result<_, EngineError>>()?,
@@ -193,12 +192,8 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    fn load(
-        engine: &Engine,
-        path: &Path,
-        dims: &[(String, usize)],
-        cancel: &Cancel,
-    ) -> Result<Self, EngineError> {
+    fn load(engine: &Engine, key: &Key, file: &str, cancel: &Cancel) -> Result<Self, EngineError> {
+        let path = &key.folder().join(file);
         let failed = |problem: String| EngineError::Load {
             path: path.to_owned(),
             problem,
@@ -221,9 +216,9 @@ impl Graph {
                 .with_execution_providers([dispatch])
                 .map_err(|e| say(&e))?;
         }
-        let operators = ops::domain(Isa::detect(), engine.threads).map_err(|e| say(&e))?;
+        let operators = ops::domain(key.compute, engine.threads).map_err(|e| say(&e))?;
         builder = builder.with_operators(operators).map_err(|e| say(&e))?;
-        for (name, size) in dims {
+        for (name, size) in &key.dims {
             builder = builder
                 .with_dimension_override(name, *size as i64)
                 .map_err(|e| say(&e))?;

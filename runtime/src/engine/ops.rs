@@ -12,19 +12,21 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef};
 use ort::{Error, Result};
-use sd_kernels::{self as kernels, Activation, Floats, Isa, Order, Pool, Run, Scratch};
+use sd_kernels::{self as kernels, Activation, Compute, Floats, Isa, Order, Pool, Run, Scratch};
+use sd_models::graph::custom;
 
-/// Name of the operators' domain.
-pub(super) const DOMAIN: &str = "sdrt";
+/// How manifests write that a graph needs these operators.
+pub(super) use sd_models::graph::custom::requirement;
 
 /// The domain's operators for one session.
-pub(super) fn domain(isa: Isa, threads: usize) -> Result<OperatorDomain> {
+pub(super) fn domain(compute: Compute, threads: usize) -> Result<OperatorDomain> {
     let shared = Arc::new(Shared {
-        isa,
+        isa: Isa::detect(),
+        compute,
         threads,
         scratch: Mutex::new(Scratch::new()),
     });
-    OperatorDomain::new(DOMAIN)?
+    OperatorDomain::new(custom::DOMAIN)?
         .add(Op::<Conv>::new(&shared))?
         .add(Op::<Linear>::new(&shared))?
         .add(Op::<GroupNorm>::new(&shared))?
@@ -36,6 +38,7 @@ pub(super) fn domain(isa: Isa, threads: usize) -> Result<OperatorDomain> {
 /// What a session's operators have in common. They run one after the other, so they share scratch memory.
 struct Shared {
     isa: Isa,
+    compute: Compute,
     threads: usize,
     scratch: Mutex<Scratch>,
 }
@@ -119,6 +122,7 @@ impl<L: Layer> Kernel for Node<L> {
             .unwrap_or_else(PoisonError::into_inner);
         let mut run = Run {
             isa: self.shared.isa,
+            compute: self.shared.compute,
             pool: &Workers {
                 context,
                 count: self.shared.threads,

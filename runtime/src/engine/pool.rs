@@ -15,6 +15,8 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use sd_kernels::Compute;
+
 use super::verified::Identity;
 use super::{Cancel, EngineError, Network};
 
@@ -29,6 +31,8 @@ pub struct Key {
     pub variant: String,
     /// Sizes that loading fixes, by the name of the graph's symbol.
     pub dims: Vec<(String, usize)>,
+    /// What its products are computed in.
+    pub compute: Compute,
 }
 
 impl Key {
@@ -44,6 +48,7 @@ impl Key {
             component: component.to_owned(),
             variant: Self::PLAIN.to_owned(),
             dims: dims.collect(),
+            compute: Compute::F32,
         }
     }
 
@@ -54,6 +59,12 @@ impl Key {
             variant: file.to_owned(),
             ..self
         }
+    }
+
+    /// The same with products computed in other numbers.
+    #[must_use]
+    pub fn compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 
     /// The component's folder.

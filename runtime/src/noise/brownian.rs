@@ -8,13 +8,13 @@
 //! Increments of the motion are torchsde's to the last bit. Noise is them by the root of the interval's length, which torch
 //! takes from MKL: there it is now and then one ulp off.
 
-use super::Rng;
+use super::Origin;
 use super::seed_sequence::first_word;
 
 /// Unit normal noise between any two noise levels of a range.
 pub struct BrownianTree {
     seed: u64,
-    rng: Rng,
+    origin: Origin,
     /// From the root to the node that was visited last.
     path: Vec<Node>,
 }
@@ -37,7 +37,8 @@ enum Side {
 }
 
 impl BrownianTree {
-    /// The motion of `count` numbers between two noise levels, the least and the greatest that are not 0.
+    /// The motion of `count` numbers between two noise levels, the least and the greatest that are not 0. It is a part of a
+    /// batch's where the origin says so.
     ///
     /// ```
     /// use sd_runtime::noise::{BrownianTree, Rng};
@@ -48,11 +49,18 @@ impl BrownianTree {
     /// assert_eq!(noise[0], 0.174_320_83);
     /// ```
     #[must_use]
-    pub fn new(seed: u64, rng: Rng, count: usize, sigma_min: f64, sigma_max: f64) -> Self {
+    pub fn new(
+        seed: u64,
+        origin: impl Into<Origin>,
+        count: usize,
+        sigma_min: f64,
+        sigma_max: f64,
+    ) -> Self {
+        let origin = origin.into();
         let start = single(sigma_min.min(sigma_max));
         let end = single(sigma_min.max(sigma_max));
         let deviation = (end - start).sqrt() as f32;
-        let mut increment = normal(rng, first_word(seed, None), count);
+        let mut increment = normal(origin, first_word(seed, None), count);
         increment.iter_mut().for_each(|w| *w *= deviation);
         let root = Node {
             start: round(start),
@@ -63,7 +71,7 @@ impl BrownianTree {
         };
         Self {
             seed,
-            rng,
+            origin,
             path: vec![root],
         }
     }
@@ -114,12 +122,12 @@ impl BrownianTree {
         if self.path.get(depth + 1).is_some_and(|next| next.key == key) {
             return;
         }
-        let (seed, rng) = (self.seed, self.rng);
+        let (seed, origin) = (self.seed, self.origin);
         let node = &mut self.path[depth];
         let middle = node.middle();
         let left = node.left.take().unwrap_or_else(|| {
             let seed = first_word(seed, Some([node.key, depth as u64]));
-            node.split(normal(rng, seed, node.increment.len()))
+            node.split(normal(origin, seed, node.increment.len()))
         });
         let (start, end, increment) = match side {
             Side::Left => (node.start, middle, left.clone()),
@@ -157,9 +165,9 @@ impl Node {
     }
 }
 
-fn normal(rng: Rng, seed: u32, count: usize) -> Vec<f32> {
+fn normal(origin: Origin, seed: u32, count: usize) -> Vec<f32> {
     let mut noise = vec![0.0; count];
-    rng.source(seed.into()).normal(&mut noise);
+    origin.source(seed.into()).normal(&mut noise);
     noise
 }
 
@@ -177,7 +185,7 @@ fn round(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::digest;
+    use crate::noise::{Rng, digest};
 
     const SD15: [f64; 2] = [0.029_167_158_2, 14.614_641_2];
 
@@ -265,6 +273,46 @@ mod tests {
         for (seed, range, count, sigmas, expected) in cases {
             let found = walk(&mut tree(seed, range, count), count, sigmas);
             assert_eq!(digest(&found), expected, "seed {seed}, {sigmas:?}");
+        }
+    }
+
+    /// Made by `tests/golden/brownian.py`.
+    #[test]
+    fn pictures_of_one_draw_have_their_parts_of_torchsdes_tree() {
+        let mut levels = vec![SD15[1]];
+        for i in 0..19 {
+            levels.push(levels[i] * 0.75);
+        }
+        for (seed, count, parts) in [
+            (
+                9,
+                33,
+                [
+                    "d5ff28c9cd7fe90a3eff50f35a284230e6a09c4da3b44cc2e3b822639240fc20",
+                    "f75a0999dcfc63ce429e619dd79985a4f5f8c427b7d0b15eb9728c2bdd58950c",
+                    "56fff4b9486c42c76f58b9f15acc7ee7b8d32cbe9637a7cdfb06c2f309a58093",
+                ],
+            ),
+            (
+                10,
+                1024,
+                [
+                    "e4b6c279bf88922c5cd31bfc99269fcad104551ac1a21f3ec607e8c5e4b22234",
+                    "092d5f65b19924d2a6add3b074c94c06a9510666a796e39027397333cdb972b9",
+                    "2770f9565346881752d7ffd9bce8c1e6108b0f674fcd56486d2c4108b1fab84a",
+                ],
+            ),
+        ] {
+            for (index, expected) in parts.into_iter().enumerate() {
+                let origin = Origin {
+                    rng: Rng::TorchCpu,
+                    index,
+                    count: 3,
+                };
+                let mut tree = BrownianTree::new(seed, origin, count, SD15[0], SD15[1]);
+                let found = walk(&mut tree, count, &levels);
+                assert_eq!(digest(&found), expected, "seed {seed}, part {index}");
+            }
         }
     }
 

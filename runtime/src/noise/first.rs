@@ -5,7 +5,7 @@ use ndarray::{Array3, s};
 
 use super::slerp::slerp;
 use super::texture::{Pixels, Texture};
-use super::{NoiseSource, Rng};
+use super::{NoiseSource, Origin};
 
 /// How the first noise is drawn. The default is one plain draw.
 #[derive(Clone, Debug, Default)]
@@ -34,24 +34,25 @@ impl FirstNoise {
     #[must_use]
     pub fn draw(
         &self,
-        rng: Rng,
+        origin: impl Into<Origin>,
         seed: u64,
         shape: [usize; 3],
     ) -> (Array3<f32>, Box<dyn NoiseSource + Send>) {
-        let mut source = rng.source(seed);
+        let origin = origin.into();
+        let mut source = origin.source(seed);
         let mut noise = self.texture.draw(&mut *source, shape);
         let [channels, height, width] = shape;
         let [from_height, from_width] = self.resized_from.unwrap_or([height, width]);
         let resized = [from_height, from_width] != [height, width];
         let from_shape = [channels, from_height, from_width];
-        let fresh = |seed| self.texture.draw(&mut *rng.source(seed), from_shape);
+        let fresh = |seed| self.texture.draw(&mut *origin.source(seed), from_shape);
         let mut inner = if resized { fresh(seed) } else { noise.clone() };
         if let Some(variation) = self.variation {
             inner = slerp(variation.strength, &inner, &fresh(variation.seed));
         }
         paste_centred(&inner, &mut noise);
         if self.ensd != 0 {
-            source = rng.source(seed.wrapping_add_signed(self.ensd));
+            source = origin.source(seed.wrapping_add_signed(self.ensd));
         }
         (noise, source)
     }
@@ -79,6 +80,7 @@ fn paste_centred(inner: &Array3<f32>, outer: &mut Array3<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::Rng;
 
     fn draw(first: &FirstNoise, rng: Rng, seed: u64) -> Array3<f32> {
         first.draw(rng, seed, [4, 8, 8]).0

@@ -1,11 +1,12 @@
 //! Unit normal noise that other programs draw too: the same seed gives the same picture.
 //!
 //! One file per generator; [`Rng`] lists them. Reference programs: torch on the CPU, and torch on CUDA as A1111 imitates it.
-//! [`BrownianTree`] is noise between any two noise levels; [`FirstNoise`] what pictures start from.
+//! [`BrownianTree`] is noise between any two noise levels; [`FirstNoise`] what pictures start from, and [`Origin`] whether they draw alone.
 
 mod brownian;
 mod first;
 mod mt19937;
+mod origin;
 mod philox;
 mod seed_sequence;
 mod slerp;
@@ -16,6 +17,7 @@ use std::str::FromStr;
 
 pub use brownian::BrownianTree;
 pub use first::{FirstNoise, Variation};
+pub use origin::Origin;
 pub use philox::Philox;
 pub use torch_cpu::TorchCpu;
 

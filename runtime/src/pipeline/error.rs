@@ -81,6 +81,12 @@ pub enum RequestError {
         /// Profiles that have it.
         others: Vec<&'static str>,
     },
+    /// A rule for weights in prompts under a profile whose prompts have none.
+    #[error("emphasis has no effect under {profile}'s rules: prompts are plain text there")]
+    Emphasis {
+        /// Whose rules.
+        profile: &'static str,
+    },
     /// A sampler was given an option that it does not have.
     #[error("{option} has no effect on {sampler}")]
     Knob {
@@ -103,7 +109,8 @@ impl RequestError {
             Self::NoSubseed
             | Self::Spread { .. }
             | Self::UnknownSpread { .. }
-            | Self::Sampler { .. } => None,
+            | Self::Sampler { .. }
+            | Self::Emphasis { .. } => None,
         }
     }
 
@@ -121,7 +128,11 @@ impl RequestError {
             Self::Sampler { others, .. } => {
                 format!("it can under those of {}", others.join(" and "))
             }
-            Self::Value { .. } | Self::Range { .. } | Self::NoSubseed | Self::Knob { .. } => {
+            Self::Value { .. }
+            | Self::Range { .. }
+            | Self::NoSubseed
+            | Self::Emphasis { .. }
+            | Self::Knob { .. } => {
                 return None;
             }
         };

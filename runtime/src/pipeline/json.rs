@@ -153,12 +153,14 @@ pub(super) mod noise {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Compute, Dialect};
     use crate::noise::Rng;
     use crate::noise::texture::Texture;
     use crate::pipeline::Micro;
     use crate::profile::PROFILES;
     use crate::sampler::{METHODS, Options};
     use crate::sigmas::Spread;
+    use crate::text::Emphasis;
 
     fn json(request: &Request) -> String {
         serde_json::to_string(request).unwrap()
@@ -203,6 +205,9 @@ mod tests {
             clip_skip: 2,
             initial_noise: Some("noise.safetensors".into()),
             ignore_lora_tags: true,
+            graph: Dialect::Portable,
+            compute: Compute::Auto,
+            emphasis: Some(Emphasis::NoNorm),
         };
         for request in [Request::default(), full] {
             assert_eq!(Request::from_json(&json(&request)).unwrap(), request);

@@ -3,18 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sd_kernels::Isa;
 use sd_models::family::ModelFamily;
 
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, infotext};
 use crate::Remedy;
+use crate::engine::{Compute, Dialect};
 use crate::noise::texture::Texture;
-use crate::noise::{BrownianTree, FirstNoise, Rng, Variation};
+use crate::noise::{BrownianTree, FirstNoise, Origin, Rng, Variation};
 use crate::profile::Profile;
 use crate::sampler::{self, Knob, Options, Sampler, Schedule};
 use crate::sigmas::Spread;
-use crate::text::Layer;
 use crate::text::lora_tags::untag;
+use crate::text::{Emphasis, Layer};
 
 /// One picture, with nothing left open.
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ pub struct Plan {
     /// Seed of its noise.
     pub seed: u64,
     /// Where noise comes from.
-    pub rng: Rng,
+    pub origin: Origin,
     /// How its first noise is drawn.
     pub first_noise: FirstNoise,
     /// The file that holds its first noise instead, and its place in there.
@@ -47,16 +49,22 @@ pub struct Plan {
     pub options: Options,
     /// How many calls of the denoiser it takes; none where the picture decides.
     pub calls: Option<usize>,
-    /// How strongly the prompt is followed; 1 is without guidance.
+    /// How strongly the prompt is followed, as asked for; 1 is without guidance.
     pub guidance_scale: f64,
     /// How much of the prompt's spread guidance gives back.
     pub guidance_rescale: f64,
+    /// How weights in prompts act.
+    pub emphasis: Emphasis,
     /// What each network is told: the base model, then a refiner.
     pub told: Vec<Told>,
     /// The refiner is called below this timestep.
     pub refiner_below: Option<f64>,
     /// Whose rules are followed.
     pub profile: Profile,
+    /// Which of a network's graphs is run.
+    pub graph: Dialect,
+    /// What products are computed in.
+    pub compute: Compute,
     /// Settings as A1111 writes them.
     pub settings: Vec<(&'static str, String)>,
     /// What goes into the picture's file.
@@ -95,8 +103,7 @@ impl Told {
 }
 
 impl Plan {
-    /// The noise between noise levels that solvers of stochastic differential equations take. As in A1111 every picture has a
-    /// motion of its own, made of its seed alone.
+    /// The noise between noise levels that solvers of stochastic differential equations take.
     #[must_use]
     pub fn brownian_tree(&self) -> BrownianTree {
         let levels = self
@@ -109,7 +116,8 @@ impl Plan {
             [sigma.min(min), sigma.max(max)]
         });
         let count = self.latent_shape.iter().product();
-        BrownianTree::new(self.seed, self.rng, count, min, max)
+        let seed = self.schedule.setup.brownian_seed.unwrap_or(self.seed);
+        BrownianTree::new(seed, self.origin, count, min, max)
     }
 }
 
@@ -162,6 +170,7 @@ impl Plans {
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
         let choice = Choice::of(request, model, &mut notes)?;
+        notes.extend(without_effect(request, &choice));
         let (size, memory) = size_and_memory(request, models, limit)?;
         let texture = request.noise.open()?;
         if request.micro != Micro::default() && model.family.time_ids().is_none() {
@@ -195,7 +204,7 @@ impl Plans {
 
         let plan = |i: usize| {
             let factor = model.latent.downscale;
-            let (seed, variation) = seeds(request, i as u64);
+            let (seed, variation, origin) = draws(request, i);
             let first_noise = FirstNoise {
                 variation,
                 resized_from: request
@@ -204,15 +213,15 @@ impl Plans {
                 ensd: request.ensd,
                 texture: texture.clone(),
             };
-            let seeds = (seed, variation);
-            let settings = settings(request, models, seeds, &choice, size, &ignored);
+            let drawn = (seed, variation, origin);
+            let settings = settings(request, models, drawn, &choice, size, &ignored);
             Plan {
                 prompt: prompt.clone(),
                 negative_prompt: negative_prompt.clone(),
                 size,
                 latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
                 seed,
-                rng: request.rng,
+                origin,
                 first_noise,
                 initial_noise: request.initial_noise.clone().map(|path| (path, i)),
                 sampler: choice.sampler,
@@ -221,11 +230,14 @@ impl Plans {
                 steps: choice.steps,
                 options: (profile.options)(choice.sampler, request.options),
                 calls: (choice.sampler.calls)(&choice.schedule),
-                guidance_scale: (profile.guidance_scale)(choice.guidance_scale),
+                guidance_scale: choice.guidance_scale,
                 guidance_rescale: request.guidance_rescale,
+                emphasis: request.emphasis.unwrap_or(profile.emphasis),
                 told: told.clone(),
                 refiner_below,
                 profile,
+                graph: request.graph,
+                compute: request.compute,
                 infotext: infotext::infotext(
                     &request.prompt,
                     negative.unwrap_or_default(),
@@ -243,18 +255,50 @@ impl Plans {
     }
 }
 
-/// The seed of picture `i`, and its variation. As in A1111 the pictures of a batch are those of successive seeds, or successive
-/// variations of one.
-fn seeds(request: &Request, i: u64) -> (u64, Option<Variation>) {
+/// What is asked for and does nothing with what runs.
+fn without_effect(request: &Request, choice: &Choice) -> Vec<String> {
+    let profile = request.profile;
+    let scale = (profile.guidance_scale)(choice.guidance_scale);
+    let unguided = scale == 1.0 && !choice.sampler.needs_uncond();
+    let negative = request.negative_prompt.as_deref();
+    let name = profile.name;
+    let mut notes = Vec::new();
+    if request.ensd != 0 && profile.step_seed.is_some() {
+        notes.push(format!(
+            "another seed for later noise has no effect under {name}'s rules, which have one of their own"
+        ));
+    }
+    if unguided && negative.is_some_and(|negative| !negative.is_empty()) {
+        notes.push("the negative prompt has no effect without guidance".to_owned());
+    }
+    if unguided && request.guidance_rescale > 0.0 {
+        notes.push("guidance rescale has no effect without guidance".to_owned());
+    }
+    notes
+}
+
+/// The seed of picture `i`, its variation, and what it draws from. The pictures of a batch are those of successive seeds, or
+/// parts of one draw; with variations, which only A1111 has, successive variations of one seed.
+fn draws(request: &Request, i: usize) -> (u64, Option<Variation>, Origin) {
+    let alone = Origin::from(request.rng);
+    let next = |seed: u64| seed.wrapping_add(i as u64);
     match request.subseed {
         Some(subseed) if request.subseed_strength > 0.0 => {
             let variation = Variation {
-                seed: subseed.wrapping_add(i),
+                seed: next(subseed),
                 strength: request.subseed_strength,
             };
-            (request.seed, Some(variation))
+            (request.seed, Some(variation), alone)
         }
-        _ => (request.seed.wrapping_add(i), None),
+        _ if request.profile.batch_is_one_draw => {
+            let part = Origin {
+                index: i,
+                count: request.batch,
+                ..alone
+            };
+            (request.seed, None, part)
+        }
+        _ => (next(request.seed), None, alone),
     }
 }
 
@@ -339,6 +383,7 @@ impl Choice {
         }
         let schedule = (profile.schedule)(sampler, spread, steps, &trained);
         let schedule = Arc::new(schedule.map_err(in_config)?);
+        notes.extend((profile.notes)(sampler, &trained));
         let done = schedule.steps.len();
         if steps != done {
             let name = profile.name;
@@ -405,7 +450,7 @@ fn settings(
         base: model,
         refiner,
     }: &Models,
-    (seed, variation): (u64, Option<Variation>),
+    (seed, variation, origin): (u64, Option<Variation>, Origin),
     choice: &Choice,
     size: [usize; 2],
     ignored_loras: &str,
@@ -428,11 +473,24 @@ fn settings(
         pairs.push(("Variation seed", variation.seed.to_string()));
         pairs.push(("Variation seed strength", variation.strength.to_string()));
     }
+    if origin.count > 1 {
+        pairs.push(("Batch size", origin.count.to_string()));
+        pairs.push(("Batch pos", origin.index.to_string()));
+    }
     if let Some([width, height]) = request.seed_resize {
         pairs.push(("Seed resize from", format!("{width}x{height}")));
     }
     if request.clip_skip > 1 {
         pairs.push(("Clip skip", request.clip_skip.to_string()));
+    }
+    if let Some(emphasis) = request.emphasis.filter(|e| *e != request.profile.emphasis) {
+        let name = match emphasis {
+            Emphasis::Original => "Original",
+            Emphasis::NoNorm => "No norm",
+            Emphasis::Ignore => "Ignore",
+            Emphasis::Comfyui => "ComfyUI",
+        };
+        pairs.push(("Emphasis", name.to_owned()));
     }
     let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
     if request.ensd != 0 && draws {
@@ -460,6 +518,11 @@ fn settings(
     pairs.push(("RNG", rng.to_owned()));
     if request.profile != Request::default().profile {
         pairs.push(("Profile", request.profile.name.to_owned()));
+    }
+    if let Some(compute) = request.compute.on(Isa::detect())
+        && compute != sd_kernels::Compute::F32
+    {
+        pairs.push(("Compute", compute.name().to_owned()));
     }
     let (options, default) = (request.options, Options::default());
     if let Some(eta) = options.eta {

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
+use sd_kernels::Isa;
 use sd_models::family::ModelFamily;
 use serde::{Deserialize, Serialize};
 
 use super::{RequestError, json};
+use crate::engine::{Compute, Dialect};
 use crate::noise::Rng;
 use crate::noise::texture::Texture;
-use crate::profile::{A1111, PROFILES, Profile};
+use crate::profile::{A1111, PROFILES, Profile, Prompts};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
+use crate::text::Emphasis;
 
 /// A wish for pictures. In JSON it is an object with the fields' names; see [`Request::from_json`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,13 +34,15 @@ pub struct Request {
     pub guidance_scale: Option<f64>,
     /// How much of the prompt's spread guidance gives back, 0 to 1.
     pub guidance_rescale: f64,
+    /// How weights in prompts act; the profile's rule if absent.
+    pub emphasis: Option<Emphasis>,
     /// What an SDXL is told of the picture.
     pub micro: Micro,
     /// Where a refiner takes over, if there is one: the share of the noise that the base model removes, 0 to 1.
     pub refiner_start: f64,
     /// Aesthetic scores that an SDXL refiner is told, of prompt and negative prompt.
     pub aesthetic: [f64; 2],
-    /// Seed of the first picture; the next ones count on, unless they are variations.
+    /// Seed of the first picture; the next ones count on, unless they are variations or the profile draws for all at once.
     pub seed: u64,
     /// Seed of the first picture's variation; the next ones count on.
     pub subseed: Option<u64>,
@@ -72,6 +77,10 @@ pub struct Request {
     pub initial_noise: Option<PathBuf>,
     /// Whether prompts may ask for LoRAs that the model does not hold, which then have no effect.
     pub ignore_lora_tags: bool,
+    /// Which of a network's graphs is run.
+    pub graph: Dialect,
+    /// What products are computed in.
+    pub compute: Compute,
 }
 
 /// What SDXL and its refiner are told of a picture, beside the prompt (Podell et al. 2023, arXiv:2307.01952, section 2.2).
@@ -124,6 +133,7 @@ impl Default for Request {
             steps: None,
             guidance_scale: None,
             guidance_rescale: 0.0,
+            emphasis: None,
             micro: Micro::default(),
             refiner_start: 0.8,
             aesthetic: [6.0, 2.5],
@@ -142,6 +152,8 @@ impl Default for Request {
             clip_skip: 1,
             initial_noise: None,
             ignore_lora_tags: false,
+            graph: Dialect::Auto,
+            compute: Compute::F32,
         }
     }
 }
@@ -161,7 +173,10 @@ impl Request {
             in_range("steps", steps as f64, 1.0, 1000.0)?;
         }
         in_range("batch", self.batch as f64, 1.0, 1000.0)?;
-        let last = self.batch as u64 - 1;
+        let last = match self.profile.batch_is_one_draw {
+            true => 0,
+            false => self.batch as u64 - 1,
+        };
         if self.seed.checked_add(last).is_none() {
             return Err(RequestError::Value {
                 field: "seed".to_owned(),
@@ -187,12 +202,23 @@ impl Request {
             check_side("seed_resize[0]", width)?;
             check_side("seed_resize[1]", height)?;
         }
+        if self.emphasis.is_some() && self.profile.prompts == Prompts::Plain {
+            return Err(RequestError::Emphasis {
+                profile: self.profile.name,
+            });
+        }
         let options = self.options;
         if let Some(eta) = options.eta {
             in_range("options.eta", eta, 0.0, 1.0)?;
         }
         in_range("options.s_noise", options.s_noise, 0.0, 10.0)?;
         in_range("options.s_churn", options.s_churn, 0.0, 1000.0)?;
+        if self.compute.on(Isa::detect()).is_none() {
+            return Err(RequestError::Value {
+                field: "compute".to_owned(),
+                problem: "this processor does not multiply bf16 numbers (AVX512-BF16)".to_owned(),
+            });
+        }
         match self.sampler {
             Some(sampler) => self.solver(sampler).map(|_| ()),
             None => Ok(()),

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use sd_kernels::{Compute, Isa};
+
 use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Networks, Relay, Unet};
 use crate::engine::{Cancel, Engine, EngineError, Key, Lease};
-use crate::text::{Condition, Encoded, TextEncoder};
+use crate::text::{Condition, Encoded, TextEncoder, chunks};
 
 /// How long the stages took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +33,10 @@ pub struct Outcome {
     pub calls: Vec<usize>,
     /// How long it took.
     pub timing: Timing,
+    /// Dialect of the base model's UNet.
+    pub graph: &'static str,
+    /// What products were computed in.
+    pub compute: Compute,
 }
 
 /// Makes the pictures of plans. `dump`, if given, gets the inside of the run. The crate's page has an example.
@@ -57,13 +63,28 @@ pub fn run(
             pictures: Vec::new(),
             calls: Vec::new(),
             timing: Timing::default(),
+            graph: "none",
+            compute: Compute::F32,
         });
     };
     let model = &models.base;
+    let chosen = |model: &ModelDir, component: &str| {
+        let manifest = model.manifest.as_ref();
+        let recorded = manifest.and_then(|manifest| manifest.components.get(component));
+        engine.choose(recorded, first.graph, first.compute)
+    };
+    let compute = first.compute.on(Isa::detect()).unwrap_or_default();
     let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
+        let graph = chosen(model, component)?;
         let key = Key::new(&model.path, component, dims);
+        let key = key.variant(graph.file).compute(compute);
         engine.lease(&key, model.manifest.as_ref(), cancel)
     };
+    let graph = chosen(model, "unet")?;
+    if let Some(reason) = graph.reason {
+        let note = format!("the portable graph is run, not the faster native one: {reason}");
+        listener(Event::Note(&note));
+    }
     let mut timing = Timing::default();
 
     listener(Event::Stage(Stage::Encode));
@@ -101,13 +122,14 @@ pub fn run(
             dump.append("initial_noise", &noise.view());
         }
         if let Some(more) = plan.profile.step_seed {
-            source = plan.rng.source(plan.seed.wrapping_add(more));
+            source = plan.origin.source(plan.seed.wrapping_add(more));
         }
         let mut relay = Relay {
             networks: &mut networks,
             conditions: &conditions,
             refiner_below: plan.refiner_below,
-            scale: plan.guidance_scale,
+            asked_scale: plan.guidance_scale,
+            scale: (plan.profile.guidance_scale)(plan.guidance_scale),
             rescale: plan.guidance_rescale,
             cancel,
         };
@@ -144,6 +166,8 @@ pub fn run(
         pictures,
         calls,
         timing,
+        graph: graph.dialect(),
+        compute,
     })
 }
 
@@ -167,12 +191,20 @@ fn encode(
         for text in &model.texts {
             // What there is to say of a prompt is said once.
             let mut silent = |_: Event<'_>| ();
-            let chunks = match conditions.is_empty() && encoded.is_empty() {
+            let words = match conditions.is_empty() && encoded.is_empty() {
                 true => stages::read_prompts(plan, &text.tokenizer, listener)?,
                 false => stages::read_prompts(plan, &text.tokenizer, &mut silent)?,
             };
             let mut encoder = TextEncoder::new(lease(model, text.component, &[("batch", 1)])?);
-            encoded.push(stages::encode(told, &chunks, &mut encoder, cancel)?);
+            let empty = chunks::empty(&text.tokenizer);
+            let weighting = (plan.emphasis, &empty);
+            encoded.push(stages::encode(
+                told,
+                &words,
+                weighting,
+                &mut encoder,
+                cancel,
+            )?);
         }
         let both = stages::conditions(told, &encoded)?;
         if let Some(dump) = dump.as_deref_mut() {

@@ -8,14 +8,13 @@ use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
 
 use super::event::{Event, Listener};
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
-use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, is_refined};
+use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, Thresholded, is_refined};
 use crate::engine::{Cancel, EngineError, Input, Network};
 use crate::noise::{BrownianTree, NoiseSource};
 use crate::profile::Prompts;
 use crate::sampler::{Run, Schedule, Step};
-use crate::text::prompt::Part;
 use crate::text::{
-    Chunk, ClipTokenizer, Condition, Encoded, TextEncoder, TextError, chunks, prompt,
+    Chunk, ClipTokenizer, Condition, Emphasis, Encoded, TextEncoder, TextError, chunks, prompt,
 };
 
 /// Chunks of a plan's prompt and negative prompt for one text encoder.
@@ -43,18 +42,15 @@ fn read_prompt(
         }
     }
     match plan.profile.prompts {
-        Prompts::Attention | Prompts::AttentionInstead => {
+        Prompts::Attention => {
             prompt::refuse_unsupported(text, negative)?;
-            let parts = prompt::parse_attention(text);
-            let weighted =
-                |part: &Part| matches!(part, Part::Text { weight, .. } if *weight != 1.0);
-            if plan.profile.prompts == Prompts::AttentionInstead && parts.iter().any(weighted) {
-                warn(format!(
-                    "weights in prompts act as in A1111, which is not quite as under {}'s rules",
-                    plan.profile.name
-                ));
+            chunks::chunks(&prompt::parse_attention(text), clip)
+        }
+        Prompts::Comfyui => {
+            if text.contains("embedding:") {
+                warn("`embedding:` in the prompt is taken as text: embeddings in the model have words of their own".to_owned());
             }
-            chunks::chunks(&parts, clip)
+            chunks::comfyui(&prompt::parse_comfyui(text), clip)
         }
         Prompts::Plain => {
             let (chunk, cut) = chunks::truncated(text, clip)?;
@@ -73,14 +69,15 @@ fn read_prompt(
 pub(super) fn encode(
     told: &Told,
     chunks: &[Vec<Chunk>; 2],
+    weighting: (Emphasis, &Chunk),
     encoder: &mut TextEncoder,
     cancel: &Cancel,
 ) -> Result<[Encoded; 2], TextError> {
     let [cond, uncond] = chunks;
     let [layer, negative] = told.layers;
     Ok([
-        encoder.encode(cond, layer, cancel)?,
-        encoder.encode(uncond, negative, cancel)?,
+        encoder.encode(cond, weighting, layer, cancel)?,
+        encoder.encode(uncond, weighting, negative, cancel)?,
     ])
 }
 
@@ -106,7 +103,7 @@ pub(super) fn first_noise(
 ) -> Result<(Latents, Box<dyn NoiseSource + Send>), PipelineError> {
     let [_, channels, height, width] = plan.latent_shape;
     let shape = [channels, height, width];
-    let (drawn, source) = plan.first_noise.draw(plan.rng, plan.seed, shape);
+    let (drawn, source) = plan.first_noise.draw(plan.origin, plan.seed, shape);
     let noise = match &plan.initial_noise {
         Some((path, place)) => given_noise(path, *place, shape)?,
         None => drawn.insert_axis(Axis(0)),
@@ -161,8 +158,12 @@ pub(super) fn denoise(
         watched: &watched,
         before: 0,
     };
+    let mut thresholded = Thresholded {
+        inner: &mut model,
+        threshold: plan.schedule.setup.threshold,
+    };
     for part in parts(plan) {
-        x = (plan.sampler.solve)(&mut model, x, &part, &plan.options, &mut run)?;
+        x = (plan.sampler.solve)(&mut thresholded, x, &part, &plan.options, &mut run)?;
         run.before += part.steps.len();
     }
     if plan.schedule.final_scale != 1.0 {

@@ -4,20 +4,23 @@ use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision, TIMESTEPS};
 use crate::sampler::{
     Bh, DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_ADAPTIVE, DPM_FAST, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL,
-    DPMPP_2M, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN, DPMPP_2S_ANCESTRAL, DPMPP_3M_SDE, DPMPP_SDE, LCM,
-    Options, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC,
+    DPMPP_2M, DPMPP_2M_CFGPP, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN, DPMPP_2S_ANCESTRAL,
+    DPMPP_2S_ANCESTRAL_CFGPP, DPMPP_3M_SDE, DPMPP_SDE, EULER_ANCESTRAL_CFGPP, EULER_CFGPP, LCM,
+    Options, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC, UNIPC_BH2,
 };
 use crate::sigmas::{
-    SD1_ROUNDED, SDXL_ROUNDED, Spread, align_your_steps, beta, ddim_uniform, exponential, karras,
-    kl_optimal, linspace, polyexponential, sgm_uniform, simple, turbo, uniform,
+    SD1_ROUNDED, SDXL_ROUNDED, Spread, Table, align_your_steps, beta, ddim_uniform, exponential,
+    exponential_between, karras, kl_optimal, kl_optimal_between, linspace, polyexponential,
+    sgm_uniform, simple, turbo, uniform,
 };
+use crate::text::Emphasis;
 
 /// The rules.
 pub static A1111: Rules = Rules {
     name: "a1111",
     sampler: |_| Ok(&DPMPP_2M),
     solver: |sampler| match sampler {
-        s if [&DDPM, &DEIS, &TCD].contains(&s) => None,
+        s if NOT_THERE.contains(&s) => None,
         s if s == &DPM_MULTISTEP => Some(&DPMPP_2M),
         s => Some(s),
     },
@@ -30,21 +33,19 @@ pub static A1111: Rules = Rules {
         ..options
     },
     step_seed: None,
+    batch_is_one_draw: false,
     spreads: |sampler| match sampler {
-        s if has_timesteps(s) || s == &UNIPC || takes_the_models_ends(s) => &[],
-        s if s == &LCM => &[
-            Spread::Uniform,
-            Spread::Karras,
-            Spread::Exponential,
-            Spread::Beta,
-        ],
-        _ => &Spread::ALL,
+        s if has_timesteps(s) || is_unipc(s) || takes_the_models_ends(s) => &[],
+        s if s == &LCM => &SPREADS[..11],
+        _ => &SPREADS,
     },
     automatic: |sampler, _| Ok(automatic(sampler)),
     schedule: |sampler, spread, count, trained| Ok(schedule(sampler, spread, count, trained)),
+    notes: |_, _| Vec::new(),
     guidance_scale: |asked| asked,
     refiner_is_apart: false,
     prompts: Prompts::Attention,
+    emphasis: Emphasis::Original,
     zero_negative: |negative, _| negative.is_none_or(str::is_empty),
     clip_skip_xl: |_| 2,
     clip_skip_negative: true,
@@ -52,6 +53,38 @@ pub static A1111: Rules = Rules {
     clip_skip_open_clip: false,
     pixel: |value| value as u8,
 };
+
+/// What it does not have.
+static NOT_THERE: [Sampler; 7] = [
+    &DDPM,
+    &DEIS,
+    &TCD,
+    &EULER_CFGPP,
+    &EULER_ANCESTRAL_CFGPP,
+    &DPMPP_2S_ANCESTRAL_CFGPP,
+    &DPMPP_2M_CFGPP,
+];
+
+/// Its "schedule types", and Forge's for few steps, which LCM's levels have no place in.
+static SPREADS: [Spread; 12] = [
+    Spread::Uniform,
+    Spread::Karras,
+    Spread::Exponential,
+    Spread::Polyexponential,
+    Spread::SgmUniform,
+    Spread::KlOptimal,
+    Spread::AlignYourSteps,
+    Spread::Simple,
+    Spread::Normal,
+    Spread::Ddim,
+    Spread::Beta,
+    Spread::Turbo,
+];
+
+/// `UniPC` with either of its options "variant".
+fn is_unipc(sampler: Sampler) -> bool {
+    [&UNIPC, &UNIPC_BH2].contains(&sampler)
+}
 
 /// Solvers with timesteps of their own.
 fn has_timesteps(sampler: Sampler) -> bool {
@@ -92,14 +125,15 @@ fn schedule(
         table = table.zero_terminal_snr(ZERO_SNR);
     }
     let sigmas = match spread {
-        None if sampler == &UNIPC => return unipc_clock(table, count),
+        None if is_unipc(sampler) => {
+            let bh = if sampler == &UNIPC { Bh::One } else { Bh::Two };
+            return unipc_clock(table, count, bh);
+        }
         None if has_timesteps(sampler) => return timesteps(table, count),
         None => exponential(&table, count + 1),
         Some(spread) if sampler == &LCM => {
-            let levels = lcm_levels(&table, spread, count);
-            let most = levels[0].sigma;
-            let chain: Vec<Level> = levels.into_iter().chain([Level::CLEAN]).collect();
-            return Schedule::chain(&chain, most, table);
+            let levels = lcm_levels(&table, spread, count, trained.xl);
+            return Schedule::chain(&levels, levels[0].sigma, table);
         }
         Some(spread) => sigmas(sampler, spread, count, &table, trained.xl),
     };
@@ -134,12 +168,11 @@ fn sigmas(
         Spread::SgmUniform => sgm_uniform(table, count),
         // Its last level is the model's least noise.
         Spread::KlOptimal => kl_optimal(table, count + 1),
-        Spread::AlignYourSteps if xl => align_your_steps(&SDXL_ROUNDED, count),
-        Spread::AlignYourSteps => align_your_steps(&SD1_ROUNDED, count),
+        Spread::AlignYourSteps => align_your_steps(table_of_family(xl), count),
         Spread::Simple => simple(table, count),
         Spread::Ddim => ddim_uniform(table, count),
         Spread::Beta => beta(table, count),
-        Spread::Turbo => turbo(table, count),
+        Spread::Turbo | Spread::LinearQuadratic => turbo(table, count),
     };
     if spread != Spread::KlOptimal {
         sigmas.push(0.0);
@@ -153,17 +186,35 @@ fn sigmas(
 /// The last product of models that were trained down to a signal of 0.
 const ZERO_SNR: f32 = 4.897_345e-8;
 
-/// LCM knows the 50 levels of its training, 19, 39, .. 999: between them ln(sigma) is linear, and the model is told the
-/// nearest.
-fn lcm_levels(table: &NoiseTable, spread: Spread, count: usize) -> Vec<Level> {
+/// LCM knows the 50 levels of its training, 19, 39, .. 999: between them ln(sigma) is linear, spreads go over them as others
+/// go over the table, and the model is told the nearest.
+fn lcm_levels(table: &NoiseTable, spread: Spread, count: usize, xl: bool) -> Vec<Level> {
     let known: Vec<Level> = (0..50).map(|i| table.at(f64::from(20 * i + 19))).collect();
+    let (most, least) = (known[49].sigma, known[0].sigma);
     let at = |place: f64| {
         let (low, high) = (known[place.floor() as usize], known[place.ceil() as usize]);
         let weight = place.fract();
         ((1.0 - weight) * low.sigma.ln() + weight * high.sigma.ln()).exp()
     };
-    let free = spread.between(known[49].sigma, known[0].sigma, count);
-    let sigmas = free.unwrap_or_else(|| linspace(49.0, 0.0, count).map(at).collect());
+    let even = |count: usize| linspace(49.0, 0.0, count).map(at);
+    let sigmas: Vec<f64> = match spread {
+        Spread::SgmUniform => even(count + 1).take(count).collect(),
+        Spread::Simple => (0..count)
+            .map(|i| known[49 - i * 50 / count].sigma)
+            .collect(),
+        Spread::Ddim => {
+            let strides = known[1..].iter().step_by((50 / count).max(1));
+            strides.rev().map(|level| level.sigma).collect()
+        }
+        Spread::Polyexponential => exponential_between(most, least, count),
+        // Its last level is the least noise.
+        Spread::KlOptimal => kl_optimal_between(most, least, count + 1),
+        Spread::AlignYourSteps => align_your_steps(table_of_family(xl), count),
+        other => match other.between(most, least, count) {
+            Some(sigmas) => sigmas,
+            None => even(count).collect(),
+        },
+    };
     let nearest = |sigma: f64| {
         let distance = |level: &&Level| (level.sigma.ln() - sigma.ln()).abs();
         let by_distance = |a: &&Level, b: &&Level| distance(a).total_cmp(&distance(b));
@@ -173,12 +224,21 @@ fn lcm_levels(table: &NoiseTable, spread: Spread, count: usize) -> Vec<Level> {
             .map_or(0.0, |level| level.t);
         Level { sigma, t }
     };
-    sigmas.into_iter().map(nearest).collect()
+    let mut levels: Vec<Level> = sigmas.into_iter().map(nearest).collect();
+    if spread != Spread::KlOptimal {
+        levels.push(Level::CLEAN);
+    }
+    levels
+}
+
+/// Align Your Steps' levels for a model.
+fn table_of_family(xl: bool) -> &'static Table {
+    if xl { &SDXL_ROUNDED } else { &SD1_ROUNDED }
 }
 
 /// `UniPC`'s own clock: even in time from 1 to 1/1000, where time `u` is timestep `1000 u - 1` and the logarithm of `abar`
 /// is linear in between. It ends at the least noise of training.
-fn unipc_clock(table: NoiseTable, count: usize) -> Schedule {
+fn unipc_clock(table: NoiseTable, count: usize, bh: Bh) -> Schedule {
     // As many steps as DDIM has timesteps.
     let count = TIMESTEPS.div_ceil((TIMESTEPS / count).max(1));
     let log = |t: f64| -table.at(t).sigma.powi(2).ln_1p();
@@ -198,7 +258,7 @@ fn unipc_clock(table: NoiseTable, count: usize) -> Schedule {
         final_scale: 1.0 / least,
         setup: Setup {
             orders: (0..count).map(|i| (count - i).min(3)).collect(),
-            bh: Bh::One,
+            bh,
             ..Setup::default()
         },
         ..Schedule::chain(&levels, most, table)

@@ -1,15 +1,17 @@
-//! `ComfyUI`: its sampling nodes' rules. Its emphasis of words is not done yet: A1111's is used instead.
+//! `ComfyUI`: its sampling nodes' rules, and those of its prompts.
 
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, Precision};
 use crate::sampler::{
-    DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL, DPMPP_2M, EULER,
-    EULER_ANCESTRAL, LCM, PLMS, RESTART, Sampler, Schedule, Space, TCD, UNIPC,
+    Bh, DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL, DPMPP_2M, EULER,
+    EULER_ANCESTRAL, Knots, LCM, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC,
+    UNIPC_BH2,
 };
 use crate::sigmas::{
     SD1, SDXL, Spread, align_your_steps, beta_timesteps, ddim_uniform, exponential, karras,
-    kl_optimal, polyexponential, sgm_uniform, simple, turbo_ladder, uniform,
+    kl_optimal, linear_quadratic, polyexponential, sgm_uniform, simple, turbo_ladder, uniform,
 };
+use crate::text::Emphasis;
 
 /// The rules.
 pub static COMFYUI: Rules = Rules {
@@ -18,14 +20,17 @@ pub static COMFYUI: Rules = Rules {
     solver,
     options: |_, options| options,
     step_seed: Some(1),
+    batch_is_one_draw: true,
     spreads: |_| &Spread::ALL,
     automatic: |_, _| Ok(Spread::Normal),
     schedule: |sampler, spread, count, trained| {
         let spread = spread.unwrap_or(Spread::Normal);
         Ok(schedule(sampler, spread, count, trained))
     },
+    notes: |_, _| Vec::new(),
     guidance_scale: |asked| asked,
-    prompts: Prompts::AttentionInstead,
+    prompts: Prompts::Comfyui,
+    emphasis: Emphasis::Comfyui,
     zero_negative: |_, _| false,
     refiner_is_apart: false,
     // "Stop at CLIP layer" counts layers; without it, it is the last but one.
@@ -36,8 +41,8 @@ pub static COMFYUI: Rules = Rules {
     pixel: |value| value as u8,
 };
 
-/// What it does not have, or has in another form that is not done yet.
-static NOT_THERE: [Sampler; 6] = [&PLMS, &RESTART, &UNIPC, &DEIS, &TCD, &DDIM_CFGPP];
+/// What it does not have.
+static NOT_THERE: [Sampler; 4] = [&PLMS, &RESTART, &TCD, &DDIM_CFGPP];
 
 /// Its "ddim" is Euler's method, and its "ddpm" in noise levels is that with ancestral noise.
 fn solver(sampler: Sampler) -> Option<Sampler> {
@@ -50,16 +55,23 @@ fn solver(sampler: Sampler) -> Option<Sampler> {
     }
 }
 
+/// Where its `UniPC` ends instead of 0.
+const UNIPC_END: Level = Level {
+    sigma: 0.001,
+    t: 0.0,
+};
+
 fn schedule(sampler: Sampler, spread: Spread, count: usize, trained: &Trained<'_>) -> Schedule {
     let table = NoiseTable::scaled_linear(0.00085, 0.012, Precision::Double).with_whole_timesteps();
+    let unipc = [&UNIPC, &UNIPC_BH2].contains(&sampler);
     // "Discard penultimate sigma".
-    let discards = [&DPM2, &DPM2_ANCESTRAL].contains(&sampler);
+    let discards = unipc || [&DPM2, &DPM2_ANCESTRAL].contains(&sampler);
     let mut sigmas = sigmas(spread, count + usize::from(discards), &table, trained.xl);
     if discards {
         sigmas.pop();
     }
     let mut levels: Vec<Level> = sigmas.into_iter().map(|s| table.of_sigma(s)).collect();
-    levels.push(Level::CLEAN);
+    levels.push(if unipc { UNIPC_END } else { Level::CLEAN });
     let most = levels[0].sigma;
     let initial_scale = match sampler.space {
         Space::Vp => 1.0,
@@ -67,12 +79,36 @@ fn schedule(sampler: Sampler, spread: Spread, count: usize, trained: &Trained<'_
         Space::Ve if most > table.sigma_max() * (1.0 - 1e-5) => (1.0 + most * most).sqrt(),
         Space::Ve => most,
     };
-    let mut schedule = Schedule::chain(&levels, initial_scale, table);
-    if sampler == &LCM {
-        // Its "lcm" takes the model's estimate as it is.
-        schedule.setup.timestep_scaling = None;
+    Schedule {
+        setup: setup(sampler, levels.len() - 1),
+        ..Schedule::chain(&levels, initial_scale, table)
     }
-    schedule
+}
+
+/// The forms that it has of solvers.
+fn setup(sampler: Sampler, count: usize) -> Setup {
+    let own = Setup::default();
+    match sampler {
+        // The model's estimate is taken as it is.
+        s if s == &LCM => Setup {
+            timestep_scaling: None,
+            ..own
+        },
+        s if s == &DEIS => Setup {
+            orders: vec![3; count],
+            knots: Knots::Time,
+            ..own
+        },
+        s if [&UNIPC, &UNIPC_BH2].contains(&s) => {
+            let order = (count - 1).clamp(1, 3);
+            Setup {
+                orders: (0..count).map(|i| (count - i).min(order)).collect(),
+                bh: if s == &UNIPC { Bh::One } else { Bh::Two },
+                ..own
+            }
+        }
+        _ => own,
+    }
 }
 
 /// Noise levels without the final 0.
@@ -95,5 +131,6 @@ fn sigmas(spread: Spread, count: usize, table: &NoiseTable, xl: bool) -> Vec<f64
         Spread::Ddim => ddim_uniform(table, count),
         Spread::Beta => beta_timesteps(table, count),
         Spread::Turbo => turbo_ladder(table, count),
+        Spread::LinearQuadratic => linear_quadratic(table, count),
     }
 }

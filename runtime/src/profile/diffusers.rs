@@ -4,13 +4,14 @@
 use sd_models::manifest::PredictionType;
 use serde_json::{Value, json};
 
-use super::scheduler_config::{Class, ConfigError, SchedulerConfig, class};
+use super::scheduler_config::{Class, ConfigError, SchedulerConfig, class, plain, same};
 use super::{Prompts, Rules, Trained};
 use crate::denoise::{Level, NoiseTable, TIMESTEPS};
 use crate::sampler::{
     Bh, DPM_MULTISTEP, METHODS, Method, Sampler, Schedule, SecondOrder, Setup, Step,
 };
 use crate::sigmas::{Spread, linspace};
+use crate::text::Emphasis;
 
 /// The rules.
 pub static DIFFUSERS: Rules = Rules {
@@ -23,6 +24,8 @@ pub static DIFFUSERS: Rules = Rules {
     },
     options: |_, options| options,
     step_seed: None,
+    // Pipelines are given one generator for all.
+    batch_is_one_draw: true,
     spreads: |sampler| match class_of(sampler).is_ok_and(Class::spreads) {
         true => &[
             Spread::Uniform,
@@ -39,11 +42,13 @@ pub static DIFFUSERS: Rules = Rules {
         let spread = spread.filter(|spread| *spread != Spread::Normal); // the same here
         (class_of(sampler)?.schedule)(&config, spread.unwrap_or(Spread::Uniform), count)
     },
+    notes,
     // Pipelines guide above 1 only.
     guidance_scale: |asked| asked.max(1.0),
     // The refiner is a pipeline of its own, with a scheduler of its own.
     refiner_is_apart: true,
     prompts: Prompts::Plain,
+    emphasis: Emphasis::Ignore,
     zero_negative: |negative, forced| negative.is_none() && forced,
     clip_skip_xl: |skip| skip + 1,
     // Pipelines hand the number to the prompt's encoding only.
@@ -96,6 +101,7 @@ fn set_up(sampler: Sampler) -> (Option<&'static str>, Vec<(&'static str, Value)>
         "DPM++ 2M SDE" => sde("midpoint"),
         "DPM++ 2M SDE Heun" => sde("heun"),
         "DPM++ 3M SDE" => dpm_solver("sde-dpmsolver++", 3),
+        "UniPC bh2" => return (sampler.class, vec![("solver_type", json!("bh2"))]),
         _ => return (sampler.class, Vec::new()),
     };
     (Some(DPM_SOLVER), set)
@@ -111,7 +117,40 @@ fn class_of(sampler: Sampler) -> Result<&'static Class, ConfigError> {
 }
 
 fn config(sampler: Sampler, trained: &Trained<'_>) -> Result<SchedulerConfig, ConfigError> {
-    SchedulerConfig::read(class_of(sampler)?, trained.config, &set_up(sampler).1)
+    let mut set = set_up(sampler).1;
+    set.extend(set_by_pipeline(trained));
+    SchedulerConfig::read(class_of(sampler)?, trained.config, &set)
+}
+
+/// What `StableDiffusionPipeline` sets in its scheduler's configuration, whatever the file says. SDXL's pipelines and that of
+/// latent consistency models do not.
+fn set_by_pipeline(trained: &Trained<'_>) -> Vec<(&'static str, Value)> {
+    let consistency = trained.config["_class_name"] == "LCMScheduler";
+    match trained.xl || consistency {
+        true => Vec::new(),
+        false => vec![("steps_offset", json!(1)), ("clip_sample", json!(false))],
+    }
+}
+
+/// Where the pipeline's settings are others than the file's.
+fn notes(sampler: Sampler, trained: &Trained<'_>) -> Vec<String> {
+    let Ok(class) = class_of(sampler) else {
+        return Vec::new();
+    };
+    let note = |(field, value): (&'static str, Value)| {
+        let found = class.value(field, trained.config)?;
+        let name = class.name;
+        (!same(&found, &value)).then(|| {
+            format!(
+                "{field} of {name} is {value}, as diffusers' StableDiffusionPipeline sets it, instead of {}",
+                plain(&found)
+            )
+        })
+    };
+    set_by_pipeline(trained)
+        .into_iter()
+        .filter_map(note)
+        .collect()
 }
 
 /// The solver that the class named in the file stands for.
@@ -125,7 +164,7 @@ fn sampler(trained: &Trained<'_>) -> Result<Sampler, ConfigError> {
             .to_owned(),
     };
     let class = class(name).ok_or_else(unknown)?;
-    let config = SchedulerConfig::read(class, trained.config, &[])?;
+    let config = SchedulerConfig::read(class, trained.config, &set_by_pipeline(trained))?;
     let is_it = |sampler: &Sampler| {
         let (class, set) = set_up(sampler);
         class == Some(name) && set.iter().all(|(field, value)| config.says(field, value))
@@ -180,7 +219,20 @@ pub(super) fn listed(
     let times = config.spacing().times(count, config.number("steps_offset"));
     let levels = times.iter().map(|&t| table.at(t));
     let levels: Vec<Level> = levels.chain([Level::CLEAN]).collect();
-    Ok(Schedule::chain(&levels, 1.0, table))
+    let mut schedule = Schedule::chain(&levels, 1.0, table);
+    schedule.setup.threshold = config.threshold()?;
+    Ok(schedule)
+}
+
+/// DPM-Solver++ on the SDE, single step. Without a seed of its own it draws one, which is as good as the picture's.
+pub(super) fn dpm_sde(
+    config: &SchedulerConfig,
+    spread: Spread,
+    count: usize,
+) -> Result<Schedule, ConfigError> {
+    let mut schedule = exploding(config, spread, count)?;
+    schedule.setup.brownian_seed = config.whole("noise_sampler_seed");
+    Ok(schedule)
 }
 
 /// LCM ends with the model's last estimate.
@@ -194,6 +246,7 @@ pub(super) fn lcm(
     levels.push(Level::CLEAN);
     let mut schedule = preserving(&levels, table);
     schedule.setup.timestep_scaling = Some(config.number("timestep_scaling"));
+    schedule.setup.threshold = config.threshold()?;
     Ok(schedule)
 }
 
@@ -312,11 +365,20 @@ pub(super) fn dpm_solver(
         spread => solver_levels(config, &table, spread, [count, usable]),
     };
     let clean = config.word("final_sigmas_type") == "zero";
+    let algorithm = config.word("algorithm_type");
+    let of_noise = !algorithm.ends_with("++");
+    if of_noise && clean {
+        let supported = format!("sigma_min with algorithm_type {algorithm}");
+        return Err(config.refuse("final_sigmas_type", &supported));
+    }
     let end = solver_end(&levels, &table, clean);
     levels.push(end);
     let count = levels.len() - 1;
     let few = config.flag("lower_order_final") && count < 15;
     let order = config.order()?;
+    if algorithm == "sde-dpmsolver" && order == 3 {
+        return Err(config.refuse("solver_order", "1 or 2 with algorithm_type sde-dpmsolver"));
+    }
     let last_is_first = few || clean || config.flag("euler_at_final");
     let order_of = |i: usize| match count - i {
         1 if last_is_first => 1,
@@ -326,7 +388,9 @@ pub(super) fn dpm_solver(
     let mut schedule = preserving(&levels, table);
     schedule.setup = Setup {
         orders: (0..count).map(order_of).collect(),
-        sde: config.word("algorithm_type") == "sde-dpmsolver++",
+        sde: algorithm.starts_with("sde-"),
+        extrapolated: of_noise.then_some(PredictionType::Epsilon),
+        threshold: config.threshold()?,
         second_order: match config.word("solver_type") {
             "heun" => SecondOrder::Heun,
             _ => SecondOrder::Midpoint,
@@ -359,6 +423,8 @@ pub(super) fn unipc(
             _ => Bh::Two,
         },
         extrapolated: (!config.flag("predict_x0")).then_some(PredictionType::Epsilon),
+        // Estimates of noise are not thresholded.
+        threshold: config.threshold()?.filter(|_| config.flag("predict_x0")),
         ..Setup::default()
     };
     Ok(schedule)
@@ -381,6 +447,7 @@ pub(super) fn deis(
     };
     let mut schedule = preserving(&levels, table);
     schedule.setup.orders = (0..count).map(order_of).collect();
+    schedule.setup.threshold = config.threshold()?;
     Ok(schedule)
 }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::sampler::{Options, Sampler, Schedule};
 use crate::sigmas::Spread;
+use crate::text::Emphasis;
 
 /// Every profile.
 pub static PROFILES: [Profile; 3] = [&A1111, &COMFYUI, &DIFFUSERS];
@@ -37,19 +38,25 @@ pub struct Rules {
     pub options: fn(Sampler, Options) -> Options,
     /// What is added to a picture's seed for a second generator, which steps draw from; none if the first one goes on.
     pub step_seed: Option<u64>,
+    /// Whether the pictures of a batch are parts of one draw from one seed, instead of those of successive seeds.
+    pub batch_is_one_draw: bool,
     /// The spreads that users may choose from for this solver's noise levels; none if it has levels of its own.
     pub spreads: fn(Sampler) -> &'static [Spread],
     /// The spread that a solver with a choice gets unless another is asked for.
     pub automatic: fn(Sampler, &Trained<'_>) -> Result<Spread, ConfigError>,
     /// The steps of a solver: `count` of them, spread as asked for if it has no levels of its own.
     pub schedule: fn(Sampler, Option<Spread>, usize, &Trained<'_>) -> Result<Schedule, ConfigError>,
-    /// The guidance that is applied for the one that is asked for.
+    /// What a user should know of a solver's schedule.
+    pub notes: fn(Sampler, &Trained<'_>) -> Vec<String>,
+    /// The guidance that is applied for the one that is asked for, unless the network embeds it.
     pub guidance_scale: fn(f64) -> f64,
     /// Whether a refiner is a pipeline of its own: the solver starts anew there, without memory of the steps before, and the
     /// negative prompt is told of no crop.
     pub refiner_is_apart: bool,
     /// How prompts become tokens.
     pub prompts: Prompts,
+    /// How weights in prompts act unless another rule is asked for.
+    pub emphasis: Emphasis,
     /// Whether SDXL gets zeros instead of the embedding of this negative prompt; the second value is what the model's
     /// `force_zeros_for_empty_prompt` says.
     pub zero_negative: fn(Option<&str>, bool) -> bool,
@@ -77,8 +84,8 @@ pub struct Trained<'a> {
 pub enum Prompts {
     /// A1111's attention syntax, and as many chunks as it takes.
     Attention,
-    /// The same, in a program that weights words in another way, which users are told.
-    AttentionInstead,
+    /// `ComfyUI`'s round brackets, and as many chunks as it takes.
+    Comfyui,
     /// Plain text, cut after one chunk.
     Plain,
 }

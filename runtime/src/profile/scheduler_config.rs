@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::diffusers::{self, Spacing};
-use crate::denoise::{NoiseTable, Precision};
+use crate::denoise::{NoiseTable, Precision, Threshold};
 use crate::sampler::Schedule;
 use crate::sigmas::Spread;
 
@@ -95,7 +95,19 @@ const FINAL: Field = (
 );
 const LOWER_ORDER: Field = ("lower_order_final", Flag(true));
 const THRESHOLDING: &[Field] = &[
+    ("thresholding", Flag(false)),
+    ("dynamic_thresholding_ratio", Number(0.995)),
+    ("sample_max_value", Number(1.0)),
+];
+/// DDIM keeps the noise that the model estimated beside clean latents that no longer fit it.
+const NO_THRESHOLDING: &[Field] = &[
     ("thresholding", Only("false", "false")),
+    ("dynamic_thresholding_ratio", Any),
+    ("sample_max_value", Any),
+];
+/// TCD reads it and does nothing.
+const IDLE_THRESHOLDING: &[Field] = &[
+    ("thresholding", Any),
     ("dynamic_thresholding_ratio", Any),
     ("sample_max_value", Any),
 ];
@@ -129,14 +141,14 @@ const DISTILLED: &[Field] = &[
 ];
 
 /// Every class, by what its constructor reads.
-pub(super) static CLASSES: [Class; 14] = [
+pub(super) static CLASSES: [Class; 15] = [
     Class {
         name: "DDIMScheduler",
         fields: &[
             BETAS,
             BY_LEADING,
             CLIPPING,
-            THRESHOLDING,
+            NO_THRESHOLDING,
             &[PREDICTION, ZERO_SNR, ALPHA_TO_ONE],
         ],
         schedule: diffusers::strided,
@@ -187,7 +199,7 @@ pub(super) static CLASSES: [Class; 14] = [
             SCALED_BETAS,
             DISTILLED,
             NO_CLIPPING,
-            THRESHOLDING,
+            IDLE_THRESHOLDING,
             &[PREDICTION, ZERO_SNR, ("timestep_scaling", Any)],
         ],
         schedule: diffusers::tcd,
@@ -237,6 +249,16 @@ pub(super) static CLASSES: [Class; 14] = [
         schedule: diffusers::exploding_rounded,
     },
     Class {
+        name: "DPMSolverSDEScheduler",
+        fields: &[
+            SD_BETAS,
+            BY_LINSPACE,
+            SPREADS,
+            &[NO_SAMPLE, ("noise_sampler_seed", Any)],
+        ],
+        schedule: diffusers::dpm_sde,
+    },
+    Class {
         name: "DPMSolverMultistepScheduler",
         fields: &[
             BETAS,
@@ -252,6 +274,8 @@ pub(super) static CLASSES: [Class; 14] = [
                     Word(&[
                         ["dpmsolver++", "dpmsolver++"],
                         ["sde-dpmsolver++", "sde-dpmsolver++"],
+                        ["dpmsolver", "dpmsolver"],
+                        ["sde-dpmsolver", "sde-dpmsolver"],
                         ["deis", "dpmsolver++"],
                     ]),
                 ),
@@ -343,6 +367,16 @@ impl Class {
         self.fields.iter().copied().flatten()
     }
 
+    /// What a field is in a configuration, by the file or by default; none if it does not matter to the class.
+    pub(super) fn value(&self, field: &str, json: &Value) -> Option<Value> {
+        let (name, rule) = self.fields().find(|known| known.0 == field)?;
+        let default = rule.default()?;
+        match &json[*name] {
+            Value::Null => Some(default),
+            found => Some(found.clone()),
+        }
+    }
+
     /// Whether a configuration may say how noise levels are spread.
     pub(super) fn spreads(&self) -> bool {
         self.fields().any(|field| field.0 == "use_karras_sigmas")
@@ -413,6 +447,11 @@ impl SchedulerConfig {
         value.unwrap_or(f64::NEG_INFINITY)
     }
 
+    /// A whole number; none if there is no such value.
+    pub(super) fn whole(&self, field: &str) -> Option<u64> {
+        self.values.get(field).and_then(Value::as_u64)
+    }
+
     /// A word; empty in classes that do not have it.
     pub(super) fn word(&self, field: &str) -> &str {
         self.values
@@ -429,6 +468,19 @@ impl SchedulerConfig {
             found: plain(found),
             supported: supported.to_owned(),
         }
+    }
+
+    /// The threshold of clean latents, of classes that have one.
+    pub(super) fn threshold(&self) -> Result<Option<Threshold>, ConfigError> {
+        if !self.flag("thresholding") {
+            return Ok(None);
+        }
+        let field = "dynamic_thresholding_ratio";
+        let (ratio, most) = (self.number(field), self.number("sample_max_value"));
+        if !(0.0..=1.0).contains(&ratio) {
+            return Err(self.refuse(field, "0 to 1"));
+        }
+        Ok(Some(Threshold { ratio, most }))
     }
 
     /// The order of a solver that has several.
@@ -476,20 +528,22 @@ impl SchedulerConfig {
 }
 
 impl Rule {
+    /// What a class takes where the file is silent; none where it does not matter.
+    fn default(self) -> Option<Value> {
+        match self {
+            Flag(default) => Some(default.into()),
+            Number(default) => Some(default.into()),
+            Word(words) => Some(words[0][0].into()),
+            Only(default, _) => Some(parsed(default)),
+            Any => None,
+        }
+    }
+
     /// The value of a field, or its default.
     fn read(self, field: &str, found: &Value) -> Result<Value, ConfigError> {
-        let json = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
-        let default = match self {
-            Flag(default) => default.into(),
-            Number(default) => default.into(),
-            Word(words) => words[0][0].into(),
-            Only(default, _) => json(default),
-            Any => Value::Null,
-        };
-        let value = if found.is_null() {
-            default
-        } else {
-            found.clone()
+        let value = match found {
+            Value::Null => self.default().unwrap_or_default(),
+            found => found.clone(),
         };
         let (supported, kept) = match self {
             Flag(_) => ("true or false".to_owned(), value.as_bool().map(Value::from)),
@@ -503,7 +557,7 @@ impl Rule {
                 (names.join(", "), known.map(|[_, meant]| (*meant).into()))
             }
             Only(_, only) => {
-                let kept = same(&value, &json(only)).then(|| value.clone());
+                let kept = same(&value, &parsed(only)).then(|| value.clone());
                 (only.to_owned(), kept)
             }
             Any => return Ok(value),
@@ -516,13 +570,17 @@ impl Rule {
     }
 }
 
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
 /// Whether two values are one: 2 is 2.0.
-fn same(a: &Value, b: &Value) -> bool {
+pub(super) fn same(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
 }
 
 /// A value without quotes.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     value
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned)

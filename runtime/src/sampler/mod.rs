@@ -15,12 +15,15 @@ mod dpm_fast;
 mod dpm_multistep;
 mod dpm_solver;
 mod dpmpp_2m;
+mod dpmpp_2m_cfgpp;
 mod dpmpp_2m_sde;
 mod dpmpp_2s_ancestral;
+mod dpmpp_2s_ancestral_cfgpp;
 mod dpmpp_3m_sde;
 mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
+mod euler_cfgpp;
 mod heun;
 mod lcm;
 mod lms;
@@ -50,23 +53,26 @@ pub use dpm_multistep::DPM_MULTISTEP;
 pub use dpm2::DPM2;
 pub use dpm2_ancestral::DPM2_ANCESTRAL;
 pub use dpmpp_2m::DPMPP_2M;
+pub use dpmpp_2m_cfgpp::DPMPP_2M_CFGPP;
 pub use dpmpp_2m_sde::{DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN};
 pub use dpmpp_2s_ancestral::DPMPP_2S_ANCESTRAL;
+pub use dpmpp_2s_ancestral_cfgpp::DPMPP_2S_ANCESTRAL_CFGPP;
 pub use dpmpp_3m_sde::DPMPP_3M_SDE;
 pub use dpmpp_sde::DPMPP_SDE;
 pub use euler::EULER;
 pub use euler_ancestral::EULER_ANCESTRAL;
+pub use euler_cfgpp::{EULER_ANCESTRAL_CFGPP, EULER_CFGPP};
 pub use heun::HEUN;
 pub use lcm::LCM;
 pub use lms::LMS;
 pub use plms::PLMS;
 pub use restart::RESTART;
-pub use setup::{Bh, SecondOrder, Setup};
+pub use setup::{Bh, Knots, SecondOrder, Setup};
 pub use tcd::TCD;
-pub use unipc::UNIPC;
+pub use unipc::{UNIPC, UNIPC_BH2};
 
 /// Every solver.
-pub static METHODS: [&Method; 25] = [
+pub static METHODS: [&Method; 30] = [
     &EULER,
     &EULER_ANCESTRAL,
     &HEUN,
@@ -85,8 +91,13 @@ pub static METHODS: [&Method; 25] = [
     &DDIM,
     &PLMS,
     &DDIM_CFGPP,
+    &EULER_CFGPP,
+    &EULER_ANCESTRAL_CFGPP,
+    &DPMPP_2S_ANCESTRAL_CFGPP,
+    &DPMPP_2M_CFGPP,
     &DDPM,
     &UNIPC,
+    &UNIPC_BH2,
     &DEIS,
     &LCM,
     &TCD,
@@ -124,6 +135,23 @@ pub type Solve = fn(
     &Options,
     &mut dyn Run,
 ) -> Result<Latents, DenoiseError>;
+
+/// Methods that take the unconditional estimate as well.
+static CFGPP: [&Method; 5] = [
+    &DDIM_CFGPP,
+    &EULER_CFGPP,
+    &EULER_ANCESTRAL_CFGPP,
+    &DPMPP_2S_ANCESTRAL_CFGPP,
+    &DPMPP_2M_CFGPP,
+];
+
+impl Method {
+    /// Whether the method takes the estimate that does not know the prompt, even without guidance.
+    #[must_use]
+    pub fn needs_uncond(&self) -> bool {
+        CFGPP.contains(&self)
+    }
+}
 
 impl PartialEq for Method {
     fn eq(&self, other: &Self) -> bool {

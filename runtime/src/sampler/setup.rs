@@ -2,6 +2,8 @@
 
 use sd_models::manifest::PredictionType;
 
+use crate::denoise::Threshold;
+
 /// The form of a solver. Each solver reads what concerns it; the default is every method's own form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setup {
@@ -13,10 +15,16 @@ pub struct Setup {
     pub sde: bool,
     /// `UniPC`'s function of the step size.
     pub bh: Bh,
-    /// What multistep methods extrapolate, if not what is usual: `UniPC` clean latents, PLMS noise.
+    /// Where DEIS's polynomials are.
+    pub knots: Knots,
+    /// What multistep methods extrapolate, if not what is usual: `UniPC` and DPM-Solver clean latents, PLMS noise.
     pub extrapolated: Option<PredictionType>,
     /// What LCM multiplies timesteps by in its boundary condition; none for a model without one.
     pub timestep_scaling: Option<f64>,
+    /// What is done with the model's clean latents before a solver sees them.
+    pub threshold: Option<Threshold>,
+    /// The seed of Brownian noise, if it is not the picture's.
+    pub brownian_seed: Option<u64>,
 }
 
 impl Default for Setup {
@@ -26,8 +34,11 @@ impl Default for Setup {
             second_order: SecondOrder::Midpoint,
             sde: false,
             bh: Bh::Two,
+            knots: Knots::LogSigma,
             extrapolated: None,
             timestep_scaling: Some(10.0),
+            threshold: None,
+            brownian_seed: None,
         }
     }
 }
@@ -47,6 +58,15 @@ pub enum SecondOrder {
     Midpoint,
     /// The exact integral.
     Heun,
+}
+
+/// The variable in which DEIS's polynomials run through the last estimates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knots {
+    /// The logarithm of sigma; integrals are exact.
+    LogSigma,
+    /// Time of a variance-preserving SDE, as `ComfyUI` has it; integrals are sums.
+    Time,
 }
 
 /// `UniPC`'s function of the step size.

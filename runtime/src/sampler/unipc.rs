@@ -22,6 +22,13 @@ pub static UNIPC: Method = Method {
     solve: unipc,
 };
 
+/// The same with the paper's second function of the step size, where programs have both by name.
+pub static UNIPC_BH2: Method = Method {
+    name: "UniPC bh2",
+    aliases: &["uni_pc_bh2", "unipc_bh2"],
+    ..UNIPC
+};
+
 /// What the model estimated at a level: clean latents, or noise.
 struct Estimate {
     value: Latents,

@@ -9,6 +9,7 @@ mod ddim_uniform;
 mod exponential;
 mod karras;
 mod kl_optimal;
+mod linear_quadratic;
 mod sgm_uniform;
 mod simple;
 mod turbo;
@@ -23,7 +24,8 @@ pub use beta::{beta, beta_between, beta_timesteps};
 pub use ddim_uniform::ddim_uniform;
 pub use exponential::{exponential, exponential_between, polyexponential};
 pub use karras::{RHO, karras, karras_between};
-pub use kl_optimal::kl_optimal;
+pub use kl_optimal::{kl_optimal, kl_optimal_between};
+pub use linear_quadratic::linear_quadratic;
 pub use sgm_uniform::sgm_uniform;
 pub use simple::simple;
 pub use turbo::{turbo, turbo_ladder};
@@ -56,11 +58,13 @@ pub enum Spread {
     Beta,
     /// For models of few steps.
     Turbo,
+    /// Even, then by a parabola.
+    LinearQuadratic,
 }
 
 impl Spread {
     /// Every spread.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Uniform,
         Self::Karras,
         Self::Exponential,
@@ -73,6 +77,7 @@ impl Spread {
         Self::Ddim,
         Self::Beta,
         Self::Turbo,
+        Self::LinearQuadratic,
     ];
 
     /// The name that A1111 shows.
@@ -114,6 +119,7 @@ impl Spread {
             Self::Ddim => &["DDIM", "ddim_uniform"],
             Self::Beta => &["Beta"],
             Self::Turbo => &["Turbo", "sd_turbo"],
+            Self::LinearQuadratic => &["Linear Quadratic", "linear_quadratic"],
         }
     }
 }

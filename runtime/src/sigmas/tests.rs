@@ -3,7 +3,7 @@
 use super::*;
 use crate::denoise::{NoiseTable, Precision};
 use crate::profile::{A1111, COMFYUI, Profile, Trained};
-use crate::sampler::{DPM2, DPMPP_3M_SDE, EULER, Sampler};
+use crate::sampler::{DPM2, DPMPP_3M_SDE, EULER, LCM, Sampler};
 
 fn table(precision: Precision) -> NoiseTable {
     NoiseTable::scaled_linear(0.00085, 0.012, precision)
@@ -160,6 +160,69 @@ fn levels_are_comfyuis() {
     let ten = [999, 959, 876, 765, 637, 500, 362, 234, 123, 40];
     check(Spread::Beta, 10, false, &times(&ten));
     check(Spread::Turbo, 2, false, &times(&[999, 899]));
+    for (count, expected) in [
+        (1, &[14.614_641_2, 0.0][..]),
+        (2, &[14.614_641_2, 14.249_275_2, 0.0]),
+        (
+            5,
+            &[
+                14.614_641_2,
+                14.431_958_2,
+                14.249_275_2,
+                12.544_233_7,
+                7.794_475_3,
+                0.0,
+            ],
+        ),
+    ] {
+        check(Spread::LinearQuadratic, count, false, expected);
+    }
+}
+
+#[test]
+fn lcms_levels_are_a1111s() {
+    let sgm = [
+        14.614_643_4,
+        5.182_727_34,
+        2.343_317_95,
+        1.207_117_5,
+        0.607_616_459,
+        0.0,
+    ];
+    let simple = [
+        14.614_642_1,
+        5.087_762_83,
+        2.276_463_03,
+        1.160_578_37,
+        0.569_284_916,
+        0.0,
+    ];
+    let ddim = [
+        6.137_460_71,
+        2.634_795_67,
+        1.323_060_99,
+        0.667_538_464,
+        0.196_302_652,
+        0.0,
+    ];
+    let kl = [
+        14.614_632_9,
+        2.808_331_79,
+        1.413_104_06,
+        0.810_616_146,
+        0.431_561_255,
+        0.134_450_588,
+    ];
+    for (spread, expected) in [
+        (Spread::SgmUniform, sgm),
+        (Spread::Simple, simple),
+        (Spread::Ddim, ddim),
+        (Spread::KlOptimal, kl),
+    ] {
+        close(&levels(&A1111, &LCM, spread, 5, false), &expected);
+    }
+    let ays = levels(&A1111, &EULER, Spread::AlignYourSteps, 5, true);
+    assert_eq!(levels(&A1111, &LCM, Spread::AlignYourSteps, 5, true), ays);
 }
 
 #[test]

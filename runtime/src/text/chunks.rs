@@ -1,5 +1,6 @@
-//! Tokens to CLIP's sequences of 77: as many chunks as a prompt needs (A1111), or one (diffusers).
+//! Tokens to CLIP's sequences of 77: as many chunks as a prompt needs (A1111, `ComfyUI`), or one (diffusers).
 
+use ndarray::Array2;
 use sd_models::tokenizer::POSITIONS;
 
 use super::prompt::Part;
@@ -16,8 +17,16 @@ const COMMA_BACKTRACK: usize = 20;
 pub struct Chunk {
     /// 77 token ids.
     pub ids: Vec<u32>,
-    /// What the embedding of each is multiplied by.
+    /// How strongly the embedding of each acts.
     pub weights: Vec<f32>,
+}
+
+impl Chunk {
+    /// The ids as text encoders take them, [1, 77].
+    #[must_use]
+    pub fn row(&self) -> Array2<i64> {
+        Array2::from_shape_fn((1, self.ids.len()), |(_, i)| i64::from(self.ids[i]))
+    }
 }
 
 /// The words of a chunk in the making.
@@ -78,6 +87,44 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
     Ok(chunks)
 }
 
+/// Parts of at least so many tokens are cut where a chunk is full; shorter ones go to the next one whole.
+const LONG: usize = 8;
+
+/// A prompt's chunks by `ComfyUI`'s rules: parts are tokenised on their own, and short ones are kept together.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn comfyui(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
+    let mut chunks = Vec::new();
+    let mut content = Content::default();
+    for part in parts {
+        let Part::Text { text, weight } = part else {
+            continue;
+        };
+        let ids = clip.encode(text)?.into_iter();
+        let mut tokens: Vec<(u32, f32)> = ids.map(|id| (id, *weight)).collect();
+        let is_long = tokens.len() >= LONG;
+        let room = |content: &Content| CONTENT - content.tokens.len();
+        while tokens.len() > room(&content) {
+            if is_long {
+                let rest = tokens.split_off(room(&content));
+                content.tokens.append(&mut tokens);
+                tokens = rest;
+            }
+            chunks.push(content.close(clip));
+        }
+        content.tokens.append(&mut tokens);
+    }
+    chunks.push(content.close(clip));
+    Ok(chunks)
+}
+
+/// The empty prompt's chunk.
+#[must_use]
+pub fn empty(clip: &ClipTokenizer) -> Chunk {
+    Content::default().close(clip)
+}
+
 /// The one chunk that diffusers makes of a text, and how many tokens did not fit.
 ///
 /// # Errors
@@ -97,7 +144,7 @@ pub fn truncated(text: &str, clip: &ClipTokenizer) -> Result<(Chunk, usize), Tex
 mod tests {
     use sd_models::tokenizer::Pad;
 
-    use super::super::prompt::parse_attention;
+    use super::super::prompt::{parse_attention, parse_comfyui};
     use super::super::tokenizer::tests::tokenizer;
     use super::*;
 
@@ -127,6 +174,25 @@ mod tests {
         assert_eq!(counts(&prompt(75, 1)), [75, 2]);
         assert_eq!(counts(&"cat ".repeat(75)), [75]);
         assert_eq!(counts(""), [0]);
+    }
+
+    #[test]
+    fn comfyui_keeps_short_parts_together() {
+        let clip = tokenizer(Pad::EndOfText);
+        let counts = |prompt: &str| -> Vec<usize> {
+            let chunks = comfyui(&parse_comfyui(prompt), &clip).unwrap();
+            let filled = |chunk: &Chunk| chunk.ids.len() == 77 && chunk.weights.len() == 77;
+            assert!(chunks.iter().all(filled));
+            chunks.iter().map(|chunk| words(chunk).len()).collect()
+        };
+        let after = |words: usize| format!("{}({})", "cat ".repeat(70), "dog ".repeat(words));
+        assert_eq!(counts(&after(5)), [75]);
+        assert_eq!(counts(&after(7)), [70, 7]);
+        assert_eq!(counts(&after(8)), [75, 3]);
+        assert_eq!(counts(&"cat ".repeat(160)), [75, 75, 10]);
+        assert_eq!(counts("a BREAK b"), [3]);
+        assert_eq!(counts(""), [0]);
+        assert_eq!(comfyui(&[], &clip).unwrap(), [empty(&clip)]);
     }
 
     #[test]

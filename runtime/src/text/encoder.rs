@@ -2,8 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
-use super::emphasis::emphasize;
-use super::{Chunk, TextError};
+use super::{Chunk, Emphasis, TextError};
 use crate::engine::{Cancel, Input, Lease};
 
 /// Which state of a text transformer the UNet sees. Layers count from the end: 1 is the last.
@@ -65,13 +64,15 @@ impl TextEncoder {
         }
     }
 
-    /// Encodes chunks one by one and joins them along the tokens.
+    /// Encodes chunks one by one, weights their tokens by a rule and joins them along the tokens. `empty` is the empty
+    /// prompt's chunk, with which some rules compare.
     ///
     /// # Errors
     /// The network does not return the layer, fails, or returns another shape than [1, 77, width].
     pub fn encode(
         &mut self,
         chunks: &[Chunk],
+        (emphasis, empty): (Emphasis, &Chunk),
         layer: Layer,
         cancel: &Cancel,
     ) -> Result<Encoded, TextError> {
@@ -82,15 +83,24 @@ impl TextEncoder {
         }
         let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
         let (mut encoded, mut pooled) = (Vec::new(), None);
-        for chunk in chunks {
-            let row = Array2::from_shape_fn((1, chunk.ids.len()), |(_, i)| i64::from(chunk.ids[i]));
+        let mut run = |row: &Array2<i64>| {
             let input = [("input_ids", Input::Ids(row.view().into_dyn()))];
-            let mut results = self.network.run(&input, &outputs, cancel)?.into_iter();
+            self.network.run(&input, &outputs, cancel)
+        };
+        let weighted = |chunk: &Chunk| chunk.weights.iter().any(|&weight| weight != 1.0);
+        let mut of_empty = Vec::new();
+        if emphasis.needs_empty() && chunks.iter().any(weighted) {
+            of_empty = run(&empty.row())?.remove(0).into_iter().collect();
+        }
+        for chunk in chunks {
+            let row = chunk.row();
+            let mut results = run(&row)?.into_iter();
             let states = results.next().expect("an output for every name");
             let mut states: Array3<f32> = shaped::<Ix3>(states, &[1, chunk.ids.len()])?;
-            emphasize(
+            emphasis.apply(
                 states.as_slice_mut().expect("outputs are contiguous"),
                 &chunk.weights,
+                &of_empty,
             );
             ids.append(Axis(0), row.view())
                 .expect("every chunk has 77 tokens");

@@ -12,6 +12,7 @@ pub mod tokenizer;
 
 pub use chunks::Chunk;
 pub use condition::Condition;
+pub use emphasis::Emphasis;
 pub use encoder::{Encoded, Layer, TextEncoder};
 pub use error::TextError;
 pub use tokenizer::ClipTokenizer;

@@ -1,4 +1,5 @@
-//! A1111's attention syntax: `(more)`, `((much more))`, `[less]`, `(exactly:1.3)`, backslash escapes, and `BREAK`.
+//! A1111's attention syntax: `(more)`, `((much more))`, `[less]`, `(exactly:1.3)`, backslash escapes, and `BREAK`; and
+//! `ComfyUI`'s, which has round brackets only.
 //!
 //! Prompt editing, alternation and `AND` are not here: prompts that use them are refused.
 
@@ -11,7 +12,7 @@ pub enum Part {
     Text {
         /// The words.
         text: String,
-        /// What their embeddings are multiplied by.
+        /// How strongly their embeddings act.
         weight: f32,
     },
     /// The next words start a new chunk.
@@ -101,6 +102,78 @@ pub fn parse_attention(prompt: &str) -> Vec<Part> {
         .into_iter()
         .for_each(|from| multiply(&mut parts, from, SQUARE));
     merge(parts)
+}
+
+/// Reads `ComfyUI`'s syntax: a bracket weighs 1.1 times what is around it, a number in it replaces all that, and backslashes
+/// escape round brackets. Nothing else means anything.
+#[must_use]
+pub fn parse_comfyui(prompt: &str) -> Vec<Part> {
+    const ESCAPED: [[&str; 3]; 2] = [["\\)", "\0\u{1}", ")"], ["\\(", "\0\u{2}", "("]];
+    let text = ESCAPED
+        .iter()
+        .fold(prompt.to_owned(), |text, [from, to, _]| {
+            text.replace(from, to)
+        });
+    let mut parts = Vec::new();
+    // Texts with their weights, the next one last; those that are split already are parts or brackets.
+    let mut open = vec![(&text[..], 1.0, false)];
+    while let Some((text, weight, is_split)) = open.pop() {
+        if !is_split {
+            let items = round_brackets(text).into_iter().rev();
+            open.extend(items.map(|item| (item, weight, true)));
+            continue;
+        }
+        if let Some(inner) = text
+            .strip_prefix('(')
+            .and_then(|text| text.strip_suffix(')'))
+        {
+            let number = |(words, number): (&str, &str)| -> Option<(usize, f64)> {
+                let weight: f64 = number.trim().parse().ok()?;
+                (!words.is_empty() && weight.is_finite()).then_some((words.len(), weight))
+            };
+            let (length, weight) = inner
+                .rsplit_once(':')
+                .and_then(number)
+                .unwrap_or((inner.len(), weight * ROUND));
+            open.push((&inner[..length], weight, false));
+            continue;
+        }
+        let text = ESCAPED.iter().fold(text.to_owned(), |text, [_, from, to]| {
+            text.replace(from, to)
+        });
+        parts.push(Part::Text {
+            text,
+            weight: weight as f32,
+        });
+    }
+    parts
+}
+
+/// A text as outermost round brackets and what is between them.
+fn round_brackets(text: &str) -> Vec<&str> {
+    let (mut items, mut start, mut depth) = (Vec::new(), 0, 0i64);
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => {
+                if depth == 0 {
+                    items.push(&text[start..at]);
+                    start = at;
+                }
+                depth += 1;
+            }
+            ')' => {
+                depth -= 1;
+                if depth == 0 {
+                    items.push(&text[start..=at]);
+                    start = at + 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    items.push(&text[start..]);
+    items.retain(|item| !item.is_empty());
+    items
 }
 
 /// `:` number `)`, with spaces around the number: the weight and the length of all that.
@@ -229,6 +302,39 @@ struct Square {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comfyuis_numbers_replace_and_square_brackets_are_text() {
+        for (prompt, expected) in [
+            ("a cat", &[("a cat", 1.0)][..]),
+            ("(cat)", &[("cat", 1.1)]),
+            ("((cat))", &[("cat", 1.21)]),
+            ("(cat:1.3)", &[("cat", 1.3)]),
+            ("(a (b:1.5) c)", &[("a ", 1.1), ("b", 1.5), (" c", 1.1)]),
+            ("((a:0.5) b:2)", &[("a", 0.5), (" b", 2.0)]),
+            ("[less] a BREAK", &[("[less] a BREAK", 1.0)]),
+            (r"a \(b\) (c)", &[("a (b) ", 1.0), ("c", 1.1)]),
+            ("(:1.3) (a:b)", &[(":1.3", 1.1), (" ", 1.0), ("a:b", 1.1)]),
+            ("(a", &[("(a", 1.0)]),
+            ("a) (b)", &[("a) (b)", 1.0)]),
+            ("", &[]),
+        ] {
+            let part = |part| match part {
+                Part::Text { text, weight } => (text, weight),
+                Part::Break => panic!("{prompt}"),
+            };
+            let found: Vec<_> = parse_comfyui(prompt).into_iter().map(part).collect();
+            let own = |(text, weight): &(&str, f32)| ((*text).to_owned(), *weight);
+            assert_eq!(
+                found,
+                expected.iter().map(own).collect::<Vec<_>>(),
+                "{prompt}"
+            );
+        }
+        // As deep as there are brackets.
+        let deep = ["(".repeat(3000), "a".to_owned(), ")".repeat(3000)].concat();
+        assert_eq!(parse_comfyui(&deep).len(), 1);
+    }
 
     fn parsed(prompt: &str) -> Vec<(String, f32)> {
         let part = |part| match part {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use sd_runtime::engine::{Engine, memory};
+use sd_runtime::engine::{Compute, Dialect, Engine, memory};
 use sd_runtime::noise::Rng;
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
@@ -12,6 +12,7 @@ use sd_runtime::pipeline::{
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
 use sd_runtime::sigmas::{Spread, UnknownSpread};
+use sd_runtime::text::Emphasis;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
@@ -89,6 +90,9 @@ pub(crate) struct Txt2ImgArgs {
     /// How much of the prompt's spread guidance gives back, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "F")]
     guidance_rescale: f64,
+    /// How weights in prompts act: original, no-norm, ignore or comfyui; the profile's own if left out
+    #[arg(long, value_name = "NAME")]
+    emphasis: Option<Emphasis>,
     /// Size before cropping that an SDXL is told; the picture's own if left out
     #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "SDXL")]
     original_size: Option<[usize; 2]>,
@@ -137,7 +141,7 @@ pub(crate) struct Txt2ImgArgs {
     /// Layer of the text encoder to use, counted from the end: 1 is the last
     #[arg(long, default_value_t = 1, value_name = "N")]
     clip_skip: usize,
-    /// How many pictures; the seed counts up
+    /// How many pictures; the seed counts up under a1111's rules
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
     /// Picture to write; several get numbers; - is standard output
@@ -152,6 +156,22 @@ pub(crate) struct Txt2ImgArgs {
     /// Go on without the LoRAs that the prompt asks for (`<lora:..>`) and the model does not hold
     #[arg(long)]
     ignore_lora_tags: bool,
+    /// Which graphs to run: native ones are made for this machine's processor, portable ones for every provider
+    #[arg(
+        long,
+        value_name = "portable|native|auto",
+        default_value = "auto",
+        help_heading = "Engine"
+    )]
+    graph: Dialect,
+    /// What products are computed in: f32 exactly, bf16 faster where the processor has it, auto the fastest
+    #[arg(
+        long,
+        value_name = "f32|bf16|auto",
+        default_value = "f32",
+        help_heading = "Engine"
+    )]
+    compute: Compute,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -312,6 +332,7 @@ impl Txt2ImgArgs {
             steps: self.steps,
             guidance_scale: self.cfg,
             guidance_rescale: self.guidance_rescale,
+            emphasis: self.emphasis,
             refiner_start: self.refiner_start,
             aesthetic: self.aesthetic,
             micro: Micro {
@@ -341,6 +362,8 @@ impl Txt2ImgArgs {
             clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
             ignore_lora_tags: self.ignore_lora_tags,
+            graph: self.graph,
+            compute: self.compute,
         })
     }
 }
@@ -456,6 +479,8 @@ fn report(
             "schedule": plan.spread.map(Spread::name),
             "steps": plan.steps,
             "model_calls": most,
+            "compute": outcome.compute.name(),
+            "graph": outcome.graph,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
                 "load": timing.load.as_secs_f64(),

@@ -61,7 +61,7 @@ impl Conv<'_> {
 /// picture of the output's shape or M, is added after it. A single picture `x` is repeated M times.
 ///
 /// # Panics
-/// Lengths that do not fit together, or a stride of 0.
+/// Lengths that do not fit together; no inputs, a kernel or a stride of 0; an empty picture that is enlarged.
 pub fn conv(
     run: &mut Run<'_>,
     layer: &Conv<'_>,
@@ -75,7 +75,12 @@ pub fn conv(
     let &Conv {
         inputs, outputs, ..
     } = layer;
+    assert!(inputs > 0 && layer.kernel > 0, "nothing to sum");
     assert!(layer.stride > 0, "stride");
+    assert!(
+        layer.enlarge.is_none() || height * width > 0,
+        "nothing to enlarge"
+    );
     assert_eq!(x.len(), pictures * height * width * inputs, "x");
     let weights = outputs * inputs * layer.kernel * layer.kernel;
     assert_eq!(layer.weight.len(), weights, "weights");

@@ -46,6 +46,9 @@ const KEPT: usize = 12 << 20;
 /// Numbers of transformed tiles that are kept at a time otherwise: 64 MB.
 const KEPT_TILES: usize = 16 << 20;
 
+/// Inputs of a block of weights are a multiple of this: whole chunks and whole vectors.
+const DEPTH_STEP: usize = 16;
+
 /// Whether it takes less time than the direct way: tiles are filled well, and vectors as well.
 pub(super) fn pays(layer: &Conv<'_>, pictures: &Pictures<'_>) -> bool {
     let (height, width) = pictures.size;
@@ -78,7 +81,9 @@ impl Task for Winograd<'_, '_> {
         );
         let tiles = pictures.many * down * across;
         let tiles_first = tiles < 192 || POINTS * inputs * outputs > KEPT;
-        let (columns, depth) = if tiles_first { (32, 160) } else { (64, 320) };
+        // Small blocks of weights, so that they stay in the second-level cache beside their outputs; blocks that all tasks share are
+        // read from farther away.
+        let (columns, depth) = if tiles_first { (32, 48) } else { (64, 320) };
         let columns = columns.max(panel_columns::<S>());
         let columns = outputs
             .div_ceil(outputs.div_ceil(columns))
@@ -89,7 +94,9 @@ impl Task for Winograd<'_, '_> {
             across,
             tiles,
             columns,
-            depth: inputs.div_ceil(inputs.div_ceil(depth)),
+            depth: inputs
+                .div_ceil(inputs.div_ceil(depth))
+                .next_multiple_of(DEPTH_STEP),
         };
         // SAFETY: the caller's promise.
         unsafe {

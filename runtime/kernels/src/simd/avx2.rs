@@ -47,6 +47,8 @@ unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Avx2>() }
 }
 
+rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m256, ymm_reg, "avx2,fma,f16c");
+
 impl Simd for Avx2 {
     type V = __m256;
 
@@ -167,6 +169,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn fma_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { fma_row(a, b, sums) }
     }
     #[inline(always)]
     unsafe fn max(a: __m256, b: __m256) -> __m256 {

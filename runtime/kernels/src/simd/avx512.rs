@@ -48,11 +48,32 @@ unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Avx512>() }
 }
 
+rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+rows!(dot_row: "vpbroadcastd" "vdpbf16ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
+    let result: __m512;
+    // SAFETY: the processor has the instruction.
+    unsafe {
+        std::arch::asm!(
+            "vcvtne2ps2bf16 {result}, {b}, {a}",
+            result = out(zmm_reg) result,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    result
+}
+
 impl Simd for Avx512 {
     type V = __m512;
 
     const LANES: usize = LANES;
     const ROWS: usize = 14;
+    const PAIRS: bool = true;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
@@ -159,6 +180,36 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    unsafe fn fma_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
+        unsafe { fma_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn dot_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
+        unsafe { dot_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
+        unsafe { pairs(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn interleave(a: __m512, b: __m512) -> __m512 {
+        // The numbers of `a` are followed by those of `b`.
+        const ORDER: [u16; 2 * LANES] = {
+            let mut order = [0; 2 * LANES];
+            let mut i = 0;
+            while i < 2 * LANES {
+                order[i] = (i / 2 + i % 2 * LANES) as u16;
+                i += 1;
+            }
+            order
+        };
+        unsafe {
+            let rounded = _mm512_castps_si512(pairs(a, b));
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rounded))
+        }
+    }
+    #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_max_ps(a, b) }
     }
@@ -176,6 +227,10 @@ impl Simd for Avx512 {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))
         }
+    }
+    #[inline(always)]
+    unsafe fn scale(a: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(a, n) }
     }
 
     #[inline(always)]

@@ -21,7 +21,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = S::fma(p, r, S::splat(c));
         }
-        S::mul(p, S::exp2_whole(n))
+        S::scale(p, n)
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
         ] {
             p = S::fma(p, r, S::splat(c));
         }
-        S::mul(p, S::exp2_whole(n))
+        S::scale(p, n)
     }
 }
 

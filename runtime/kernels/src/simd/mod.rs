@@ -1,5 +1,47 @@
 //! Vectors of single-precision numbers: what kernels are written over.
 
+/// [`Simd::fma_row`] or [`Simd::dot_row`] for panels of one to three vectors.
+///
+/// It is assembly, whose order stands: the compiler would read numbers of many rows ahead, lack registers and keep sums in
+/// memory.
+#[cfg(target_arch = "x86_64")]
+macro_rules! rows {
+    ($name:ident: $broadcast:literal $multiply:literal, $vector:ident, $class:ident, $features:literal) => {
+        #[inline(always)]
+        unsafe fn $name<const N: usize>(a: *const f32, b: &[$vector; N], sums: &mut [$vector; N]) {
+            rows!(@one one: $broadcast $multiply, $vector, $class, $features, b0 s0);
+            rows!(@one two: $broadcast $multiply, $vector, $class, $features, b0 s0, b1 s1);
+            rows!(@one three: $broadcast $multiply, $vector, $class, $features, b0 s0, b1 s1, b2 s2);
+            unsafe {
+                match (&b[..], &mut sums[..]) {
+                    (&[b0], [s0]) => one(a, b0, s0),
+                    (&[b0, b1], [s0, s1]) => two(a, b0, s0, b1, s1),
+                    (&[b0, b1, b2], [s0, s1, s2]) => three(a, b0, s0, b1, s1, b2, s2),
+                    _ => unreachable!("panels have one to three vectors"),
+                }
+            }
+        }
+    };
+    (@one $name:ident: $broadcast:literal $multiply:literal, $vector:ident, $class:ident, $features:literal, $($b:ident $sum:ident),*) => {
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $name(a: *const f32, $($b: $vector, $sum: &mut $vector),*) {
+            // Its type names the register.
+            let _factor: $vector;
+            unsafe {
+                std::arch::asm!(
+                    concat!($broadcast, " {factor}, dword ptr [{a}]"),
+                    $(concat!($multiply, " {", stringify!($sum), "}, {", stringify!($b), "}, {factor}"),)*
+                    a = in(reg) a,
+                    factor = out($class) _factor,
+                    $($b = in($class) $b, $sum = inout($class) *$sum,)*
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +78,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rows of the block of a product that stays in registers, with two vectors' width of columns.
     const ROWS: usize;
 
+    /// Whether processors of this level may multiply pairs of bf16 numbers.
+    const PAIRS: bool = false;
+
     /// Runs `task`, compiled with this level's instructions.
     unsafe fn vectorize<T: Task>(task: T) -> T::Output;
 
@@ -71,6 +116,31 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Adds the number at `a` times each of `b` to `sums`, where a product's inner loop does nothing else.
+    #[inline(always)]
+    unsafe fn fma_row<const N: usize>(a: *const f32, b: &[Self::V; N], sums: &mut [Self::V; N]) {
+        unsafe {
+            let a = Self::splat(*a);
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                *sum = Self::fma(a, b, *sum);
+            }
+        }
+    }
+    /// [`Simd::fma_row`] of pairs of bf16 numbers, whose two products are added; for levels that [`Simd::PAIRS`].
+    #[inline(always)]
+    unsafe fn dot_row<const N: usize>(_: *const f32, _: &[Self::V; N], _: &mut [Self::V; N]) {
+        unreachable!("this level has no products of pairs");
+    }
+    /// Rounds two vectors' numbers to bf16, the pairs in order.
+    #[inline(always)]
+    unsafe fn pairs(_: Self::V, _: Self::V) -> Self::V {
+        unreachable!("this level has no products of pairs");
+    }
+    /// Rounds two vectors' numbers to bf16, a pair of each lane's two, that of `a` first.
+    #[inline(always)]
+    unsafe fn interleave(_: Self::V, _: Self::V) -> Self::V {
+        unreachable!("this level has no products of pairs");
+    }
     /// The larger ones; `b` where one is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// The smaller ones; `b` where one is NaN.
@@ -79,6 +149,11 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `2^n` for whole `n` of -126 to 127.
     unsafe fn exp2_whole(n: Self::V) -> Self::V;
+    /// `a 2^n` for whole `n` of -126 to 127.
+    #[inline(always)]
+    unsafe fn scale(a: Self::V, n: Self::V) -> Self::V {
+        unsafe { Self::mul(a, Self::exp2_whole(n)) }
+    }
 
     /// The sum of all, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;

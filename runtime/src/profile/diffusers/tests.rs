@@ -4,10 +4,10 @@ use sd_models::diffusers::{self, Pipeline};
 use sd_models::manifest::PredictionType;
 
 use super::*;
-use crate::denoise::{Denoiser, Latents, denoised};
+use crate::denoise::{Latents, Thresholded, denoised};
 use crate::sampler::tests::{Draws, Toy, close, pair};
 use crate::sampler::{
-    DDIM, DPMPP_2M, DPMPP_2M_SDE, EULER, EULER_ANCESTRAL, LCM, Options, PLMS, TCD, UNIPC,
+    DDIM, DPMPP_2M, DPMPP_2M_SDE, DPMPP_SDE, EULER, EULER_ANCESTRAL, LCM, Options, PLMS, TCD, UNIPC,
 };
 
 /// The network returns `0.3 input + 0.05 cos(t / 100)`. The state, and when the network was called.
@@ -24,11 +24,14 @@ fn run_toy(
         let output = x.mapv(|x| (0.3 * f64::from(x) * c_in + shift) as f32);
         denoised(prediction, x, &output, level.sigma)
     });
-    let model: &mut dyn Denoiser = &mut model;
+    let mut model = Thresholded {
+        inner: &mut model,
+        threshold: schedule.setup.threshold,
+    };
     let x = pair(0.5, -1.25) * schedule.initial_scale as f32;
     let method = (DIFFUSERS.solver)(sampler).unwrap();
     let options = Options::default();
-    let x = (method.solve)(model, x, schedule, &options, &mut Draws::default()).unwrap();
+    let x = (method.solve)(&mut model, x, schedule, &options, &mut Draws::default()).unwrap();
     (x * schedule.final_scale as f32, times)
 }
 
@@ -38,13 +41,23 @@ fn schedule_of(
     count: usize,
     config: &Value,
 ) -> Result<Schedule, ConfigError> {
-    let trained = Trained { config, xl: false };
+    // SDXL's pipelines leave a scheduler's configuration as it is.
+    let trained = Trained { config, xl: true };
+    schedule_for(sampler, spread, count, &trained)
+}
+
+fn schedule_for(
+    sampler: Sampler,
+    spread: Option<Spread>,
+    count: usize,
+    trained: &Trained<'_>,
+) -> Result<Schedule, ConfigError> {
     let spread = match spread {
         _ if (DIFFUSERS.spreads)(sampler).is_empty() => None,
         Some(spread) => Some(spread),
-        None => Some((DIFFUSERS.automatic)(sampler, &trained)?),
+        None => Some((DIFFUSERS.automatic)(sampler, trained)?),
     };
-    (DIFFUSERS.schedule)(sampler, spread, count, &trained)
+    (DIFFUSERS.schedule)(sampler, spread, count, trained)
 }
 
 fn spaced(spacing: &str) -> Value {
@@ -60,15 +73,20 @@ fn every_configuration_gives_diffusers_answer() {
     let mut failures = Vec::new();
     for row in &rows {
         let config = &row["config"];
-        let trained = Trained { config, xl: false };
+        let trained = Trained {
+            config,
+            xl: row["pipeline"].is_null(),
+        };
         let sampler = sampler(&trained).unwrap();
+        let changed = !notes(sampler, &trained).is_empty();
+        assert_eq!(changed, !trained.xl, "{config}");
         let prediction = match config["prediction_type"].as_str() {
             Some("v_prediction") => PredictionType::VPrediction,
             Some("sample") => PredictionType::Sample,
             _ => PredictionType::Epsilon,
         };
         for (steps, answer) in row["answers"].as_object().unwrap() {
-            let schedule = schedule_of(sampler, None, steps.parse().unwrap(), config).unwrap();
+            let schedule = schedule_for(sampler, None, steps.parse().unwrap(), &trained).unwrap();
             let (x, times) = run_toy(sampler, &schedule, prediction);
             let far = |(found, expected): (&f32, &Value)| {
                 let expected = expected.as_f64().unwrap();
@@ -89,7 +107,7 @@ fn every_configuration_gives_diffusers_answer() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(rows.len() >= 40);
+    assert!(rows.len() >= 150, "{}", rows.len());
 }
 
 #[test]
@@ -355,7 +373,7 @@ fn refusal(class: &str, field: &str, value: Value) -> String {
     config[field] = value;
     let trained = Trained {
         config: &config,
-        xl: false,
+        xl: true,
     };
     let found = sampler(&trained).and_then(|s| schedule_of(s, None, 20, &config));
     match found {
@@ -383,11 +401,10 @@ fn configurations_that_would_be_followed_wrongly_are_refused_by_field() {
         ("EulerDiscrete", "sigma_max", json!(80.0)),
         ("EulerDiscrete", "use_karras_sigmas", json!("yes")),
         ("EulerAncestralDiscrete", "prediction_type", json!("sample")),
-        ("DPMSolverMultistep", "algorithm_type", json!("dpmsolver")),
         (
             "DPMSolverMultistep",
             "algorithm_type",
-            json!("sde-dpmsolver"),
+            json!("dpmsolver+++"),
         ),
         ("DPMSolverMultistep", "solver_order", json!(4)),
         ("DPMSolverMultistep", "solver_type", json!("euler")),
@@ -396,7 +413,8 @@ fn configurations_that_would_be_followed_wrongly_are_refused_by_field() {
         ("UniPCMultistep", "disable_corrector", json!([0])),
         ("UniPCMultistep", "solver_order", json!(4)),
         ("DEISMultistep", "solver_type", json!("rk4")),
-        ("LCM", "thresholding", json!(true)),
+        ("LCM", "clip_sample", json!(true)),
+        ("DPMSolverSDE", "prediction_type", json!("sample")),
         ("TCD", "clip_sample", json!(true)),
         ("EulerDiscrete", "use_something_new", json!(true)),
         (
@@ -410,6 +428,58 @@ fn configurations_that_would_be_followed_wrongly_are_refused_by_field() {
     }
     let error = refusal("OtherScheduler", "steps_offset", json!(1));
     assert!(error.contains("another one can be chosen"), "{error}");
+}
+
+#[test]
+fn what_diffusers_refuses_of_solvers_of_noise_is_refused() {
+    for (algorithm, field, value, supported) in [
+        ("dpmsolver", "final_sigmas_type", json!("zero"), "sigma_min"),
+        (
+            "sde-dpmsolver",
+            "final_sigmas_type",
+            json!("zero"),
+            "sigma_min",
+        ),
+        ("sde-dpmsolver", "solver_order", json!(3), "1 or 2"),
+    ] {
+        let mut config = json!({"algorithm_type": algorithm, "final_sigmas_type": "sigma_min"});
+        assert!(schedule_of(&DPM_MULTISTEP, None, 5, &config).is_ok());
+        config[field] = value;
+        let error = schedule_of(&DPM_MULTISTEP, None, 5, &config).unwrap_err();
+        assert_eq!(error.field, field);
+        assert!(error.supported.starts_with(supported), "{error}");
+    }
+    let config = json!({"thresholding": true, "dynamic_thresholding_ratio": 1.5});
+    let error = schedule_of(&UNIPC, None, 5, &config).unwrap_err();
+    assert_eq!(error.field, "dynamic_thresholding_ratio");
+}
+
+#[test]
+fn what_the_pipeline_sets_is_said() {
+    let config = json!({"steps_offset": 0, "clip_sample": true});
+    let trained = |xl| Trained {
+        config: &config,
+        xl,
+    };
+    let said = notes(&DDIM, &trained(false));
+    assert_eq!(said.len(), 2);
+    assert_eq!(
+        said[0],
+        "steps_offset of DDIMScheduler is 1, as diffusers' StableDiffusionPipeline sets it, instead of 0"
+    );
+    assert!(notes(&DDIM, &trained(true)).is_empty());
+    // Euler clips nothing.
+    assert_eq!(notes(&EULER, &trained(false)).len(), 1);
+}
+
+#[test]
+fn brownian_noise_has_the_configured_seed() {
+    let seed = |config| {
+        let schedule = schedule_of(&DPMPP_SDE, None, 5, &config).unwrap();
+        schedule.setup.brownian_seed
+    };
+    assert_eq!(seed(json!({"noise_sampler_seed": 7})), Some(7));
+    assert_eq!(seed(json!({})), None);
 }
 
 #[test]

@@ -1,0 +1,25 @@
+//! Number types that products are computed in.
+
+/// What a product's factors are rounded to; sums are in single precision, or whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Compute {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Truncated single precision, where the processor multiplies it ([`crate::Isa::Avx512Bf16`]); else single precision.
+    Bf16,
+    /// Whole numbers of 16 bits, where a layer has a form for them; else single precision.
+    I16,
+}
+
+impl Compute {
+    /// The name in options and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::I16 => "i16",
+        }
+    }
+}
