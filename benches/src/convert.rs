@@ -13,7 +13,7 @@ use sd_converter::weights::Weights;
 use sd_ui::Ui;
 
 use crate::memory::peak_during;
-use crate::spread;
+use crate::report::Spread;
 
 /// Time a conversion against copying the checkpoint, in turn and on the same disk
 #[derive(Debug, clap::Args)]
@@ -55,13 +55,13 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<()> {
     let [plain, with_loras] = conversions;
     let mut result = serde_json::json!({
         "checkpoint_bytes": fs::metadata(&args.checkpoint)?.len(),
-        "copy_s": spread(copies),
-        "convert_s": spread(plain.seconds),
+        "copy_s": Spread::of(copies),
+        "convert_s": Spread::of(plain.seconds),
         "convert_peak_anonymous_bytes": plain.anonymous,
     });
     if !args.loras.is_empty() {
         result["loras"] = args.loras.len().into();
-        result["with_loras_s"] = spread(with_loras.seconds);
+        result["with_loras_s"] = serde_json::to_value(Spread::of(with_loras.seconds))?;
         result["with_loras_peak_anonymous_bytes"] = with_loras.anonymous.into();
     }
     Ok(ui.result(result)?)

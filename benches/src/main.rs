@@ -1,7 +1,12 @@
-//! Measures conversion and inference, end to end; results are JSON on stdout.
+//! Measures conversion and inference, end to end; results go to stdout.
 
+mod classify;
 mod convert;
 mod memory;
+mod networks;
+mod ops;
+mod peak;
+mod report;
 mod run;
 
 use std::error::Error;
@@ -24,6 +29,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Ops(ops::OpsArgs),
     Convert(convert::ConvertArgs),
 }
 
@@ -32,6 +38,7 @@ fn main() -> ExitCode {
     let ui = Ui::start(cli.ui);
     let outcome = match &cli.command {
         Command::Run(args) => run::run(args, &ui),
+        Command::Ops(args) => ops::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
     };
     ui.finish(outcome, hint)
@@ -50,16 +57,5 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
             "`sdconvert build CHECKPOINT -o DIR` makes model directories".to_owned()
         }
         other => other.to_string(),
-    })
-}
-
-/// Least, median and greatest of several measurements, in seconds.
-fn spread(mut seconds: Vec<f64>) -> serde_json::Value {
-    seconds.sort_by(f64::total_cmp);
-    serde_json::json!({
-        "runs": seconds.len(),
-        "min": seconds.first(),
-        "median": seconds.get(seconds.len() / 2),
-        "max": seconds.last(),
     })
 }

@@ -180,8 +180,8 @@ fn the_further_channels_of_an_inpainting_model_stay() {
         }
     }
     let wrong = Merged::new(vec![open(&b), open(&inpaint), open(&c)], plan());
-    let error = wrong.err().unwrap().to_string();
-    assert!(error.contains("must be the first"), "{error}");
+    let hint = wrong.err().unwrap().hint().unwrap().to_string();
+    assert!(hint.contains("must be the first"), "{hint}");
 }
 
 fn succeed(args: &[&str]) -> String {

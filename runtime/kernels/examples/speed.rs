@@ -204,7 +204,7 @@ fn convolutions(isa: Isa, filter: &str) {
         let (height, width) = layer.output_size((size, size));
         let mut y = vec![0.0; pictures * height * width * outputs];
         time(&name, 2.0 * (y.len() * inputs * taps) as f64, isa, |run| {
-            conv(run, &layer, &x, (pictures, size, size), None, None, &mut y)
+            conv(run, &layer, &x, (pictures, size, size), None, None, &mut y);
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The network that all this is about, and what goes into it.
 
-use ndarray::{Array2, ArrayView4, Axis, Ix4, arr0, concatenate};
+use ndarray::{Array2, ArrayD, ArrayView4, Axis, Ix4, arr0, concatenate};
 use sd_models::manifest::PredictionType;
 
 use super::{DenoiseError, Latents};
@@ -34,8 +34,11 @@ impl Unet {
         self.network.has_input("timestep_cond")
     }
 
-    /// The network's outputs for latents [1, C, h, w] at timestep `t` under one condition after the other: a CPU gains
-    /// nothing from batches, and memory stays small. `guidance` is for networks that embed it.
+    /// The network's outputs for latents [1, C, h, w] at timestep `t` under each condition. `guidance` is for networks that
+    /// embed it.
+    ///
+    /// A portable graph is run for one condition after the other: it gains nothing from batches, and memory stays small. A
+    /// native one is run once: what does not depend on the prompt is computed once, and weights are read once.
     ///
     /// # Errors
     /// The network fails, or returns another shape or numbers that are none.
@@ -47,18 +50,26 @@ impl Unet {
         guidance: f64,
         cancel: &Cancel,
     ) -> Result<Vec<Latents>, DenoiseError> {
-        // Graphs of other exporters may be made for prompt and negative prompt at once.
-        let joined = match self.network.batch("sample")? {
-            Some(batch) if batch == conditions.len() && batch > 1 => join(conditions),
+        let together = match self.network.batch("sample")? {
+            // Graphs of other exporters may be made for prompt and negative prompt at once.
+            Some(batch) => batch == conditions.len(),
+            None => self.network.repeats_single_inputs(),
+        };
+        let joined = match conditions.len() {
+            2.. if together => join(conditions),
             _ => None,
         };
         let Some(joined) = joined else {
             let one = |condition: &&Condition| self.run(x, t, condition, guidance, cancel);
             return conditions.iter().map(one).collect();
         };
-        let images = vec![x.view(); conditions.len()];
-        let images = concatenate(Axis(0), &images).expect("the same image");
-        let output = self.run(&images, t, &joined, guidance, cancel)?;
+        let output = if self.network.repeats_single_inputs() {
+            self.run(x, t, &joined, guidance, cancel)?
+        } else {
+            let images = vec![x.view(); conditions.len()];
+            let images = concatenate(Axis(0), &images).expect("the same image");
+            self.run(&images, t, &joined, guidance, cancel)?
+        };
         let one = |image: ArrayView4<'_, f32>| image.to_owned();
         Ok(output.axis_chunks_iter(Axis(0), 1).map(one).collect())
     }
@@ -71,32 +82,15 @@ impl Unet {
         guidance: f64,
         cancel: &Cancel,
     ) -> Result<Latents, DenoiseError> {
-        let timestep = arr0(t as f32);
-        let embedded = self
-            .embeds_guidance()
-            .then(|| guidance_embedding(guidance, GUIDANCE_WIDTH));
-        let mut inputs = vec![
-            ("sample", Input::F32(x.view().into_dyn())),
-            ("timestep", Input::F32(timestep.view().into_dyn())),
-            (
-                "encoder_hidden_states",
-                Input::F32(condition.context.view().into_dyn()),
-            ),
-        ];
-        for (name, value) in [
-            ("text_embeds", &condition.pooled),
-            ("time_ids", &condition.time_ids),
-            ("timestep_cond", &embedded),
-        ] {
-            if let Some(value) = value {
-                inputs.push((name, Input::F32(value.view().into_dyn())));
-            }
-        }
+        let inputs = Self::inputs(x, t, condition, self.embeds_guidance().then_some(guidance));
+        let inputs = inputs.iter().map(|(name, x)| (*name, Input::F32(x.view())));
+        let inputs: Vec<_> = inputs.collect();
         let output = self
             .network
             .run(&inputs, &["out_sample"], cancel)?
             .remove(0);
-        let (found, expected) = (output.shape().to_vec(), x.shape().to_vec());
+        let (found, mut expected) = (output.shape().to_vec(), x.shape().to_vec());
+        expected[0] = condition.context.shape()[0].max(expected[0]);
         let output: Latents = match output.into_dimensionality::<Ix4>() {
             Ok(output) if found == expected => output,
             _ => return Err(DenoiseError::Shape { found, expected }),
@@ -106,6 +100,35 @@ impl Unet {
             return Err(DenoiseError::NonFinite { count, t });
         }
         Ok(output)
+    }
+
+    /// Inputs of a `unet` by name, for latents [N, C, h, w] at timestep `t`. `guidance` is for networks that embed it.
+    #[must_use]
+    pub fn inputs(
+        x: &Latents,
+        t: f64,
+        condition: &Condition,
+        guidance: Option<f64>,
+    ) -> Vec<(&'static str, ArrayD<f32>)> {
+        let mut inputs = vec![
+            ("sample", x.to_owned().into_dyn()),
+            ("timestep", arr0(t as f32).into_dyn()),
+            (
+                "encoder_hidden_states",
+                condition.context.to_owned().into_dyn(),
+            ),
+        ];
+        let embedded = guidance.map(|guidance| guidance_embedding(guidance, GUIDANCE_WIDTH));
+        for (name, value) in [
+            ("text_embeds", &condition.pooled),
+            ("time_ids", &condition.time_ids),
+            ("timestep_cond", &embedded),
+        ] {
+            if let Some(value) = value {
+                inputs.push((name, value.to_owned().into_dyn()));
+            }
+        }
+        inputs
     }
 }
 

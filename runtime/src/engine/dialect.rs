@@ -84,10 +84,9 @@ impl Compute {
     pub fn on(self, isa: Isa) -> Option<sd_kernels::Compute> {
         let has_bf16 = isa >= Isa::Avx512Bf16;
         match self {
-            Self::F32 => Some(sd_kernels::Compute::F32),
             Self::Bf16 => has_bf16.then_some(sd_kernels::Compute::Bf16),
             Self::Auto if has_bf16 => Some(sd_kernels::Compute::Bf16),
-            Self::Auto => Some(sd_kernels::Compute::F32),
+            Self::F32 | Self::Auto => Some(sd_kernels::Compute::F32),
         }
     }
 }
@@ -102,10 +101,16 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// Whether its operators are our own.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        self.file == NATIVE
+    }
+
     /// The name of its dialect.
     #[must_use]
     pub fn dialect(&self) -> &'static str {
-        if self.file == NATIVE {
+        if self.is_native() {
             "native"
         } else {
             "portable"
@@ -120,7 +125,7 @@ const NATIVE: &str = "native.onnx";
 ///
 /// # Errors
 /// The native graph was asked for, or numbers that only it can compute in, and it cannot be run here.
-pub(super) fn choose(
+pub fn choose(
     ep: Ep,
     recorded: Option<&Component>,
     dialect: Dialect,

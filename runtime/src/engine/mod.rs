@@ -10,6 +10,7 @@ mod network;
 mod ops;
 mod parts;
 mod pool;
+mod profile;
 pub mod setup;
 mod verified;
 
@@ -19,14 +20,16 @@ use std::sync::Arc;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
-use sd_models::manifest::{Component, Manifest};
+use sd_models::manifest::Manifest;
+use tempfile::TempDir;
 
 pub use cancel::Cancel;
-pub use dialect::{Chosen, Compute, Dialect, UnknownName};
+pub use dialect::{Chosen, Compute, Dialect, UnknownName, choose};
 pub use ep::Ep;
 pub use error::EngineError;
 pub use network::{Input, Network};
 pub use pool::{Key, Lease, Pool, Usage};
+pub use profile::{NodeRun, Profile};
 use verified::Verified;
 
 /// How the engine is started.
@@ -52,6 +55,8 @@ pub struct Engine {
     library: library::Found,
     ep: Ep,
     threads: usize,
+    /// Where the profiles of networks grow, if they are wanted.
+    profiles: Option<TempDir>,
     verified: Verified,
     pool: Pool,
 }
@@ -98,6 +103,7 @@ impl Engine {
             library,
             ep: options.ep,
             threads,
+            profiles: None,
             verified: Verified::new(),
             pool: Pool::new(0),
         })
@@ -127,23 +133,23 @@ impl Engine {
         ort::info()
     }
 
+    /// Networks that are loaded from now on note the time of every node; see [`Network::end_profiling`].
+    ///
+    /// # Errors
+    /// There is no place for their notes.
+    pub fn start_profiling(&mut self) -> Result<(), EngineError> {
+        let folder = tempfile::tempdir().map_err(|source| EngineError::Read {
+            path: std::env::temp_dir(),
+            source,
+        })?;
+        self.profiles = Some(folder);
+        Ok(())
+    }
+
     /// The networks that are in memory. Until it gets a budget, it keeps none that nobody uses.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
-    }
-
-    /// Chooses which of a component's graphs is run here. `recorded` is what the manifest says of the component, if there is one.
-    ///
-    /// # Errors
-    /// The native graph was asked for, or numbers that only it can compute in, and it cannot be run here.
-    pub fn choose(
-        &self,
-        recorded: Option<&Component>,
-        dialect: Dialect,
-        compute: Compute,
-    ) -> Result<Chosen, EngineError> {
-        dialect::choose(self.ep, recorded, dialect, compute)
     }
 
     /// A network for the caller alone, until the lease is dropped: one that the pool kept, or a new one. Waits while somebody
@@ -166,8 +172,7 @@ impl Engine {
             let files = recorded.map(|component| &component.files);
             network::check_files(&graph, files, &self.verified, cancel)?;
             let variant = recorded.and_then(|component| component.variants.get(&key.variant));
-            let needs = variant.map_or(&[][..], |variant| &variant.needs);
-            Network::load(self, key, needs, cancel)
+            Network::load(self, key, variant, cancel)
         })
     }
 }

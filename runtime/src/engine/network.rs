@@ -13,10 +13,11 @@ use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
-use sd_models::manifest;
+use sd_models::manifest::{self, Variant};
 use sha2::{Digest, Sha256};
 
 use super::parts::Part;
+use super::profile::{self, Profile};
 use super::{Cancel, Engine, EngineError, Key, Verified, ops};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
@@ -87,21 +88,25 @@ impl fmt::Display for Declared {
 pub struct Network {
     graph: Graph,
     parts: Vec<Part>,
+    /// Whether its operators are our own.
+    native: bool,
 }
 
 impl Network {
-    /// Loads `folder`'s graph of this name and those that it `needs`.
+    /// Loads `folder`'s graph of this name and those that it needs; `variant` is what the manifest says of it.
     pub(super) fn load(
         engine: &Engine,
         key: &Key,
-        needs: &[String],
+        variant: Option<&Variant>,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let load = |file: &str| Graph::load(engine, key, file, cancel);
+        let needs = variant.map_or(&[][..], |variant| &variant.needs);
         let parts = needs.iter().map(|file| Ok(Part::new(load(file)?)));
         Ok(Self {
             parts: parts.collect::<Result<_, EngineError>>()?,
             graph: load(&key.variant)?,
+            native: variant.is_some_and(|variant| !variant.custom_domains.is_empty()),
         })
     }
 
@@ -158,6 +163,16 @@ impl Network {
         outputs.iter().map(take).collect()
     }
 
+    /// Ends the profile that [`Engine::start_profiling`] asked for: its own, then those of the graphs whose outputs it needs.
+    ///
+    /// # Errors
+    /// No profile was asked for, or it cannot be read.
+    pub fn end_profiling(&mut self) -> Result<Vec<Profile>, EngineError> {
+        let parts = self.parts.iter_mut().map(|part| &mut part.graph);
+        let graphs = std::iter::once(&mut self.graph).chain(parts);
+        graphs.map(Graph::end_profiling).collect()
+    }
+
     /// Names of the graph's outputs.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
         let outputs = self.graph.session.outputs();
@@ -170,6 +185,13 @@ impl Network {
     /// It has no such input.
     pub fn batch(&self, name: &str) -> Result<Option<usize>, EngineError> {
         Ok(self.graph.declared(name)?.batch())
+    }
+
+    /// Whether an input with a batch of 1 goes with others that have more, and is repeated where they meet. Our own operators do
+    /// that.
+    #[must_use]
+    pub fn repeats_single_inputs(&self) -> bool {
+        self.native
     }
 
     /// Whether it has an input of this name.
@@ -223,6 +245,13 @@ impl Graph {
                 .with_dimension_override(name, *size as i64)
                 .map_err(|e| say(&e))?;
         }
+        if let Some(folder) = &engine.profiles {
+            // ONNX Runtime adds the time in whole seconds.
+            let name = format!("{}.{file}", key.component);
+            builder = builder
+                .with_profiling(folder.path().join(name))
+                .map_err(|e| say(&e))?;
+        }
         let canceler = builder.canceler();
         let stop = move || drop(canceler.cancel());
         let session = cancel.during(stop, || builder.commit_from_file(path))?;
@@ -260,6 +289,22 @@ impl Graph {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
         Ok(named.collect())
+    }
+
+    /// Ends its profile.
+    fn end_profiling(&mut self) -> Result<Profile, EngineError> {
+        let failed = |problem: String| EngineError::Run {
+            path: self.path.clone(),
+            problem: format!("its profile: {problem}"),
+        };
+        let file = self.session.end_profiling();
+        let file = file.map_err(|e| failed(e.to_string()))?;
+        let text = std::fs::read_to_string(&file).map_err(|e| failed(format!("{file}: {e}")))?;
+        let graph = self.path.file_name().unwrap_or_default();
+        Ok(Profile {
+            graph: graph.to_string_lossy().into_owned(),
+            runs: profile::parse(&text).map_err(|e| failed(e.to_string()))?,
+        })
     }
 
     fn failed(&self, e: &ort::Error) -> EngineError {

@@ -347,7 +347,7 @@ impl Layer for Linear {
         let (x, residual) = (numbers(x)?, residual.map(numbers).transpose()?);
         let length: usize = lengths.iter().product();
         let repeats = |part: usize| part > 0 && length.is_multiple_of(part);
-        if !layer.bias.is_none_or(|b| b.len() == columns)
+        if layer.bias.is_some_and(|b| b.len() != columns)
             || !residual.is_none_or(|r| repeats(r.len()))
         {
             return Err(misfit(inputs));
@@ -431,7 +431,7 @@ impl Layer for Conv {
             || self.stride == 0
             || picture == 0
             || !fits(n)
-            || !bias.as_ref().is_none_or(|b| b.len() == o)
+            || bias.as_ref().is_some_and(|b| b.len() != o)
             || !time
                 .as_ref()
                 .is_none_or(|t| t.len() == times * o && fits(times))
@@ -581,7 +581,7 @@ impl Layer for Attention {
         };
         let (q, k, v) = (numbers(q)?, numbers(k)?, numbers(v)?);
         output.write(&[n.max(m), queries, width], |y| {
-            kernels::attention(run, &layer, q, k, v, y)
+            kernels::attention(run, &layer, q, k, v, y);
         })
     }
 }
@@ -616,7 +616,7 @@ impl Layer for Concat {
         }
         let (a, b) = (numbers(a)?, numbers(b)?);
         output.write(&[n.max(m), h, w, c + d], |y| {
-            kernels::concat(run, (c, d), a, b, y)
+            kernels::concat(run, (c, d), a, b, y);
         })
     }
 }

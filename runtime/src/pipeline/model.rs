@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use sd_kernels::Isa;
 use sd_models::defaults::Defaults;
 use sd_models::diffusers::{self, Pipeline, prediction_name, prediction_type};
 use sd_models::family::ModelFamily;
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use super::PipelineError;
 use crate::Remedy;
-use crate::engine::{Key, memory};
+use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose, memory};
 use crate::profile::{ConfigError, Trained};
 use crate::text::ClipTokenizer;
 
@@ -94,6 +95,37 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
+    /// What its manifest, if it has one, says of a component.
+    #[must_use]
+    pub fn recorded(&self, component: &str) -> Option<&manifest::Component> {
+        self.manifest.as_ref()?.components.get(component)
+    }
+
+    /// The network of a component that is run for such a wish, with sizes fixed in `dims`, and which graph that is. A native
+    /// graph takes prompt and negative prompt at once, so its batch stays open.
+    ///
+    /// # Errors
+    /// The native graph was asked for, or numbers that only it can compute in, and it cannot be run.
+    pub fn key(
+        &self,
+        component: &str,
+        dims: &[(&str, usize)],
+        ep: Ep,
+        (dialect, compute): (Dialect, Compute),
+    ) -> Result<(Key, Chosen), EngineError> {
+        let chosen = choose(ep, self.recorded(component), dialect, compute)?;
+        let open = |name: &str| chosen.is_native() && name == "batch";
+        let fixed: Vec<_> = dims
+            .iter()
+            .copied()
+            .filter(|(name, _)| !open(name))
+            .collect();
+        let key = Key::new(&self.path, component, &fixed)
+            .variant(chosen.file)
+            .compute(compute.on(Isa::detect()).unwrap_or_default());
+        Ok((key, chosen))
+    }
+
     /// Opens a directory; weights are not read yet.
     ///
     /// # Errors
@@ -256,21 +288,31 @@ impl ModelDir {
     /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights in single
     /// precision, its activations, and the scores of self-attention, which grow with the square.
     #[must_use]
-    pub fn memory(&self, pixels: usize) -> u64 {
+    pub fn memory(&self, pixels: usize, dialect: Dialect) -> u64 {
         // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
         const UNET: u64 = 110_000;
         const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
         // Scores and their softmax; graphs of ours take the heads one by one.
         let scores = |heads: u64, tokens: u64| 2 * 4 * heads * tokens * tokens;
-        let heads = if self.manifest.is_some() { 1 } else { 8 };
+        let native = |component| self.graph(component, dialect) != Key::PLAIN;
+        let heads = match self.manifest {
+            Some(_) => 1,
+            None => 8,
+        };
         // SDXL's finest level does not attend.
         let tokens = match self.family.time_ids() {
             Some(_) => pixels / 4,
             None => pixels,
         };
-        let unet = self.weights("unet") + scores(heads, tokens) + UNET * pixels;
-        let decoder = self.weights("vae_decoder") + scores(1, pixels) + DECODER * pixels;
+        // Our own attention has no scores.
+        let scores = |component, heads, tokens| match native(component) {
+            true => 0,
+            false => scores(heads, tokens),
+        };
+        let weights = |component| self.weights(component, dialect);
+        let unet = weights("unet") + scores("unet", heads, tokens) + UNET * pixels;
+        let decoder = weights("vae_decoder") + scores("vae_decoder", 1, pixels) + DECODER * pixels;
         unet.max(decoder)
     }
 
@@ -281,9 +323,10 @@ impl ModelDir {
     pub fn memory_within(
         &self,
         [width, height]: [usize; 2],
+        dialect: Dialect,
         limit: u64,
     ) -> Result<u64, PipelineError> {
-        let latent = |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2));
+        let latent = |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2), dialect);
         let needed = latent(width * height);
         if needed <= limit {
             return Ok(needed);
@@ -298,11 +341,17 @@ impl ModelDir {
         })
     }
 
-    /// Bytes of a network's weights in single precision.
-    fn weights(&self, component: &str) -> u64 {
-        let components = self.manifest.as_ref().map(|m| &m.components);
-        let recorded = components.and_then(|components| components.get(component));
-        memory::network(&self.path.join(component), Key::PLAIN, recorded)
+    /// Bytes of a network's weights as its graph holds them.
+    fn weights(&self, component: &str, dialect: Dialect) -> u64 {
+        let graph = self.graph(component, dialect);
+        memory::network(&self.path.join(component), graph, self.recorded(component))
+    }
+
+    /// The graph of a component that a processor runs.
+    fn graph(&self, component: &str, dialect: Dialect) -> &'static str {
+        let recorded = self.recorded(component);
+        let chosen = choose(Ep::Cpu, recorded, dialect, Compute::F32);
+        chosen.map_or(Key::PLAIN, |chosen| chosen.file)
     }
 
     /// The first digits of the checkpoint's SHA-256, by which A1111 knows models.

@@ -317,10 +317,10 @@ fn size_and_memory(
     ];
     check_side("width", size[0])?;
     check_side("height", size[1])?;
-    let mut memory = model.memory_within(size, limit)?;
+    let mut memory = model.memory_within(size, request.graph, limit)?;
     if let Some(refiner) = refiner {
         check_refiner(model, refiner)?;
-        memory = memory.max(refiner.memory_within(size, limit)?);
+        memory = memory.max(refiner.memory_within(size, request.graph, limit)?);
     }
     Ok((size, memory))
 }

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use sd_kernels::{Compute, Isa};
+use sd_kernels::Compute;
 
 use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
-use crate::denoise::{Networks, Relay, Unet};
-use crate::engine::{Cancel, Engine, EngineError, Key, Lease};
+use crate::denoise::{Latents, Networks, Relay, Unet};
+use crate::engine::{Cancel, Engine, EngineError, Lease};
 use crate::text::{Condition, Encoded, TextEncoder, chunks};
 
 /// How long the stages took.
@@ -39,6 +39,19 @@ pub struct Outcome {
     pub compute: Compute,
 }
 
+impl Outcome {
+    /// What no plan leads to.
+    fn of_nothing() -> Self {
+        Self {
+            pictures: Vec::new(),
+            calls: Vec::new(),
+            timing: Timing::default(),
+            graph: "none",
+            compute: Compute::F32,
+        }
+    }
+}
+
 /// Makes the pictures of plans. `dump`, if given, gets the inside of the run. The crate's page has an example.
 ///
 /// # Errors
@@ -59,28 +72,15 @@ pub fn run(
     }
     let plans = &plans.plans;
     let Some(first) = plans.first() else {
-        return Ok(Outcome {
-            pictures: Vec::new(),
-            calls: Vec::new(),
-            timing: Timing::default(),
-            graph: "none",
-            compute: Compute::F32,
-        });
+        return Ok(Outcome::of_nothing());
     };
     let model = &models.base;
-    let chosen = |model: &ModelDir, component: &str| {
-        let manifest = model.manifest.as_ref();
-        let recorded = manifest.and_then(|manifest| manifest.components.get(component));
-        engine.choose(recorded, first.graph, first.compute)
-    };
-    let compute = first.compute.on(Isa::detect()).unwrap_or_default();
+    let wish = (first.graph, first.compute);
     let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
-        let graph = chosen(model, component)?;
-        let key = Key::new(&model.path, component, dims);
-        let key = key.variant(graph.file).compute(compute);
+        let (key, _) = model.key(component, dims, engine.ep(), wish)?;
         engine.lease(&key, model.manifest.as_ref(), cancel)
     };
-    let graph = chosen(model, "unet")?;
+    let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
     if let Some(reason) = graph.reason {
         let note = format!("the portable graph is run, not the faster native one: {reason}");
         listener(Event::Note(&note));
@@ -152,23 +152,36 @@ pub fn run(
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
     let mut decoder = lease(model, "vae_decoder", &dims)?;
-    let mut pictures = Vec::new();
-    for (plan, latents) in plans.iter().zip(&latents) {
-        let picture = stages::decode(plan, latents, model, &mut decoder, cancel)?;
-        if picture.is_constant() {
-            let text = "the picture has one colour only: the model may be damaged";
-            listener(Event::Warning(text));
-        }
-        pictures.push(picture);
-    }
+    let decode =
+        |plan: &Plan, latents: &Latents| stages::decode(plan, latents, model, &mut decoder, cancel);
+    let pictures = decoded(plans, &latents, decode, listener)?;
     timing.decode = start.elapsed();
     Ok(Outcome {
         pictures,
         calls,
         timing,
         graph: graph.dialect(),
-        compute,
+        compute: unet.compute,
     })
+}
+
+/// The pictures of plans, and a word on those that are none.
+fn decoded(
+    plans: &[Plan],
+    latents: &[Latents],
+    mut decode: impl FnMut(&Plan, &Latents) -> Result<Picture, PipelineError>,
+    listener: &mut Listener<'_>,
+) -> Result<Vec<Picture>, PipelineError> {
+    let mut pictures = Vec::new();
+    for (plan, latents) in plans.iter().zip(latents) {
+        let picture = decode(plan, latents)?;
+        if picture.is_constant() {
+            let text = "the picture has one colour only: the model may be damaged";
+            listener(Event::Warning(text));
+        }
+        pictures.push(picture);
+    }
+    Ok(pictures)
 }
 
 /// Leases a model's network with fixed dimensions.

@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
 use super::{Chunk, Emphasis, TextError};
-use crate::engine::{Cancel, Input, Lease};
+use crate::engine::{Cancel, Input, Lease, Network};
 
 /// Which state of a text transformer the UNet sees. Layers count from the end: 1 is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,23 @@ impl TextEncoder {
         Self { network }
     }
 
+    /// Names of the outputs of a `text_encoder` that say what a UNet is told: a layer's states, and the pooled embedding of
+    /// encoders that have one.
+    ///
+    /// # Errors
+    /// It has no such layer.
+    pub fn outputs(network: &Network, layer: Layer) -> Result<Vec<String>, TextError> {
+        let mut names = vec![Self::output(network, layer)?];
+        if network.outputs().any(|name| name == Self::POOLED) {
+            names.push(Self::POOLED.to_owned());
+        }
+        Ok(names)
+    }
+
     /// Name of the output for a layer.
-    fn output(&self, layer: Layer) -> Result<String, TextError> {
+    fn output(network: &Network, layer: Layer) -> Result<String, TextError> {
         let states = |prefix: &str| {
-            let names = self.network.outputs();
+            let names = network.outputs();
             names.filter(|name| name.starts_with(prefix)).count()
         };
         let missing = |clip_skip, layers| TextError::ClipSkip { clip_skip, layers };
@@ -76,11 +89,8 @@ impl TextEncoder {
         layer: Layer,
         cancel: &Cancel,
     ) -> Result<Encoded, TextError> {
-        let output = self.output(layer)?;
-        let mut outputs = vec![output.as_str()];
-        if self.network.outputs().any(|name| name == Self::POOLED) {
-            outputs.push(Self::POOLED);
-        }
+        let outputs = Self::outputs(&self.network, layer)?;
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
         let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
         let (mut encoded, mut pooled) = (Vec::new(), None);
         let mut run = |row: &Array2<i64>| {

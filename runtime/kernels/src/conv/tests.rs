@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Random, close, every_level, stored};
-use crate::{Isa, Scratch, Serial};
+use crate::{Compute, Isa, Scratch, Serial};
 
 /// What a convolution gets besides its weights.
 struct Case {
@@ -227,6 +227,7 @@ fn twenty_layers_stay_within_1e_5() {
     let mut random = Random::new(6);
     let (size, channels) = (12, 64);
     let mut run = Run {
+        compute: Compute::F32,
         isa: Isa::detect(),
         pool: &Serial,
         scratch: &mut Scratch::new(),

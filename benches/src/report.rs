@@ -1,0 +1,212 @@
+//! What `sdbench` prints, as types: whoever compares figures of two versions reads these.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use sd_kernels::Isa;
+use serde::{Deserialize, Serialize};
+
+use crate::networks::Networks;
+
+/// Version of the layout: changes when a name goes or means something else.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// Figures of a model directory, and where they were taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// [`SCHEMA`]
+    pub(crate) schema: u32,
+    /// Version of these programs.
+    pub(crate) version: String,
+    /// Name of the processor.
+    pub(crate) processor: String,
+    /// Its instruction level, of which native graphs make use.
+    pub(crate) instructions: String,
+    /// Execution provider.
+    pub(crate) ep: String,
+    /// Threads of its pool.
+    pub(crate) threads: usize,
+    /// What ONNX Runtime says of its build.
+    pub(crate) onnxruntime: String,
+    /// Model directory.
+    pub(crate) model: PathBuf,
+    /// That of its refiner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) refiner: Option<PathBuf>,
+    /// Width and height of the picture in pixels.
+    pub(crate) size: [usize; 2],
+    /// Most memory that the process had, if the system tells.
+    pub(crate) peak_bytes: Option<u64>,
+    #[serde(flatten)]
+    pub(crate) figures: Figures,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub(crate) enum Figures {
+    /// Networks by name: `text_encoder`, `unet`, `vae_decoder`, those of a refiner with `_refiner` behind it.
+    Run(BTreeMap<String, Network>),
+    Ops(Ops),
+}
+
+/// Loading and passes of one network.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Network {
+    /// Dialect of its graph: `portable` or `native`.
+    pub(crate) graph: String,
+    /// What its products are computed in: `f32` or `bf16`.
+    pub(crate) compute: String,
+    pub(crate) load_s: f64,
+    /// Most memory of the process while it loaded.
+    pub(crate) load_peak_bytes: u64,
+    pub(crate) pass_s: Spread,
+    /// Most memory of the process during the passes.
+    pub(crate) pass_peak_bytes: u64,
+}
+
+/// Several measurements of the same, in seconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    pub(crate) runs: usize,
+    pub(crate) min: Option<f64>,
+    pub(crate) median: Option<f64>,
+    pub(crate) max: Option<f64>,
+    /// All of them, in order of size.
+    pub(crate) all: Vec<f64>,
+}
+
+impl Spread {
+    pub(crate) fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        Self {
+            runs: seconds.len(),
+            min: seconds.first().copied(),
+            median: seconds.get(seconds.len() / 2).copied(),
+            max: seconds.last().copied(),
+            all: seconds,
+        }
+    }
+}
+
+/// Where the time of a network's pass goes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ops {
+    /// The network's name.
+    pub(crate) component: String,
+    /// Dialect of its graph.
+    pub(crate) graph: String,
+    /// What its products are computed in.
+    pub(crate) compute: String,
+    /// Passes that figures are means of.
+    pub(crate) runs: usize,
+    /// Most operations per second that the same threads reach, with fused multiply-adds of single precision. Products of
+    /// other numbers may exceed it.
+    pub(crate) peak_flops: f64,
+    /// Whole passes, which profiling makes a little slower.
+    pub(crate) pass_s: Spread,
+    /// The graphs that it consists of.
+    pub(crate) graphs: Vec<Graph>,
+}
+
+/// Where the time of a graph's run goes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Graph {
+    /// Its file name.
+    pub(crate) file: String,
+    /// Runs that figures are means of. A graph that depends on the prompt alone has one, the first.
+    pub(crate) runs: usize,
+    /// Classes of operators, those that took longest first.
+    pub(crate) classes: Vec<Row>,
+    /// Operators in classes, those that took longest first.
+    pub(crate) operators: Vec<Row>,
+}
+
+/// A class, or an operator within one; figures are of one run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) class: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) operator: Option<String>,
+    pub(crate) calls: usize,
+    pub(crate) seconds: f64,
+    /// Share of the time of all nodes.
+    pub(crate) time_percent: f64,
+    /// Operations of matrix products and convolutions by their definition, a multiplication and an addition being two. An
+    /// algorithm that needs fewer reaches more than the peak.
+    pub(crate) flop: f64,
+    /// Operations per second as a share of the peak.
+    pub(crate) peak_percent: f64,
+    /// What nodes read and write, without weights that were packed before.
+    pub(crate) bytes: u64,
+}
+
+impl Report {
+    pub(crate) fn new(networks: &Networks, figures: Figures) -> Self {
+        let (engine, models) = (&networks.engine, &networks.models);
+        Self {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            processor: processor(),
+            instructions: Isa::detect().name().to_owned(),
+            ep: engine.ep().name().to_owned(),
+            threads: engine.threads(),
+            onnxruntime: engine.build_info().to_owned(),
+            model: models.base.path.clone(),
+            refiner: models.refiner.as_ref().map(|model| model.path.clone()),
+            size: networks.plan.size,
+            peak_bytes: crate::memory::status_bytes("VmHWM"),
+            figures,
+        }
+    }
+}
+
+/// The processor's name, where Linux tells it.
+fn processor() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = cpus.lines().find(|line| line.starts_with("model name"));
+    let name = line.and_then(|line| line.split_once(':'));
+    name.map_or("unknown", |(_, name)| name.trim()).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_of_version_1() {
+        let network = || Network {
+            graph: "native".to_owned(),
+            compute: "bf16".to_owned(),
+            load_s: 0.5,
+            load_peak_bytes: 1000,
+            pass_s: Spread::of(vec![0.3, 0.1, 0.2]),
+            pass_peak_bytes: 2000,
+        };
+        let names = ["text_encoder", "unet", "vae_decoder"];
+        let report = Report {
+            schema: SCHEMA,
+            version: "0.1.0".to_owned(),
+            processor: "a processor".to_owned(),
+            instructions: "avx2".to_owned(),
+            ep: "cpu".to_owned(),
+            threads: 2,
+            onnxruntime: "a build".to_owned(),
+            model: "sd15".into(),
+            refiner: None,
+            size: [512, 512],
+            peak_bytes: Some(3000),
+            figures: Figures::Run(BTreeMap::from(
+                names.map(|name| (name.to_owned(), network())),
+            )),
+        };
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["schema"], 1);
+        assert_eq!(json["command"], "run");
+        let pass = serde_json::json!({"runs": 3, "min": 0.1, "median": 0.2, "max": 0.3, "all": [0.1, 0.2, 0.3]});
+        assert_eq!(json["unet"]["pass_s"], pass);
+        let read: Report = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), json);
+    }
+}
