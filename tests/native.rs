@@ -1,0 +1,172 @@
+//! Native graphs against the portable ones of the same model: pictures, and what happens where they cannot be run.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ndarray::ArrayD;
+use sd_kernels::Isa;
+use sd_models::manifest::Manifest;
+use sd_runtime::engine::{Cancel, Compute, Dialect, EngineError, Input, Key};
+use sd_runtime::pipeline::{PipelineError, Request};
+use sdrt_tests::{
+    Reference, circle, copy_dir, demo_model, engine, make, psnr, relative_l2, repository, synthetic,
+};
+use tempfile::TempDir;
+
+fn short() -> Request {
+    Request {
+        steps: Some(2),
+        ..circle()
+    }
+}
+
+/// Whether native graphs are run on this machine.
+fn runs_native_graphs() -> bool {
+    Isa::detect() >= Isa::Avx2
+}
+
+/// Pictures of both dialects differ by roundings only.
+fn pictures_agree(model: &Path, request: &Request) {
+    let of = |graph| {
+        let request = Request {
+            graph,
+            ..request.clone()
+        };
+        make(model, &request, None).unwrap().pictures
+    };
+    let (native, portable) = (of(Dialect::Auto), of(Dialect::Portable));
+    assert_eq!(native.len(), portable.len());
+    for (native, portable) in native.iter().zip(&portable) {
+        let psnr = psnr(&native.rgb, &portable.rgb);
+        assert!(psnr >= 45.0, "{psnr:.1} dB");
+    }
+}
+
+#[test]
+fn twenty_steps_of_both_dialects_make_the_same_picture() {
+    let request = Request {
+        steps: Some(20),
+        ..circle()
+    };
+    pictures_agree(demo_model(), &request);
+}
+
+#[test]
+fn sides_need_not_be_multiples_of_what_networks_halve() {
+    let request = Request {
+        width: Some(136),
+        height: Some(72),
+        ..short()
+    };
+    pictures_agree(demo_model(), &request);
+}
+
+#[test]
+fn prompts_may_have_more_chunks_than_negative_ones() {
+    let request = Request {
+        prompt: "a (large:1.3) red circle on a blue background, ".repeat(12),
+        negative_prompt: Some("square".to_owned()),
+        batch: 2,
+        ..short()
+    };
+    pictures_agree(demo_model(), &request);
+}
+
+#[test]
+fn models_that_are_told_more_than_the_prompt_agree() {
+    for family in ["sdxl", "sdxl-lcm", "sd15-lcm"] {
+        let (_dir, model) = synthetic(family);
+        let request = Request {
+            width: Some(64),
+            height: Some(72),
+            ..short()
+        };
+        pictures_agree(&model, &request);
+    }
+}
+
+#[test]
+fn bf16_is_within_two_percent_of_single_precision() {
+    if Compute::Bf16.on(Isa::detect()).is_none() {
+        let request = Request {
+            compute: Compute::Bf16,
+            ..short()
+        };
+        assert_eq!(request.check().unwrap_err().field(), Some("compute"));
+        return;
+    }
+    let reference = Reference::open(&repository("tests/golden/families.safetensors"));
+    let (_dir, model) = synthetic("sd15");
+    let manifest = fs::read_to_string(model.join("sdrt.json")).unwrap();
+    let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
+    let names = ["sample", "timestep", "encoder_hidden_states"];
+    let inputs = names.map(|name| (name, reference.get(&format!("sd15.unet.{name}"))));
+    let inputs: Vec<_> = inputs
+        .iter()
+        .map(|(name, x)| (*name, Input::F32(x.view())))
+        .collect();
+    let key = Key::new(&model, "unet", &[]).variant("native.onnx");
+    let key = key.compute(sd_kernels::Compute::Bf16);
+    let mut unet = engine()
+        .lease(&key, Some(&manifest), &Cancel::new())
+        .unwrap();
+    let found: ArrayD<f32> = unet
+        .run(&inputs, &["out_sample"], &Cancel::new())
+        .unwrap()
+        .remove(0);
+    let error = relative_l2(&found, &reference.get("sd15.unet.out_sample"));
+    assert!((1e-5..2e-2).contains(&error), "relative L2 {error:.2e}");
+}
+
+/// A copy of the demo model whose manifest was changed.
+fn changed(change: impl Fn(String) -> String) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let manifest = path.join("sdrt.json");
+    let text = change(fs::read_to_string(&manifest).unwrap());
+    fs::write(&manifest, text).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn operators_of_another_version_are_not_run_and_a_note_says_so() {
+    let (_dir, path) = changed(|text| text.replace("sdrt:1", "sdrt:2"));
+    let made = make(&path, &short(), None).unwrap();
+    let said = |note: &String| note.contains("another version");
+    assert_eq!(
+        made.notes.iter().any(said),
+        runs_native_graphs(),
+        "{:?}",
+        made.notes
+    );
+    let asked = Request {
+        graph: Dialect::Native,
+        ..short()
+    };
+    let error = make(&path, &asked, None).unwrap_err();
+    let native = PipelineError::Engine(EngineError::NoNativeGraph { reason: "" });
+    assert_eq!(
+        std::mem::discriminant(&error),
+        std::mem::discriminant(&native),
+        "{error}"
+    );
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn native_files_that_are_damaged_or_missing_are_named() {
+    for file in ["native.onnx", "native.prompt.onnx", "native.time.onnx"] {
+        let (_dir, path) = changed(|text| text);
+        let graph = path.join("unet").join(file);
+        let bytes = fs::read(&graph).unwrap();
+        fs::write(&graph, &bytes[..bytes.len() / 2]).unwrap();
+        let error = make(&path, &short(), None).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("bytes"), "{error}");
+        fs::remove_file(&graph).unwrap();
+        let error = make(&path, &short(), None).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("missing"), "{error}");
+    }
+}
