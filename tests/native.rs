@@ -157,6 +157,56 @@ fn operators_of_another_version_are_not_run_and_a_note_says_so() {
 }
 
 #[test]
+fn parts_that_the_manifest_does_not_list_are_not_opened() {
+    let foreign = "\"../../vae_decoder/model.onnx\"";
+    let (_dir, path) =
+        changed(|text| text.replace("\"native.time.onnx\"\n", &format!("{foreign}\n")));
+    let asked = Request {
+        graph: Dialect::Native,
+        ..short()
+    };
+    assert!(make(&path, &asked, None).is_err());
+    let (_dir, path) = changed(|text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let files = &mut manifest["components"]["unet"]["files"];
+        files.as_object_mut().unwrap().remove("native.prompt.onnx");
+        manifest.to_string()
+    });
+    if runs_native_graphs() {
+        let error = make(&path, &short(), None).unwrap_err().to_string();
+        assert!(
+            error.contains("native.prompt.onnx") && error.contains("list"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_fastest_numbers_of_a_portable_graph_are_single_precision() {
+    let request = |graph, compute| Request {
+        graph,
+        compute,
+        ..short()
+    };
+    let exact = make(
+        demo_model(),
+        &request(Dialect::Portable, Compute::F32),
+        None,
+    )
+    .unwrap();
+    let auto = make(
+        demo_model(),
+        &request(Dialect::Portable, Compute::Auto),
+        None,
+    )
+    .unwrap();
+    assert!(exact.pictures == auto.pictures);
+    assert!(!auto.plans[0].infotext.contains("Compute"));
+    let both = request(Dialect::Portable, Compute::Bf16);
+    assert_eq!(both.check().unwrap_err().field(), Some("compute"));
+}
+
+#[test]
 fn native_files_that_are_damaged_or_missing_are_named() {
     for file in ["native.onnx", "native.prompt.onnx", "native.time.onnx"] {
         let (_dir, path) = changed(|text| text);

@@ -1,6 +1,6 @@
 //! The model that ships with the program: converted on first use into the user's data folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
@@ -17,7 +17,7 @@ pub(crate) fn directory(ui: &Ui) -> anyhow::Result<ModelDir> {
     let path: PathBuf = data_dir()
         .join("models")
         .join(concat!("tiny-shapes-", env!("CARGO_PKG_VERSION")));
-    if let Ok(model) = ModelDir::open(&path) {
+    if let Some(model) = converted(&path) {
         return Ok(model);
     }
     ui.note(format!(
@@ -32,8 +32,21 @@ pub(crate) fn directory(ui: &Ui) -> anyhow::Result<ModelDir> {
     let weights = Weights::from_source(Box::new(checkpoint))?;
     let plan = BuildPlan::new(Box::new(weights), options)?;
     let bar = ui.bytes("converting", plan.work_bytes());
-    plan.write(&path, &bar)
-        .context("cannot convert the demo model")?;
+    let written = plan.write(&path, &bar);
     drop(bar);
-    Ok(ModelDir::open(&path)?)
+    match converted(&path) {
+        // Another run may have been faster.
+        Some(model) => Ok(model),
+        None => {
+            written.context("cannot convert the demo model")?;
+            Ok(ModelDir::open(&path)?)
+        }
+    }
+}
+
+/// The directory, if it is there and has all the graphs that this program writes.
+fn converted(path: &Path) -> Option<ModelDir> {
+    let model = ModelDir::open(path).ok()?;
+    let unet = model.recorded("unet")?;
+    unet.variants.contains_key("native.onnx").then_some(model)
 }

@@ -1,5 +1,5 @@
 //! Times kernels at Stable Diffusion's shapes: best and median of several runs, by the threads' own CPU time.
-#![allow(unsafe_code, clippy::print_stdout, missing_docs)]
+#![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -128,13 +128,13 @@ fn main() {
                 geglu,
             };
             time(&name, 2.0 * (rows * k * columns) as f64, isa, |run| {
-                linear(run, &layer, &x, None, &mut y);
+                linear(run, &layer, &x, None, &mut y).unwrap();
             });
             if isa == Isa::Avx512Bf16 {
                 let ops = 2.0 * (rows * k * columns) as f64;
                 time(&format!("{name} bf16"), ops, isa, |run| {
                     run.compute = Compute::Bf16;
-                    linear(run, &layer, &x, None, &mut y);
+                    linear(run, &layer, &x, None, &mut y).unwrap();
                 });
             }
         }
@@ -204,7 +204,7 @@ fn convolutions(isa: Isa, filter: &str) {
         let (height, width) = layer.output_size((size, size));
         let mut y = vec![0.0; pictures * height * width * outputs];
         time(&name, 2.0 * (y.len() * inputs * taps) as f64, isa, |run| {
-            conv(run, &layer, &x, (pictures, size, size), None, None, &mut y);
+            conv(run, &layer, &x, (pictures, size, size), None, None, &mut y).unwrap();
         });
     }
 }
@@ -243,12 +243,12 @@ fn attentions(isa: Isa, filter: &str) {
         let (k, v) = (noise(keys * heads * width), noise(keys * heads * width));
         let ops = 4.0 * (queries * keys * heads * width) as f64;
         time(&name, ops, isa, |run| {
-            attention(run, &layer, &q, &k, &v, &mut y);
+            attention(run, &layer, &q, &k, &v, &mut y).unwrap();
         });
         if isa == Isa::Avx512Bf16 {
             time(&format!("{name} bf16"), ops, isa, |run| {
                 run.compute = Compute::Bf16;
-                attention(run, &layer, &q, &k, &v, &mut y);
+                attention(run, &layer, &q, &k, &v, &mut y).unwrap();
             });
         }
     }
@@ -279,7 +279,7 @@ fn norms(isa: Isa, filter: &str) {
                     activation,
                 };
                 rate(&name, bytes(3), isa, |run| {
-                    group_norm(run, &layer, 1, &x, &mut y);
+                    group_norm(run, &layer, 1, &x, &mut y).unwrap();
                 });
             }
         }

@@ -6,12 +6,12 @@
 
 use half::bf16;
 
-use crate::Run;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_vectors};
 use crate::scratch::Shared;
 use crate::simd::{Simd, exp2};
+use crate::{OutOfMemory, Run};
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,9 @@ const LEAST: f32 = -100.0;
 
 /// `q` `[batch_q, queries, heads * width]`, `k` and `v` `[batch_kv, keys, heads * width]` -> `y` like q, with the larger batch.
 ///
+/// # Errors
+/// There is no memory for intermediate results.
+///
 /// # Panics
 /// Lengths that do not fit together; batches that differ and are not 1; no keys.
 pub fn attention(
@@ -63,7 +66,7 @@ pub fn attention(
     k: &[f32],
     v: &[f32],
     y: &mut [f32],
-) {
+) -> Result<(), OutOfMemory> {
     let token = layer.heads * layer.width;
     let batch = layer.batch_q.max(layer.batch_kv);
     assert!(layer.keys > 0, "there are no keys");
@@ -79,16 +82,17 @@ pub fn attention(
     assert_eq!(k.len(), layer.batch_kv * layer.keys * token, "keys");
     assert_eq!(v.len(), k.len(), "values");
     assert_eq!(y.len(), batch * layer.queries * token, "result");
-    if !y.is_empty() {
-        run.isa.dispatch(Heads {
-            run,
-            layer,
-            q,
-            k,
-            v,
-            y,
-        });
+    if y.is_empty() {
+        return Ok(());
     }
+    run.isa.dispatch(Heads {
+        run,
+        layer,
+        q,
+        k,
+        v,
+        y,
+    })
 }
 
 /// The arguments of [`attention`].
@@ -102,10 +106,10 @@ struct Heads<'a, 'r> {
 }
 
 impl Task for Heads<'_, '_> {
-    type Output = ();
+    type Output = Result<(), OutOfMemory>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self {
             run,
             layer,
@@ -120,7 +124,7 @@ impl Task for Heads<'_, '_> {
         let heads = layer.batch_q.max(layer.batch_kv) * layer.heads;
         let (shared, own) =
             run.scratch
-                .take(heads_kv * blocks.packed(), blocks.own(), run.pool.workers());
+                .take(heads_kv * blocks.packed(), blocks.own(), run.pool.workers())?;
 
         let key_blocks = layer.keys.div_ceil(blocks.keys);
         for_each_task(run.pool, heads_kv * key_blocks, &|task, _| {
@@ -168,6 +172,7 @@ impl Task for Heads<'_, '_> {
                 }
             }
         });
+        Ok(())
     }
 }
 
@@ -688,7 +693,7 @@ mod tests {
         every_level(|run| {
             run.compute = compute;
             let mut y = vec![f32::NAN; expected.len()];
-            attention(run, layer, q, k, v, &mut y);
+            attention(run, layer, q, k, v, &mut y).unwrap();
             close(&y, &expected, tolerance);
             y
         });
@@ -805,7 +810,7 @@ mod tests {
         q[3 * 20 + 13] = f32::NAN;
         every_level(|run| {
             let mut y = vec![0.0; q.len()];
-            attention(run, &layer, &q, &k, &v, &mut y);
+            attention(run, &layer, &q, &k, &v, &mut y).unwrap();
             for (i, y) in y.iter().enumerate() {
                 assert_eq!(y.is_nan(), (70..80).contains(&i), "number {i}");
             }

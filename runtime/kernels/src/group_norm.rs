@@ -4,12 +4,12 @@
 //! is right also where the mean is far from zero. Blocks depend on the sizes alone, and are combined in order in double precision
 //! (Chan et al. 1979). The second pass scales.
 
-use crate::Run;
 use crate::activation::Activation;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::scratch::Shared;
 use crate::simd::Simd;
+use crate::{OutOfMemory, Run};
 
 /// A normalization of groups of channels.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,9 @@ const ROWS: usize = 8;
 
 /// `x` [batch, pixels, channels] -> `y` like it.
 ///
+/// # Errors
+/// There is no memory for intermediate results.
+///
 /// # Panics
 /// Lengths that do not fit together.
 pub fn group_norm(
@@ -45,7 +48,7 @@ pub fn group_norm(
     batch: usize,
     x: &[f32],
     y: &mut [f32],
-) {
+) -> Result<(), OutOfMemory> {
     let channels = layer.weight.len();
     assert_eq!(layer.bias.len(), channels, "bias");
     assert!(
@@ -55,7 +58,7 @@ pub fn group_norm(
     );
     assert_eq!(y.len(), x.len(), "result");
     if x.is_empty() {
-        return;
+        return Ok(());
     }
     assert!(
         x.len().is_multiple_of(batch * channels),
@@ -67,7 +70,7 @@ pub fn group_norm(
         batch,
         x,
         y,
-    });
+    })
 }
 
 /// The arguments of [`group_norm`].
@@ -80,10 +83,10 @@ struct Pictures<'a, 'r> {
 }
 
 impl Task for Pictures<'_, '_> {
-    type Output = ();
+    type Output = Result<(), OutOfMemory>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self {
             run,
             layer,
@@ -105,7 +108,7 @@ impl Task for Pictures<'_, '_> {
         let workers = run.pool.workers();
         let (scales, own) = run
             .scratch
-            .take(batch * 3 * channels, 3 * channels, workers);
+            .take(batch * 3 * channels, 3 * channels, workers)?;
         let mut moments = vec![Moments::default(); batch * blocks * groups];
         let shared = Shared::new(&mut moments);
         for_each_task(run.pool, batch * blocks, &|task, worker| {
@@ -143,6 +146,7 @@ impl Task for Pictures<'_, '_> {
             // SAFETY: tasks are different parts of y; the level was chosen by `dispatch`.
             unsafe { S::vectorize(scale) };
         });
+        Ok(())
     }
 }
 
@@ -366,7 +370,7 @@ mod tests {
         let expected = twin(layer, batch, x);
         every_level(|run| {
             let mut y = vec![f32::NAN; x.len()];
-            group_norm(run, layer, batch, x, &mut y);
+            group_norm(run, layer, batch, x, &mut y).unwrap();
             close(&y, &expected, tolerance);
             y
         });

@@ -46,7 +46,7 @@ pub use isa::Isa;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, Order, linear};
 pub use pool::{Pool, Serial, Threads};
-pub use scratch::Scratch;
+pub use scratch::{OutOfMemory, Scratch};
 
 /// What a kernel runs with.
 pub struct Run<'a> {

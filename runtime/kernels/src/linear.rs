@@ -10,7 +10,7 @@ use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
 use crate::scratch::Shared;
 use crate::simd::{Simd, gelu};
-use crate::{Floats, Run};
+use crate::{Floats, OutOfMemory, Run};
 
 pub use crate::pack::Order;
 
@@ -45,6 +45,9 @@ const ROWS: usize = 96;
 
 /// `x` [rows, inputs] -> `y` [rows, outputs]; `residual` is added, again from its start where it is shorter than `y`.
 ///
+/// # Errors
+/// There is no memory for intermediate results.
+///
 /// # Panics
 /// Lengths that do not fit together.
 pub fn linear(
@@ -53,7 +56,7 @@ pub fn linear(
     x: &[f32],
     residual: Option<&[f32]>,
     y: &mut [f32],
-) {
+) -> Result<(), OutOfMemory> {
     let rows = x.len() / layer.inputs;
     let columns = layer.outputs * (1 + usize::from(layer.geglu));
     assert_eq!(
@@ -74,15 +77,16 @@ pub fn linear(
         residual.is_none_or(|r| !r.is_empty() && y.len().is_multiple_of(r.len())),
         "residual"
     );
-    if rows > 0 {
-        run.isa.dispatch(Rows {
-            run,
-            layer,
-            x,
-            residual,
-            y,
-        });
+    if rows == 0 {
+        return Ok(());
     }
+    run.isa.dispatch(Rows {
+        run,
+        layer,
+        x,
+        residual,
+        y,
+    })
 }
 
 /// The arguments of [`linear`].
@@ -95,10 +99,10 @@ struct Rows<'a, 'r> {
 }
 
 impl Task for Rows<'_, '_> {
-    type Output = ();
+    type Output = Result<(), OutOfMemory>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self {
             run,
             layer,
@@ -137,7 +141,7 @@ impl Task for Rows<'_, '_> {
         } else {
             0
         };
-        let (_, own) = run.scratch.take(0, weights + sums + pairs, workers);
+        let (_, own) = run.scratch.take(0, weights + sums + pairs, workers)?;
         let y = Shared::new(y);
         for_each_task(run.pool, column_blocks * row_blocks, &|task, worker| {
             let block = Block {
@@ -161,6 +165,7 @@ impl Task for Rows<'_, '_> {
                 }
             }
         });
+        Ok(())
     }
 }
 
@@ -445,7 +450,7 @@ mod tests {
             every_level(|run| {
                 run.compute = Compute::Bf16;
                 let mut y = vec![f32::NAN; rows * outputs];
-                linear(run, &layer, &x, None, &mut y);
+                linear(run, &layer, &x, None, &mut y).unwrap();
                 close(&y, &expected, 1e-2);
                 y
             });
@@ -489,7 +494,7 @@ mod tests {
             let expected = twin(&layer, &x, residual);
             every_level(|run| {
                 let mut y = vec![f32::NAN; rows * outputs];
-                linear(run, &layer, &x, residual, &mut y);
+                linear(run, &layer, &x, residual, &mut y).unwrap();
                 close(&y, &expected, 2e-6);
                 y
             });

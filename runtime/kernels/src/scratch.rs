@@ -1,5 +1,7 @@
 //! Memory that kernels use while they run.
 
+use std::error::Error;
+use std::fmt;
 use std::marker::PhantomData;
 use std::slice;
 
@@ -33,15 +35,35 @@ impl Scratch {
         shared: usize,
         own: usize,
         workers: usize,
-    ) -> (Shared<'_, f32>, Vec<Shared<'_, f32>>) {
+    ) -> Result<(Shared<'_, f32>, Vec<Shared<'_, f32>>), OutOfMemory> {
         if self.workers.len() < workers {
             self.workers.resize_with(workers, Buffer::default);
         }
-        let all = self.shared.floats(shared);
+        let all = self.shared.floats(shared)?;
         let each = self.workers[..workers].iter_mut();
-        (all, each.map(|buffer| buffer.floats(own)).collect())
+        let each = each.map(|buffer| buffer.floats(own));
+        Ok((all, each.collect::<Result<_, _>>()?))
     }
 }
+
+/// There is no memory for what a layer computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// How many bytes it needs.
+    pub bytes: usize,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "out of memory: a layer needs {} bytes to compute with",
+            self.bytes
+        )
+    }
+}
+
+impl Error for OutOfMemory {}
 
 /// Pages of memory, large ones where the system has them.
 #[derive(Debug, Default)]
@@ -55,25 +77,25 @@ impl Buffer {
         self.0.as_ref().map_or(0, |map| map.len())
     }
 
-    fn floats(&mut self, count: usize) -> Shared<'_, f32> {
+    fn floats(&mut self, count: usize) -> Result<Shared<'_, f32>, OutOfMemory> {
         let bytes = size_of::<f32>() * count;
         if bytes > self.len() {
             // The old pages go first.
             self.0 = None;
             let length = bytes.next_multiple_of(LARGE_PAGE);
-            let map = MmapMut::map_anon(length).expect("memory for a layer's intermediate results");
+            let map = MmapMut::map_anon(length).map_err(|_| OutOfMemory { bytes: length })?;
             #[cfg(target_os = "linux")]
             drop(map.advise(memmap2::Advice::HugePage));
             self.0 = Some(map);
         }
-        match &mut self.0 {
+        Ok(match &mut self.0 {
             #[allow(clippy::cast_ptr_alignment)]
             // SAFETY: pages are aligned for f32, and any bits are numbers.
             Some(map) => Shared::new(unsafe {
                 slice::from_raw_parts_mut(map.as_mut_ptr().cast::<f32>(), count)
             }),
             None => Shared::new(&mut []),
-        }
+        })
     }
 }
 

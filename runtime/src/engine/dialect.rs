@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use sd_kernels::Isa;
-use sd_models::manifest::Component;
+use sd_models::manifest::{Component, Variant};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineError, Ep, Key, ops};
@@ -30,7 +30,7 @@ pub enum Compute {
     F32,
     /// Truncated single precision, which some processors multiply twice as fast. The UNet's error is about 1 %.
     Bf16,
-    /// The fastest that the processor has.
+    /// The fastest that the processor and the model directory have.
     Auto,
 }
 
@@ -136,7 +136,7 @@ pub fn choose(
         reason,
     };
     let isa = Isa::detect();
-    let exact = compute.on(isa) == Some(sd_kernels::Compute::F32);
+    let exact = compute != Compute::Bf16;
     let reason = match obstacle(ep, isa, recorded) {
         _ if dialect == Dialect::Portable => "the portable graph was asked for",
         None => {
@@ -164,7 +164,14 @@ fn obstacle(ep: Ep, isa: Isa, recorded: Option<&Component>) -> Option<&'static s
         );
     };
     let known = |domain: &String| *domain == ops::requirement();
-    if !variant.custom_domains.iter().all(known) {
+    let needed = variant
+        .needs
+        .iter()
+        .map(|name| recorded?.variants.get(name));
+    let all = std::iter::once(Some(variant)).chain(needed);
+    let runs =
+        |variant: Option<&Variant>| variant.is_some_and(|v| v.custom_domains.iter().all(known));
+    if !all.into_iter().all(runs) {
         return Some("the model directory's has operators of another version of this program");
     }
     if ep != Ep::Cpu {

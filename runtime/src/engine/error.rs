@@ -120,6 +120,11 @@ pub enum EngineError {
     Setup(String),
 }
 
+/// Whether ONNX Runtime or a kernel of ours got no memory.
+fn lacks_memory(problem: &str) -> bool {
+    problem.contains("bad_alloc") || problem.contains("out of memory")
+}
+
 impl EngineError {
     /// What can be done about it, if that is known.
     #[must_use]
@@ -131,6 +136,11 @@ impl EngineError {
             Self::NoProvider { ep, .. } => Some(ep.remedy()),
             Self::NoWheel { .. } => Some(Remedy::OwnLibrary),
             Self::NotFetched(_) => Some(Remedy::SetupByHand),
+            Self::Load { problem, .. } | Self::Run { problem, .. } if lacks_memory(problem) => {
+                Some(Remedy::words(
+                    "memory ran out; a smaller picture needs less",
+                ))
+            }
             Self::NoNativeGraph { .. } => Some(Remedy::words(
                 "convert the checkpoint again if the directory is at fault, or compute in single precision with any graph",
             )),

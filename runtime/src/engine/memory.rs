@@ -22,11 +22,15 @@ pub fn limit() -> u64 {
     system.total_memory().min(least.unwrap_or(u64::MAX))
 }
 
+/// Address space that programs, libraries, stacks and allocators take beside what is computed with.
+const RESERVED: u64 = 500 << 20;
+
 /// The soft limit of a process's address space (`ulimit -v`), as `/proc/PID/limits` tells it.
 fn address_limit(limits: &str) -> Option<u64> {
     let mut lines = limits.lines();
     let values = lines.find_map(|line| line.strip_prefix("Max address space"))?;
-    values.split_whitespace().next()?.parse().ok()
+    let limit: u64 = values.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(RESERVED))
 }
 
 /// Bytes that a component's loaded network holds at most beside its activations: its weights, in single precision unless
@@ -142,7 +146,10 @@ mod tests {
                  Max address space         {soft}           unlimited            bytes     \n"
             )
         };
-        assert_eq!(address_limit(&limits("4000000000")), Some(4_000_000_000));
+        assert_eq!(
+            address_limit(&limits("4000000000")),
+            Some(4_000_000_000 - RESERVED)
+        );
         assert_eq!(address_limit(&limits("unlimited ")), None);
         assert_eq!(address_limit(""), None);
     }

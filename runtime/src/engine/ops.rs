@@ -12,7 +12,9 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef};
 use ort::{Error, Result};
-use sd_kernels::{self as kernels, Activation, Compute, Floats, Isa, Order, Pool, Run, Scratch};
+use sd_kernels::{
+    self as kernels, Activation, Compute, Floats, Isa, Order, OutOfMemory, Pool, Run, Scratch,
+};
 use sd_models::graph::custom;
 
 /// How manifests write that a graph needs these operators.
@@ -224,12 +226,16 @@ struct Output<'a>(&'a ComputeContext);
 
 impl Output<'_> {
     /// Makes room for a tensor of this shape and writes it.
-    fn write(&self, shape: &[usize], write: impl FnOnce(&mut [f32])) -> Result<()> {
+    fn write(
+        &self,
+        shape: &[usize],
+        write: impl FnOnce(&mut [f32]) -> Result<(), OutOfMemory>,
+    ) -> Result<()> {
         let dims: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let output = self.0.output(0, dims)?;
         let mut output = output.ok_or_else(|| Error::new("there is no room for the output"))?;
-        write(output.try_extract_tensor_mut::<f32>()?.1);
-        Ok(())
+        let written = write(output.try_extract_tensor_mut::<f32>()?.1);
+        written.map_err(|e| Error::new(e.to_string()))
     }
 }
 
@@ -441,7 +447,7 @@ impl Layer for Conv {
         }
         let x = numbers(x)?;
         output.write(&[batch, height, width, o], |y| {
-            kernels::conv(run, &layer, x, (n, h, w), time.as_deref(), residual, y);
+            kernels::conv(run, &layer, x, (n, h, w), time.as_deref(), residual, y)
         })
     }
 }
@@ -531,7 +537,10 @@ impl Layer for LayerNorm {
             bias: &bias,
         };
         let x = numbers(x)?;
-        output.write(&lengths, |y| kernels::layer_norm(run, &layer, x, y))
+        output.write(&lengths, |y| {
+            kernels::layer_norm(run, &layer, x, y);
+            Ok(())
+        })
     }
 }
 
@@ -581,7 +590,7 @@ impl Layer for Attention {
         };
         let (q, k, v) = (numbers(q)?, numbers(k)?, numbers(v)?);
         output.write(&[n.max(m), queries, width], |y| {
-            kernels::attention(run, &layer, q, k, v, y);
+            kernels::attention(run, &layer, q, k, v, y)
         })
     }
 }
@@ -617,6 +626,7 @@ impl Layer for Concat {
         let (a, b) = (numbers(a)?, numbers(b)?);
         output.write(&[n.max(m), h, w, c + d], |y| {
             kernels::concat(run, (c, d), a, b, y);
+            Ok(())
         })
     }
 }

@@ -122,7 +122,10 @@ impl ModelDir {
             .collect();
         let key = Key::new(&self.path, component, &fixed)
             .variant(chosen.file)
-            .compute(compute.on(Isa::detect()).unwrap_or_default());
+            .compute(match chosen.is_native() {
+                true => compute.on(Isa::detect()).unwrap_or_default(),
+                false => sd_kernels::Compute::F32,
+            });
         Ok((key, chosen))
     }
 

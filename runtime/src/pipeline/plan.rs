@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sd_kernels::Isa;
 use sd_models::family::ModelFamily;
 
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, infotext};
 use crate::Remedy;
-use crate::engine::{Compute, Dialect};
+use crate::engine::{Compute, Dialect, Ep};
 use crate::noise::texture::Texture;
 use crate::noise::{BrownianTree, FirstNoise, Origin, Rng, Variation};
 use crate::profile::Profile;
@@ -519,10 +518,11 @@ fn settings(
     if request.profile != Request::default().profile {
         pairs.push(("Profile", request.profile.name.to_owned()));
     }
-    if let Some(compute) = request.compute.on(Isa::detect())
-        && compute != sd_kernels::Compute::F32
+    let wish = (request.graph, request.compute);
+    if let Ok((unet, _)) = model.key("unet", &[], Ep::Cpu, wish)
+        && unet.compute != sd_kernels::Compute::F32
     {
-        pairs.push(("Compute", compute.name().to_owned()));
+        pairs.push(("Compute", unet.compute.name().to_owned()));
     }
     let (options, default) = (request.options, Options::default());
     if let Some(eta) = options.eta {

@@ -219,6 +219,12 @@ impl Request {
                 problem: "this processor does not multiply bf16 numbers (AVX512-BF16)".to_owned(),
             });
         }
+        if self.compute == Compute::Bf16 && self.graph == Dialect::Portable {
+            return Err(RequestError::Value {
+                field: "compute".to_owned(),
+                problem: "portable graphs compute in f32 only".to_owned(),
+            });
+        }
         match self.sampler {
             Some(sampler) => self.solver(sampler).map(|_| ()),
             None => Ok(()),

@@ -22,6 +22,7 @@ use crate::progress::Terminal;
 
 /// Make pictures from text
 #[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Txt2ImgArgs {
     /// Model directory, as `sdconvert build` writes it; the demo model if left out
     #[arg(short, long, value_name = "DIR")]
@@ -511,8 +512,20 @@ fn report(
 
 /// A picture under another format's name would be taken for that.
 fn refuse_other_formats(path: &Path) -> Result<(), UsageError> {
-    const OTHERS: [&str; 9] = [
-        "jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "jxl",
+    const OTHERS: [&str; 13] = [
+        "onnx",
+        "safetensors",
+        "ckpt",
+        "json",
+        "jpg",
+        "jpeg",
+        "webp",
+        "avif",
+        "gif",
+        "bmp",
+        "tif",
+        "tiff",
+        "jxl",
     ];
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     if OTHERS.contains(&extension.to_lowercase().as_str()) {

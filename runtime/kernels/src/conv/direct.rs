@@ -3,11 +3,11 @@
 
 use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, spread};
-use crate::Run;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
 use crate::simd::Simd;
+use crate::{OutOfMemory, Run};
 
 /// Pixels whose channels are gathered at a time.
 const PIXELS: usize = 48;
@@ -22,10 +22,10 @@ pub(super) struct Direct<'a, 'r> {
 }
 
 impl Task for Direct<'_, '_> {
-    type Output = ();
+    type Output = Result<(), OutOfMemory>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self { run, pictures } = self;
         let layer = pictures.layer;
         let workers = run.pool.workers();
@@ -51,7 +51,7 @@ impl Task for Direct<'_, '_> {
             zeros + panels * terms * columns,
             gathered + most * most_panels * columns,
             workers,
-        );
+        )?;
         // SAFETY: it is the start of the memory, and nobody else uses it yet.
         unsafe { shared.at(0).write_bytes(0, zeros) };
         for_each_task(run.pool, panels, &|panel, _| {
@@ -80,6 +80,7 @@ impl Task for Direct<'_, '_> {
             // SAFETY: tasks are different blocks of the output; scratch is the worker's own.
             unsafe { S::vectorize(block) };
         });
+        Ok(())
     }
 }
 

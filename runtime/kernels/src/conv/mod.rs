@@ -13,7 +13,7 @@ use crate::activation::Activation;
 use crate::linear::{Linear, Order, linear};
 use crate::scratch::Shared;
 use crate::simd::Simd;
-use crate::{Floats, Run};
+use crate::{Floats, OutOfMemory, Run};
 
 /// A convolution.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,9 @@ impl Conv<'_> {
 /// `shape` is (N, h, w). `time`, [1 or M, outputs], is added to every pixel of a picture before the activation; `residual`, one
 /// picture of the output's shape or M, is added after it. A single picture `x` is repeated M times.
 ///
+/// # Errors
+/// There is no memory for intermediate results.
+///
 /// # Panics
 /// Lengths that do not fit together; no inputs, a kernel or a stride of 0; an empty picture that is enlarged.
 pub fn conv(
@@ -70,7 +73,7 @@ pub fn conv(
     time: Option<&[f32]>,
     residual: Option<&[f32]>,
     y: &mut [f32],
-) {
+) -> Result<(), OutOfMemory> {
     let (pictures, height, width) = shape;
     let &Conv {
         inputs, outputs, ..
@@ -89,7 +92,7 @@ pub fn conv(
     let picture = size.0 * size.1 * outputs;
     if y.is_empty() || picture == 0 {
         assert_eq!(y.len(), pictures * picture, "y");
-        return;
+        return Ok(());
     }
     let many = y.len() / picture;
     assert_eq!(y.len(), many * picture, "y");
@@ -134,9 +137,9 @@ pub fn conv(
         y: Shared::new(y),
     };
     if winograd::pays(layer, &pictures) {
-        run.isa.dispatch(winograd::Winograd { run, pictures });
+        run.isa.dispatch(winograd::Winograd { run, pictures })
     } else {
-        run.isa.dispatch(direct::Direct { run, pictures });
+        run.isa.dispatch(direct::Direct { run, pictures })
     }
 }
 

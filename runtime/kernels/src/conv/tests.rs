@@ -62,7 +62,7 @@ fn check(layer: &Conv<'_>, case: &Case, tolerance: f64) {
     every_level(|run| {
         let mut y = vec![f32::NAN; expected.len()];
         let (time, residual) = (case.time.as_deref(), case.residual.as_deref());
-        conv(run, layer, &case.x, case.shape, time, residual, &mut y);
+        conv(run, layer, &case.x, case.shape, time, residual, &mut y).unwrap();
         close(&y, &expected, tolerance);
         y
     });
@@ -207,7 +207,7 @@ fn tiny_and_huge_numbers_are_numbers() {
         let expected = twin(&layer, &case);
         every_level(|run| {
             let mut y = vec![f32::NAN; expected.len()];
-            conv(run, &layer, &case.x, case.shape, None, None, &mut y);
+            conv(run, &layer, &case.x, case.shape, None, None, &mut y).unwrap();
             // Denormal numbers have fewer digits: 1.4e-45 is their unit.
             let unit = 1e-43 / f64::from(scale);
             let scaled: Vec<f32> = y
@@ -260,7 +260,8 @@ fn twenty_layers_stay_within_1e_5() {
             None,
             None,
             &mut y,
-        );
+        )
+        .unwrap();
         found = y;
         exact = exact_layer(&layer, &exact, size);
     }

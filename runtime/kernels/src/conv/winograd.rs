@@ -14,12 +14,12 @@
 
 use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, load, spread};
-use crate::Run;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
 use crate::scratch::Shared;
 use crate::simd::Simd;
+use crate::{OutOfMemory, Run};
 
 /// Height and width of a tile of the output.
 const TILE: usize = 4;
@@ -67,10 +67,10 @@ pub(super) struct Winograd<'a, 'r> {
 }
 
 impl Task for Winograd<'_, '_> {
-    type Output = ();
+    type Output = Result<(), OutOfMemory>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self { run, pictures } = self;
         let &Conv {
             inputs, outputs, ..
@@ -101,9 +101,9 @@ impl Task for Winograd<'_, '_> {
         // SAFETY: the caller's promise.
         unsafe {
             if tiles_first {
-                work.tiles_first::<S>(run);
+                work.tiles_first::<S>(run)
             } else {
-                work.weights_first::<S>(run);
+                work.weights_first::<S>(run)
             }
         }
     }
@@ -159,7 +159,7 @@ impl Work<'_> {
 
     /// All weights are transformed; then each task takes some tiles with all their channels.
     #[inline(always)]
-    unsafe fn weights_first<S: Simd>(&self, run: &mut Run<'_>) {
+    unsafe fn weights_first<S: Simd>(&self, run: &mut Run<'_>) -> Result<(), OutOfMemory> {
         /// Tiles that share a pass over the weights.
         const TILES: usize = 48;
         let workers = run.pool.workers();
@@ -174,7 +174,7 @@ impl Work<'_> {
         let m_size = POINTS * self.m_plane(most);
         let (shared, own) = run
             .scratch
-            .take(self.zeros() + u_size, v_size + m_size, workers);
+            .take(self.zeros() + u_size, v_size + m_size, workers)?;
         self.clear_zeros(&shared);
         for_each_task(run.pool, blocks * panels, &|task, _| {
             let (block, panel) = (task / panels, task % panels);
@@ -202,11 +202,12 @@ impl Work<'_> {
             // SAFETY: tasks are different tiles of the output; scratch is the worker's own.
             unsafe { S::vectorize(task) };
         });
+        Ok(())
     }
 
     /// Tiles are transformed; then each task takes some outputs of them with all their weights.
     #[inline(always)]
-    unsafe fn tiles_first<S: Simd>(&self, run: &mut Run<'_>) {
+    unsafe fn tiles_first<S: Simd>(&self, run: &mut Run<'_>) -> Result<(), OutOfMemory> {
         let workers = run.pool.workers();
         let most = KEPT_TILES / POINTS / self.pictures.layer.inputs;
         let most = self.tiles.div_ceil(self.tiles.div_ceil(most.clamp(1, 512)));
@@ -221,7 +222,7 @@ impl Work<'_> {
         let m_size = POINTS * self.m_plane(part);
         let (shared, own) = run
             .scratch
-            .take(self.zeros() + v_size, u_size + m_size, workers);
+            .take(self.zeros() + v_size, u_size + m_size, workers)?;
         self.clear_zeros(&shared);
         for start in (0..self.tiles).step_by(most) {
             let end = self.tiles.min(start + most);
@@ -255,6 +256,7 @@ impl Work<'_> {
                 unsafe { S::vectorize(task) };
             });
         }
+        Ok(())
     }
 
     fn clear_zeros(&self, shared: &Shared<'_, f32>) {
