@@ -7,7 +7,7 @@ use std::time::Instant;
 use half::f16;
 use sd_kernels::{
     Activation, Attention, Compute, Conv, Floats, GroupNorm, Isa, LayerNorm, Linear, Order, Pool,
-    Run, Scratch, add, attention, concat, conv, group_norm, layer_norm, linear,
+    Run, Scratch, attention, concat, conv, group_norm, layer_norm, linear,
 };
 
 static CPU: AtomicU64 = AtomicU64::new(0);
@@ -293,10 +293,6 @@ fn norms(isa: Isa, filter: &str) {
             rate(&name, bytes(2), isa, |run| {
                 layer_norm(run, &layer, &x, &mut y);
             });
-        }
-        let name = format!("add {pixels}x{channels}");
-        if name.contains(filter) {
-            rate(&name, bytes(3), isa, |run| add(run, &x, &x, &mut y));
         }
         let name = format!("concat {pixels}x{channels}");
         if name.contains(filter) {

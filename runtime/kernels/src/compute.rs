@@ -8,8 +8,6 @@ pub enum Compute {
     F32,
     /// Truncated single precision, where the processor multiplies it ([`crate::Isa::Avx512Bf16`]); else single precision.
     Bf16,
-    /// Whole numbers of 16 bits, where a layer has a form for them; else single precision.
-    I16,
 }
 
 impl Compute {
@@ -19,7 +17,6 @@ impl Compute {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
-            Self::I16 => "i16",
         }
     }
 }

@@ -16,7 +16,6 @@
 #![allow(clippy::inline_always)]
 
 mod activation;
-mod add;
 mod attention;
 mod compute;
 mod concat;
@@ -35,7 +34,6 @@ mod simd;
 mod testing;
 
 pub use activation::Activation;
-pub use add::add;
 pub use attention::{Attention, attention};
 pub use compute::Compute;
 pub use concat::concat;

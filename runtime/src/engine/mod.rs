@@ -172,18 +172,9 @@ impl Engine {
             let files = recorded.map(|component| &component.files);
             network::check_files(&graph, files, &self.verified, cancel)?;
             let variant = recorded.and_then(|component| component.variants.get(&key.variant));
-            let listed = |name: &String| recorded.is_none_or(|c| c.files.contains_key(name));
-            let mut needs = variant.into_iter().flat_map(|variant| &variant.needs);
-            let native = recorded.is_some().then_some(&key.variant);
-            if let Some(name) = native
-                .into_iter()
-                .chain(&mut needs)
-                .find(|name| !listed(name))
-            {
-                return Err(EngineError::Damaged {
-                    path: folder.join(name),
-                    problem: "sdrt.json needs it, but does not list it among the files".to_owned(),
-                });
+            if let Some(files) = files {
+                let needs = variant.into_iter().flat_map(|variant| &variant.needs);
+                network::check_listed(&folder, files, needs.chain([&key.variant]))?;
             }
             Network::load(self, key, variant, cancel)
         })

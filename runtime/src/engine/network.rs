@@ -422,6 +422,21 @@ fn optimization_level(model: &Path) -> GraphOptimizationLevel {
     }
 }
 
+/// Graphs that are run must be among the files that the manifest lists: others were compared with nothing.
+pub(super) fn check_listed<'a>(
+    folder: &Path,
+    files: &BTreeMap<String, manifest::File>,
+    mut graphs: impl Iterator<Item = &'a String>,
+) -> Result<(), EngineError> {
+    match graphs.find(|&graph| !files.contains_key(graph)) {
+        None => Ok(()),
+        Some(graph) => Err(EngineError::Damaged {
+            path: folder.join(graph),
+            problem: "sdrt.json needs it, but does not list it among the files".to_owned(),
+        }),
+    }
+}
+
 /// Compares the files beside a graph with the manifest: length first, then content, unless that is known from before.
 pub(super) fn check_files(
     graph: &Path,

@@ -296,22 +296,16 @@ impl ModelDir {
         const UNET: u64 = 110_000;
         const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
-        // Scores and their softmax; graphs of ours take the heads one by one.
-        let scores = |heads: u64, tokens: u64| 2 * 4 * heads * tokens * tokens;
-        let native = |component| self.graph(component, dialect) != Key::PLAIN;
-        let heads = match self.manifest {
-            Some(_) => 1,
-            None => 8,
+        // Scores and their softmax; portable graphs of ours take the heads one by one, native ones have no scores.
+        let scores = |component, heads: u64, tokens: u64| match self.graph(component, dialect) {
+            Key::PLAIN => 2 * 4 * heads * tokens * tokens,
+            _ => 0,
         };
+        let heads = if self.manifest.is_some() { 1 } else { 8 };
         // SDXL's finest level does not attend.
         let tokens = match self.family.time_ids() {
             Some(_) => pixels / 4,
             None => pixels,
-        };
-        // Our own attention has no scores.
-        let scores = |component, heads, tokens| match native(component) {
-            true => 0,
-            false => scores(heads, tokens),
         };
         let weights = |component| self.weights(component, dialect);
         let unet = weights("unet") + scores("unet", heads, tokens) + UNET * pixels;
