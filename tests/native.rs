@@ -88,36 +88,37 @@ fn models_that_are_told_more_than_the_prompt_agree() {
 }
 
 #[test]
-fn bf16_is_within_two_percent_of_single_precision() {
-    if Compute::Bf16.on(Isa::detect()).is_none() {
-        let request = Request {
-            compute: Compute::Bf16,
-            ..short()
+fn numbers_of_16_bits_are_close_to_single_precision() {
+    for (compute, error) in [(Compute::Bf16, 1e-4..2e-2), (Compute::I16, 1e-5..5e-3)] {
+        let Some(numbers) = compute.on(Isa::detect()) else {
+            let request = Request { compute, ..short() };
+            assert_eq!(request.check().unwrap_err().field(), Some("compute"));
+            continue;
         };
-        assert_eq!(request.check().unwrap_err().field(), Some("compute"));
-        return;
+        let reference = Reference::open(&repository("tests/golden/families.safetensors"));
+        let (_dir, model) = synthetic("sd15");
+        let manifest = fs::read_to_string(model.join("sdrt.json")).unwrap();
+        let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
+        let names = ["sample", "timestep", "encoder_hidden_states"];
+        let inputs = names.map(|name| (name, reference.get(&format!("sd15.unet.{name}"))));
+        let inputs: Vec<_> = inputs
+            .iter()
+            .map(|(name, x)| (*name, Input::F32(x.view())))
+            .collect();
+        let key = Key::new(&model, "unet", &[]).variant("native.onnx");
+        let mut unet = engine()
+            .lease(&key.compute(numbers), Some(&manifest), &Cancel::new())
+            .unwrap();
+        let found: ArrayD<f32> = unet
+            .run(&inputs, &["out_sample"], &Cancel::new())
+            .unwrap()
+            .remove(0);
+        let distance = relative_l2(&found, &reference.get("sd15.unet.out_sample"));
+        assert!(
+            error.contains(&distance),
+            "{compute:?}: relative L2 {distance:.2e}"
+        );
     }
-    let reference = Reference::open(&repository("tests/golden/families.safetensors"));
-    let (_dir, model) = synthetic("sd15");
-    let manifest = fs::read_to_string(model.join("sdrt.json")).unwrap();
-    let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
-    let names = ["sample", "timestep", "encoder_hidden_states"];
-    let inputs = names.map(|name| (name, reference.get(&format!("sd15.unet.{name}"))));
-    let inputs: Vec<_> = inputs
-        .iter()
-        .map(|(name, x)| (*name, Input::F32(x.view())))
-        .collect();
-    let key = Key::new(&model, "unet", &[]).variant("native.onnx");
-    let key = key.compute(sd_kernels::Compute::Bf16);
-    let mut unet = engine()
-        .lease(&key, Some(&manifest), &Cancel::new())
-        .unwrap();
-    let found: ArrayD<f32> = unet
-        .run(&inputs, &["out_sample"], &Cancel::new())
-        .unwrap()
-        .remove(0);
-    let error = relative_l2(&found, &reference.get("sd15.unet.out_sample"));
-    assert!((1e-5..2e-2).contains(&error), "relative L2 {error:.2e}");
 }
 
 /// A copy of the demo model whose manifest was changed.

@@ -14,7 +14,8 @@ relative L2 error against torch in single precision (pictures: of their 8-bit va
     vae_decoder   one pass
     picture       a process from start to PNG: 20 steps of Euler, guidance 7, one prompt and negative prompt
 
-Ours runs its native graphs: `ours` in single precision, `ours-bf16` with products of bfloat16 where the processor has them.
+Ours runs its native graphs: `ours` in single precision, `ours-bf16` and `ours-i16` with products of 16-bit
+numbers where the processor has them.
 Contenders: onnxruntime (torch's export), openvino-f32, openvino-bf16, openvino-int8 (NNCF: int8 weights, in convolutions
 int8 activations, the rest in bfloat16), torch-f32, torch-bf16. For pictures they are openvino_genai's Text2ImagePipeline
 and diffusers' StableDiffusionPipeline; ONNX Runtime has none.
@@ -32,7 +33,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = ("onnxruntime", "openvino-f32", "openvino-bf16", "openvino-int8", "torch-f32", "torch-bf16")
-OURS = {"ours": "f32", "ours-bf16": "bf16"}
+OURS = {"ours": "f32", "ours-bf16": "bf16", "ours-i16": "i16"}
 PARTS = ("unet", "vae_decoder", "picture")
 PROMPT, NEGATIVE, SEED = "a lighthouse at dusk, oil painting", "blurry", 7
 
@@ -163,8 +164,13 @@ def time_passes(folder, contenders, parts):
 
 def ours():
     """Those of ours that this processor runs."""
-    has_bf16 = {"avx512_bf16", "avx512_vnni"} <= set(processor("flags").split())
-    return [name for name, compute in OURS.items() if compute == "f32" or has_bf16]
+    flags = set(processor("flags").split())
+    has = {
+        "f32": True,
+        "bf16": {"avx512_bf16", "avx512_vnni"} <= flags,
+        "i16": "avx512_vnni" in flags or "avx2" in flags and "avx512f" not in flags,
+    }
+    return [name for name, compute in OURS.items() if has[compute]]
 
 
 def native(contender):

@@ -130,10 +130,10 @@ fn main() {
             time(&name, 2.0 * (rows * k * columns) as f64, isa, |run| {
                 linear(run, &layer, &x, None, &mut y).unwrap();
             });
-            if isa == Isa::Avx512Bf16 {
+            for compute in narrow(isa) {
                 let ops = 2.0 * (rows * k * columns) as f64;
-                time(&format!("{name} bf16"), ops, isa, |run| {
-                    run.compute = Compute::Bf16;
+                time(&format!("{name} {}", compute.name()), ops, isa, |run| {
+                    run.compute = compute;
                     linear(run, &layer, &x, None, &mut y).unwrap();
                 });
             }
@@ -142,6 +142,13 @@ fn main() {
         attentions(isa, &filter);
         norms(isa, &filter);
     }
+}
+
+/// What a level computes in besides single precision.
+fn narrow(isa: Isa) -> impl Iterator<Item = Compute> {
+    let bf16 = isa.multiplies_bf16().then_some(Compute::Bf16);
+    let int16 = isa.multiplies_int16().then_some(Compute::Int16);
+    bf16.into_iter().chain(int16)
 }
 
 fn convolutions(isa: Isa, filter: &str) {
@@ -206,6 +213,13 @@ fn convolutions(isa: Isa, filter: &str) {
         time(&name, 2.0 * (y.len() * inputs * taps) as f64, isa, |run| {
             conv(run, &layer, &x, (pictures, size, size), None, None, &mut y).unwrap();
         });
+        if isa.multiplies_int16() {
+            let ops = 2.0 * (y.len() * inputs * taps) as f64;
+            time(&format!("{name} i16"), ops, isa, |run| {
+                run.compute = Compute::Int16;
+                conv(run, &layer, &x, (pictures, size, size), None, None, &mut y).unwrap();
+            });
+        }
     }
 }
 
@@ -245,9 +259,9 @@ fn attentions(isa: Isa, filter: &str) {
         time(&name, ops, isa, |run| {
             attention(run, &layer, &q, &k, &v, &mut y).unwrap();
         });
-        if isa == Isa::Avx512Bf16 {
-            time(&format!("{name} bf16"), ops, isa, |run| {
-                run.compute = Compute::Bf16;
+        for compute in narrow(isa) {
+            time(&format!("{name} {}", compute.name()), ops, isa, |run| {
+                run.compute = compute;
                 attention(run, &layer, &q, &k, &v, &mut y).unwrap();
             });
         }

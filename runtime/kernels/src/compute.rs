@@ -8,6 +8,8 @@ pub enum Compute {
     F32,
     /// Truncated single precision, where the processor multiplies it ([`crate::Isa::Avx512Bf16`]); else single precision.
     Bf16,
+    /// Whole 16-bit numbers, scaled row by row, where they are faster ([`crate::Isa::multiplies_int16`]); else single precision.
+    Int16,
 }
 
 impl Compute {
@@ -17,6 +19,7 @@ impl Compute {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int16 => "i16",
         }
     }
 }

@@ -16,13 +16,21 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL: 16 numbers at a time.
     Avx512,
-    /// Besides, products of 16-bit numbers: AVX512-BF16 and AVX512-VNNI.
+    /// Besides, products of whole 8- and 16-bit numbers: AVX512-VNNI.
+    Avx512Vnni,
+    /// Besides, products of bf16 numbers: AVX512-BF16.
     Avx512Bf16,
 }
 
 impl Isa {
     /// All levels, the simplest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
 
     /// The best that this machine has.
     #[must_use]
@@ -36,13 +44,14 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            let bf16 =
-                is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
-            match (avx2, avx512, bf16) {
-                (true, true, true) => Self::Avx512Bf16,
-                (true, true, false) => Self::Avx512,
-                (true, false, _) => Self::Avx2,
-                _ => Self::Scalar,
+            let vnni = is_x86_feature_detected!("avx512vnni");
+            let bf16 = is_x86_feature_detected!("avx512bf16");
+            match [avx2, avx512, vnni, bf16] {
+                [true, true, true, true] => Self::Avx512Bf16,
+                [true, true, true, false] => Self::Avx512Vnni,
+                [true, true, false, _] => Self::Avx512,
+                [true, false, ..] => Self::Avx2,
+                [false, ..] => Self::Scalar,
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -62,8 +71,22 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
         }
+    }
+
+    /// Whether products of whole 16-bit numbers are computed at this level: where they are not faster than single precision, they
+    /// are not.
+    #[must_use]
+    pub fn multiplies_int16(self) -> bool {
+        self != Self::Avx512
+    }
+
+    /// Whether products of bf16 numbers are computed at this level.
+    #[must_use]
+    pub fn multiplies_bf16(self) -> bool {
+        self >= Self::Avx512Bf16
     }
 
     /// Runs `task` with the vectors of this level, or of the best one that the machine has if it lacks this one.
@@ -74,7 +97,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { Avx2::vectorize(task) },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => unsafe { Avx512::vectorize(task) },
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => unsafe {
+                Avx512::vectorize(task)
+            },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("only the scalar level is detected here"),
         }

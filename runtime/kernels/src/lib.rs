@@ -20,6 +20,7 @@ mod attention;
 mod compute;
 mod concat;
 mod conv;
+mod factors;
 mod floats;
 mod group_norm;
 mod isa;
@@ -56,11 +57,4 @@ pub struct Run<'a> {
     pub pool: &'a dyn Pool,
     /// Memory that outlives a call, so that it is not asked for each time.
     pub scratch: &'a mut Scratch,
-}
-
-impl Run<'_> {
-    /// Whether products are of bf16 numbers: that is asked for, and the processor has them.
-    pub(crate) fn multiplies_pairs(&self) -> bool {
-        self.compute == Compute::Bf16 && self.isa.min(Isa::detect()) == Isa::Avx512Bf16
-    }
 }

@@ -4,6 +4,7 @@
 //! them. So weights are read from memory once, and a 16-bit weight costs little more than a single-precision one.
 
 use crate::activation::Activation;
+use crate::factors::{FactorTask, Factors, Split, vectorize};
 use crate::isa::Task;
 use crate::pack::{Matrix, Part};
 use crate::pool::for_each_task;
@@ -41,7 +42,10 @@ const DEPTH: usize = 320;
 const WEIGHTS: usize = 80 << 10;
 
 /// Rows that are taken through all of a task's panels before the next ones.
-const ROWS: usize = 96;
+const ROWS: usize = 48;
+
+/// Rows that one task rounds to factors.
+const TASK_ROWS: usize = 16;
 
 /// `x` [rows, inputs] -> `y` [rows, outputs]; `residual` is added, again from its start where it is shorter than `y`.
 ///
@@ -103,6 +107,16 @@ impl Task for Rows<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
+        // SAFETY: the caller's promise.
+        unsafe { self.run.factors().dispatch::<S, _>(self) }
+    }
+}
+
+impl FactorTask for Rows<'_, '_> {
+    type Output = Result<(), OutOfMemory>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, F: Factors>(self) -> Self::Output {
         let Self {
             run,
             layer,
@@ -113,7 +127,9 @@ impl Task for Rows<'_, '_> {
         let rows = x.len() / layer.inputs;
         let halves = 1 + usize::from(layer.geglu);
         let panel = panel_columns::<S>();
-        let fit = (WEIGHTS / layer.inputs / halves / panel).clamp(1, 16) * panel;
+        let split = Split::new(layer.inputs, DEPTH);
+        let words = split.words::<F>();
+        let fit = (WEIGHTS / words / halves / panel).clamp(1, 16) * panel;
         let column_blocks = layer.outputs.div_ceil(fit);
         let columns = layer
             .outputs
@@ -125,47 +141,82 @@ impl Task for Rows<'_, '_> {
             .div_ceil(column_blocks)
             .min(rows.div_ceil(ROWS))
             .max(1);
-        let depth = layer.inputs.div_ceil(layer.inputs.div_ceil(DEPTH));
         let shape = Shape {
             rows: rows.div_ceil(row_blocks),
-            columns,
             halves,
-            depth: depth.next_multiple_of(2),
-            pairs: S::PAIRS && run.multiplies_pairs(),
+            split,
         };
 
-        let weights = (layer.inputs + 1) * columns * halves;
+        let factors = if F::PLAIN { 0 } else { rows * words };
+        let weights = words * columns * halves;
         let sums = ROWS * columns * halves;
-        let pairs = if shape.pairs {
-            shape.depth * panel + ROWS * shape.depth / 2
-        } else {
-            0
-        };
-        let (_, own) = run.scratch.take(0, weights + sums + pairs, workers)?;
+        let widened = if F::PLAIN { 0 } else { split.depth * panel };
+        let (shared, own) = run
+            .scratch
+            .take(factors, weights + sums + widened, workers)?;
+        if !F::PLAIN {
+            for_each_task(run.pool, rows.div_ceil(TASK_ROWS), &|task, _| {
+                let first = task * TASK_ROWS;
+                let round = Round {
+                    x: &x[first * layer.inputs..],
+                    rows: TASK_ROWS.min(rows - first),
+                    split,
+                    to: shared.at(first * words),
+                };
+                // SAFETY: tasks are different rows; the level was chosen by `dispatch`.
+                unsafe { vectorize::<S, F, _>(round) };
+            });
+        }
         let y = Shared::new(y);
         for_each_task(run.pool, column_blocks * row_blocks, &|task, worker| {
+            let first_column = task % column_blocks * columns;
+            let left = (layer.outputs - first_column).next_multiple_of(panel);
             let block = Block {
                 layer,
                 shape,
                 first_row: task / column_blocks * shape.rows,
-                first_column: task % column_blocks * columns,
-                x,
+                first_column,
+                columns: columns.min(left),
+                x: if F::PLAIN { x.as_ptr() } else { shared.at(0) },
+                all_rows: rows,
                 residual,
                 y: &y,
                 panels: own[worker].at(0),
                 sums: own[worker].at(weights),
-                pairs: own[worker].at(weights + sums),
+                widened: own[worker].at(weights + sums),
             };
             // SAFETY: tasks are different blocks of y; scratch is the worker's own; the level was chosen by `dispatch`.
-            unsafe {
-                if shape.pairs {
-                    S::vectorize(BlockOfPairs(block));
-                } else {
-                    S::vectorize(block);
-                }
-            }
+            unsafe { vectorize::<S, F, _>(block) };
         });
         Ok(())
+    }
+}
+
+/// Rounds rows of numbers to factors.
+struct Round<'a> {
+    x: &'a [f32],
+    rows: usize,
+    split: Split,
+    to: *mut f32,
+}
+
+impl FactorTask for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, F: Factors>(self) {
+        let Self { x, rows, split, to } = self;
+        let words = split.words::<F>();
+        for row in 0..rows {
+            for (start, count) in split.each() {
+                // SAFETY: the rows are there.
+                unsafe {
+                    let from = x.as_ptr().add(row * split.count + start);
+                    let to = to.add(row * words + split.words_before::<F>(start));
+                    F::row::<S>(from, count, to);
+                }
+            }
+        }
     }
 }
 
@@ -173,12 +224,9 @@ impl Task for Rows<'_, '_> {
 #[derive(Clone, Copy)]
 struct Shape {
     rows: usize,
-    columns: usize,
     halves: usize,
     /// Terms of a sum between two visits of its result.
-    depth: usize,
-    /// Whether factors are pairs of bf16 numbers.
-    pairs: bool,
+    split: Split,
 }
 
 /// A block of the output.
@@ -187,94 +235,70 @@ struct Block<'a> {
     shape: Shape,
     first_row: usize,
     first_column: usize,
-    x: &'a [f32],
+    /// Columns, whole panels.
+    columns: usize,
+    /// Rows of factors.
+    x: *const f32,
+    all_rows: usize,
     residual: Option<&'a [f32]>,
     y: &'a Shared<'a, f32>,
     panels: *mut f32,
     sums: *mut f32,
-    /// A panel and rows on their way to pairs.
-    pairs: *mut f32,
+    /// A panel in single precision.
+    widened: *mut f32,
 }
 
-impl Task for Block<'_> {
+impl FactorTask for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.compute::<S, false>() }
-    }
-}
-
-/// The same in pairs of bf16 numbers.
-struct BlockOfPairs<'a>(Block<'a>);
-
-impl Task for BlockOfPairs<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.compute::<S, true>() }
-    }
-}
-
-impl Block<'_> {
-    #[inline(always)]
-    unsafe fn compute<S: Simd, const PAIRS: bool>(&self) {
-        let &Self {
-            layer,
+    unsafe fn run<S: Simd, F: Factors>(self) {
+        let Self {
             shape,
             first_row,
-            first_column,
+            columns,
             x,
             ..
         } = self;
         let panel = panel_columns::<S>();
-        let panels = shape.columns / panel * shape.halves;
-        let last_row = (first_row + shape.rows).min(x.len() / layer.inputs);
-        let terms = |k: usize| if PAIRS { k.div_ceil(2) } else { k };
+        let panels = columns / panel * shape.halves;
+        let last_row = (first_row + shape.rows).min(self.all_rows);
+        let words = shape.split.words::<F>();
         unsafe {
-            self.pack::<S, PAIRS>();
+            self.pack::<S, F>();
             for row in (first_row..last_row).step_by(ROWS) {
                 let rows = ROWS.min(last_row - row);
-                for input in (0..layer.inputs).step_by(shape.depth) {
-                    let k = shape.depth.min(layer.inputs - input);
-                    let (mut a, mut a_stride) =
-                        (x.as_ptr().add(row * layer.inputs + input), layer.inputs);
-                    if PAIRS {
-                        let to = self.pairs.add(shape.depth * panel);
-                        rows_to_pairs::<S>((a, a_stride), rows, k, to);
-                        (a, a_stride) = (to, terms(k));
-                    }
+                for (input, inputs) in shape.split.each() {
+                    let before = shape.split.words_before::<F>(input);
                     for p in 0..panels {
-                        let b = self
-                            .panels
-                            .add((terms(input) * panels + p * terms(k)) * panel);
+                        let b = before * panels + p * F::words(inputs);
+                        let b = self.panels.add(b * panel);
                         Product {
                             rows,
-                            k: terms(k),
-                            a,
-                            a_stride,
+                            k: inputs.div_ceil(F::IN_WORD),
+                            a: x.add(row * words + before),
+                            a_stride: words,
                             b,
                             c: self.sums.add(p * panel),
                             c_stride: panels * panel,
                             accumulate: input > 0,
-                            next: b.wrapping_add(terms(k) * panel),
+                            next: b.wrapping_add(F::words(inputs) * panel),
                         }
-                        .run_vectors::<S, PAIRS>(2);
+                        .run::<S, F>(2);
                     }
                 }
                 for i in 0..rows {
-                    self.finish::<S>(row + i, self.sums.add(i * panels * panel), first_column);
+                    self.finish::<S>(row + i, self.sums.add(i * panels * panel));
                 }
             }
         }
     }
+}
 
+impl Block<'_> {
     /// Weights as panels `[depth block][panel][k][2 LANES]`; panels of the second half follow those of the first.
     #[inline(always)]
-    unsafe fn pack<S: Simd, const PAIRS: bool>(&self) {
+    unsafe fn pack<S: Simd, F: Factors>(&self) {
         let Self { layer, shape, .. } = self;
         let panel = panel_columns::<S>();
         let matrix = Matrix {
@@ -284,10 +308,9 @@ impl Block<'_> {
             outputs: layer.outputs * shape.halves,
         };
         let mut to = self.panels;
-        for input in (0..layer.inputs).step_by(shape.depth) {
-            let inputs = shape.depth.min(layer.inputs - input);
+        for (input, inputs) in shape.split.each() {
             for half in 0..shape.halves {
-                for column in (0..shape.columns).step_by(panel) {
+                for column in (0..self.columns).step_by(panel) {
                     let column = self.first_column + column;
                     let part = Part {
                         input,
@@ -297,13 +320,13 @@ impl Block<'_> {
                     };
                     // SAFETY: the part lies in the matrix, and scratch holds all panels.
                     unsafe {
-                        if PAIRS {
-                            matrix.pack::<S>(part, self.pairs);
-                            to = panel_to_pairs::<S>(self.pairs, inputs, to);
-                        } else {
+                        if F::PLAIN {
                             matrix.pack::<S>(part, to);
-                            to = to.add(inputs * panel);
+                        } else {
+                            matrix.pack::<S>(part, self.widened);
+                            F::panel::<S>(self.widened, inputs, 2, to);
                         }
+                        to = to.add(F::words(inputs) * panel);
                     }
                 }
             }
@@ -312,15 +335,20 @@ impl Block<'_> {
 
     /// A row's sums become its output.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, row: usize, sums: *const f32, first_column: usize) {
-        let Self { layer, shape, .. } = self;
-        let end = (first_column + shape.columns).min(layer.outputs);
+    unsafe fn finish<S: Simd>(&self, row: usize, sums: *const f32) {
+        let &Self {
+            layer,
+            first_column,
+            columns,
+            ..
+        } = self;
+        let end = (first_column + columns).min(layer.outputs);
         for column in (first_column..end).step_by(S::LANES) {
             let n = S::LANES.min(end - column);
             // SAFETY: n numbers are there; sums have whole vectors.
             unsafe {
                 let biased = |half: usize| {
-                    let sum = S::load(sums.add(half * shape.columns + column - first_column));
+                    let sum = S::load(sums.add(half * columns + column - first_column));
                     match layer.bias {
                         Some(b) => {
                             let b = b.as_ptr().add(half * layer.outputs + column);
@@ -342,51 +370,6 @@ impl Block<'_> {
                 S::store_first(self.y.at(at), v, n);
             }
         }
-    }
-}
-
-/// Rows of `k` numbers, `stride` apart, become rows of `k / 2` pairs.
-#[inline(always)]
-unsafe fn rows_to_pairs<S: Simd>(
-    (from, stride): (*const f32, usize),
-    rows: usize,
-    k: usize,
-    to: *mut f32,
-) {
-    let pairs = k.div_ceil(2);
-    for row in 0..rows {
-        for i in (0..pairs).step_by(S::LANES) {
-            // SAFETY: no more numbers are read and pairs written than there are.
-            unsafe {
-                let from = from.add(row * stride + 2 * i);
-                let low = S::load_first(from, S::LANES.min(k - 2 * i));
-                let high = (k - 2 * i).saturating_sub(S::LANES).min(S::LANES);
-                let high = S::load_first(from.wrapping_add(S::LANES), high);
-                let n = S::LANES.min(pairs - i);
-                S::store_first(to.add(row * pairs + i), S::pairs(low, high), n);
-            }
-        }
-    }
-}
-
-/// A panel of `inputs` rows becomes one of `inputs / 2` rows of pairs. Returns its end.
-#[inline(always)]
-unsafe fn panel_to_pairs<S: Simd>(from: *const f32, inputs: usize, to: *mut f32) -> *mut f32 {
-    let panel = panel_columns::<S>();
-    // SAFETY: rows that are read exist; a missing one is zero.
-    unsafe {
-        for i in 0..inputs.div_ceil(2) {
-            for j in (0..panel).step_by(S::LANES) {
-                let low = S::load(from.add(2 * i * panel + j));
-                let high = if 2 * i + 1 < inputs {
-                    S::load(from.add((2 * i + 1) * panel + j))
-                } else {
-                    S::splat(0.0)
-                };
-                S::store(to.add(i * panel + j), S::interleave(low, high));
-            }
-        }
-        to.add(inputs.div_ceil(2) * panel)
     }
 }
 
@@ -423,11 +406,12 @@ mod tests {
         (0..rows * layer.outputs).map(y).collect()
     }
 
-    /// At other levels it is single precision.
+    /// At some levels it is single precision.
     #[test]
-    fn linear_layers_in_bf16_are_close_to_the_formula() {
+    fn linear_layers_of_16_bit_numbers_are_close_to_the_formula() {
         let mut random = Random::new(2);
-        for case in 0..30 {
+        for case in 0..60 {
+            let (compute, tolerance) = [(Compute::Bf16, 1e-2), (Compute::Int16, 5e-4)][case % 2];
             let (rows, inputs, outputs) = (random.size(210), random.size(1500), random.size(150));
             let geglu = case % 5 == 0;
             let columns = outputs * (1 + usize::from(geglu));
@@ -448,10 +432,10 @@ mod tests {
             };
             let expected = twin(&layer, &x, None);
             every_level(|run| {
-                run.compute = Compute::Bf16;
+                run.compute = compute;
                 let mut y = vec![f32::NAN; rows * outputs];
                 linear(run, &layer, &x, None, &mut y).unwrap();
-                close(&y, &expected, 1e-2);
+                close(&y, &expected, tolerance);
                 y
             });
         }

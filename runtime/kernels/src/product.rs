@@ -3,6 +3,9 @@
 //! A panel is `[k][2 LANES]`, columns filled up with zeros; or of 1 or 3 vectors instead of 2, where columns are few. Rows are
 //! read where they lie, one number at a time.
 
+use std::marker::PhantomData;
+
+use crate::factors::Factors;
 use crate::isa::Task;
 use crate::simd::Simd;
 
@@ -24,8 +27,12 @@ pub(crate) const fn panel_vectors(left: usize) -> usize {
 
 /// Rows of the block of a product with a panel of `N` vectors.
 #[inline(always)]
-const fn block_rows<S: Simd, const N: usize>() -> usize {
-    if N > 2 { 2 * S::ROWS / N } else { S::ROWS }
+fn block_rows<S: Simd, F: Factors, const N: usize>() -> usize {
+    if N > 2 {
+        (2 * S::ROWS - F::spare::<S>()) / N
+    } else {
+        S::ROWS
+    }
 }
 
 /// `rows` by one panel: `c` (+)= `a b`.
@@ -33,12 +40,12 @@ const fn block_rows<S: Simd, const N: usize>() -> usize {
 pub(crate) struct Product {
     /// Rows of `a` and `c`.
     pub rows: usize,
-    /// Length of the sums.
+    /// Length of the sums, in words of factors.
     pub k: usize,
-    /// `[rows][k]`, rows `a_stride` apart.
+    /// `[rows][k]`, rows `a_stride` apart; each is followed by its scale if factors have one.
     pub a: *const f32,
     pub a_stride: usize,
-    /// The panel.
+    /// The panel, followed by its columns' scales if factors have them.
     pub b: *const f32,
     /// As wide as the panel, rows `c_stride` apart.
     pub c: *mut f32,
@@ -50,36 +57,26 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    /// With a panel of two vectors.
+    /// With a panel of 1 to 3 vectors.
     ///
     /// # Safety
-    /// The matrices are there; the machine has the instructions of `S`.
+    /// The matrices are there; the machine has the instructions of `S` and multiplies `F`.
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.run_panel::<S, 2, false>() }
-    }
-
-    /// With a panel of `vectors`, 1 to 3. `PAIRS`: each of `a` and `b` is two bf16 numbers instead of one f32, and so is a term.
-    ///
-    /// # Safety
-    /// The matrices are there; the machine has the instructions of `S`.
-    #[inline(always)]
-    pub(crate) unsafe fn run_vectors<S: Simd, const PAIRS: bool>(self, vectors: usize) {
+    pub(crate) unsafe fn run<S: Simd, F: Factors>(self, vectors: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match vectors {
-                1 => self.run_panel::<S, 1, PAIRS>(),
-                2 => self.run_panel::<S, 2, PAIRS>(),
-                _ => self.run_panel::<S, 3, PAIRS>(),
+                1 => self.run_panel::<S, F, 1>(),
+                2 => self.run_panel::<S, F, 2>(),
+                _ => self.run_panel::<S, F, 3>(),
             }
         }
     }
 
     /// Rows are split evenly: 16 are 6, 5 and 5, not 6, 6 and 4.
     #[inline(always)]
-    unsafe fn run_panel<S: Simd, const N: usize, const PAIRS: bool>(self) {
-        let blocks = self.rows.div_ceil(block_rows::<S, N>());
+    unsafe fn run_panel<S: Simd, F: Factors, const N: usize>(self) {
+        let blocks = self.rows.div_ceil(block_rows::<S, F, N>());
         if blocks == 0 {
             return;
         }
@@ -97,52 +94,62 @@ impl Product {
                 ..self
             };
             // SAFETY: the caller's promise.
-            unsafe { part.block::<S, N, PAIRS>() };
+            unsafe { part.block::<S, F, N>() };
             row += rows;
         }
     }
 
     /// As many rows as fit in registers.
     #[inline(always)]
-    unsafe fn block<S: Simd, const N: usize, const PAIRS: bool>(self) {
+    unsafe fn block<S: Simd, F: Factors, const N: usize>(self) {
         unsafe {
             match self.rows {
-                1 => S::vectorize(Block::<1, N, PAIRS>(self)),
-                2 => S::vectorize(Block::<2, N, PAIRS>(self)),
-                3 => S::vectorize(Block::<3, N, PAIRS>(self)),
-                4 => S::vectorize(Block::<4, N, PAIRS>(self)),
-                5 => S::vectorize(Block::<5, N, PAIRS>(self)),
-                6 => S::vectorize(Block::<6, N, PAIRS>(self)),
-                7 => S::vectorize(Block::<7, N, PAIRS>(self)),
-                8 => S::vectorize(Block::<8, N, PAIRS>(self)),
-                9 => S::vectorize(Block::<9, N, PAIRS>(self)),
-                10 => S::vectorize(Block::<10, N, PAIRS>(self)),
-                11 => S::vectorize(Block::<11, N, PAIRS>(self)),
-                12 => S::vectorize(Block::<12, N, PAIRS>(self)),
-                13 => S::vectorize(Block::<13, N, PAIRS>(self)),
-                _ => S::vectorize(Block::<14, N, PAIRS>(self)),
+                1 => S::vectorize(Block::<F, 1, N>::new(self)),
+                2 => S::vectorize(Block::<F, 2, N>::new(self)),
+                3 => S::vectorize(Block::<F, 3, N>::new(self)),
+                4 => S::vectorize(Block::<F, 4, N>::new(self)),
+                5 => S::vectorize(Block::<F, 5, N>::new(self)),
+                6 => S::vectorize(Block::<F, 6, N>::new(self)),
+                7 => S::vectorize(Block::<F, 7, N>::new(self)),
+                8 => S::vectorize(Block::<F, 8, N>::new(self)),
+                9 => S::vectorize(Block::<F, 9, N>::new(self)),
+                10 => S::vectorize(Block::<F, 10, N>::new(self)),
+                11 => S::vectorize(Block::<F, 11, N>::new(self)),
+                12 => S::vectorize(Block::<F, 12, N>::new(self)),
+                13 => S::vectorize(Block::<F, 13, N>::new(self)),
+                _ => S::vectorize(Block::<F, 14, N>::new(self)),
             }
         }
     }
 }
 
 /// `R` rows by `N` vectors of columns.
-struct Block<const R: usize, const N: usize, const PAIRS: bool>(Product);
+struct Block<F, const R: usize, const N: usize>(Product, PhantomData<F>);
+
+impl<F, const R: usize, const N: usize> Block<F, R, N> {
+    #[inline(always)]
+    fn new(product: Product) -> Self {
+        Self(product, PhantomData)
+    }
+}
 
 /// Terms between two prefetches.
 const UNROLL: usize = 4;
 
-impl<const R: usize, const N: usize, const PAIRS: bool> Task for Block<R, N, PAIRS> {
+impl<F: Factors, const R: usize, const N: usize> Task for Block<F, R, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // The widest level has the most rows; others never ask for as many.
-        if R > block_rows::<S, N>() {
+        if R > block_rows::<S, F, N>() {
             return;
         }
         let Product {
             k,
+            a,
+            a_stride,
+            b,
             c,
             c_stride,
             accumulate,
@@ -157,14 +164,17 @@ impl<const R: usize, const N: usize, const PAIRS: bool> Task for Block<R, N, PAI
                     S::prefetch(next.wrapping_add(k / UNROLL * N * S::LANES + line));
                 }
                 for u in 0..UNROLL {
-                    term::<S, R, N, PAIRS>(&self.0, k + u, &mut sums);
+                    term::<S, F, R, N>(&self.0, k + u, &mut sums);
                 }
             }
             for k in unrolled..k {
-                term::<S, R, N, PAIRS>(&self.0, k, &mut sums);
+                term::<S, F, R, N>(&self.0, k, &mut sums);
             }
             for (i, sum) in sums.into_iter().enumerate() {
                 for (j, sum) in sum.into_iter().enumerate() {
+                    let scale = a.wrapping_add(i * a_stride + k);
+                    let scales = b.wrapping_add((N * k + j) * S::LANES);
+                    let sum = F::sums::<S>(sum, scale, scales);
                     let c = c.add(i * c_stride + j * S::LANES);
                     let sum = if accumulate {
                         S::add(S::load(c), sum)
@@ -180,7 +190,7 @@ impl<const R: usize, const N: usize, const PAIRS: bool> Task for Block<R, N, PAI
 
 /// Adds term `k` to each sum.
 #[inline(always)]
-unsafe fn term<S: Simd, const R: usize, const N: usize, const PAIRS: bool>(
+unsafe fn term<S: Simd, F: Factors, const R: usize, const N: usize>(
     product: &Product,
     k: usize,
     sums: &mut [[S::V; N]; R],
@@ -192,11 +202,7 @@ unsafe fn term<S: Simd, const R: usize, const N: usize, const PAIRS: bool>(
         }
         for (i, sums) in sums.iter_mut().enumerate() {
             let a = product.a.add(i * product.a_stride + k);
-            if PAIRS {
-                S::dot_row(a, &b, sums);
-            } else {
-                S::fma_row(a, &b, sums);
-            }
+            F::multiply::<S, N>(a, &b, sums);
         }
     }
 }

@@ -216,10 +216,10 @@ impl Request {
         if self.compute.on(Isa::detect()).is_none() {
             return Err(RequestError::Value {
                 field: "compute".to_owned(),
-                problem: "this processor does not multiply bf16 numbers (AVX512-BF16)".to_owned(),
+                problem: self.compute.needs().to_owned(),
             });
         }
-        if self.compute == Compute::Bf16 && self.graph == Dialect::Portable {
+        if self.compute.is_native() && self.graph == Dialect::Portable {
             return Err(RequestError::Value {
                 field: "compute".to_owned(),
                 problem: "portable graphs compute in f32 only".to_owned(),

@@ -3,6 +3,7 @@
 
 use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, spread};
+use crate::factors::Single;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
@@ -177,7 +178,7 @@ impl Task for Block<'_> {
                         accumulate: start > 0,
                         next: b.wrapping_add(terms * columns),
                     }
-                    .run::<S>();
+                    .run::<S, Single>(2);
                 }
             }
             let channels = first_panel * columns..layer.outputs.min(last_panel * columns);

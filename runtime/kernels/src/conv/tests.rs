@@ -58,8 +58,13 @@ fn twin(layer: &Conv<'_>, case: &Case) -> Vec<f64> {
 }
 
 fn check(layer: &Conv<'_>, case: &Case, tolerance: f64) {
+    check_in(Compute::F32, layer, case, tolerance);
+}
+
+fn check_in(compute: Compute, layer: &Conv<'_>, case: &Case, tolerance: f64) {
     let expected = twin(layer, case);
     every_level(|run| {
+        run.compute = compute;
         let mut y = vec![f32::NAN; expected.len()];
         let (time, residual) = (case.time.as_deref(), case.residual.as_deref());
         conv(run, layer, &case.x, case.shape, time, residual, &mut y).unwrap();
@@ -73,6 +78,24 @@ const TOLERANCE: f64 = 3e-6;
 
 /// A random layer and what it gets, from kernels, strides and so on that are asked for.
 fn random_case(random: &mut Random, number: usize, kernel: usize, stride: usize, most: [usize; 4]) {
+    random_case_in(
+        Compute::F32,
+        TOLERANCE,
+        random,
+        number,
+        (kernel, stride),
+        most,
+    );
+}
+
+fn random_case_in(
+    compute: Compute,
+    tolerance: f64,
+    random: &mut Random,
+    number: usize,
+    (kernel, stride): (usize, usize),
+    most: [usize; 4],
+) {
     let [size, inputs, outputs, pictures] = most;
     let (h, w) = (random.size(size), random.size(size));
     let (inputs, outputs) = (random.size(inputs), random.size(outputs));
@@ -116,7 +139,18 @@ fn random_case(random: &mut Random, number: usize, kernel: usize, stride: usize,
         time: (number % 3 != 1).then(|| random.normals(times * outputs)),
         residual: (number % 4 != 1).then(|| random.normals(residuals * picture)),
     };
-    check(&layer, &case, TOLERANCE);
+    check_in(compute, &layer, &case, tolerance);
+}
+
+/// At some levels it is single precision.
+#[test]
+fn kernels_of_3_in_16_bit_numbers_are_close_to_the_formula() {
+    let mut random = Random::new(7);
+    for number in 0..40 {
+        let compute = [Compute::Bf16, Compute::Int16][number % 2];
+        let most = [[25, 120, 150, 4], [70, 90, 70, 1]][number % 5 / 4];
+        random_case_in(compute, 2e-3, &mut random, number, (3, 1), most);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@
 
 use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, load, spread};
+use crate::factors::{FactorTask, Factors, Kind, vectorize};
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
@@ -41,7 +42,10 @@ const AT_0: f32 = A2 * B2;
 const AT_A: f32 = 2.0 * A2 * (A2 - B2);
 const AT_B: f32 = 2.0 * B2 * (B2 - A2);
 
-/// Largest layer whose transformed weights are kept while its tiles are done, in numbers: 48 MB.
+/// Fewest tiles whose products are worth rounding the weights for.
+const ROUNDED_TILES: usize = 16;
+
+/// Largest layer whose transformed weights are kept while its tiles are done, in words: 48 MB.
 const KEPT: usize = 12 << 20;
 /// Numbers of transformed tiles that are kept at a time otherwise: 64 MB.
 const KEPT_TILES: usize = 16 << 20;
@@ -52,12 +56,17 @@ const DEPTH_STEP: usize = 16;
 /// Whether it takes less time than the direct way: tiles are filled well, and vectors as well.
 pub(super) fn pays(layer: &Conv<'_>, pictures: &Pictures<'_>) -> bool {
     let (height, width) = pictures.size;
-    let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
     layer.kernel == 3
         && layer.stride == 1
         && layer.inputs >= 16
         && layer.outputs >= 16
-        && height * width > tiles * TILE * TILE / 2
+        && pictures.many * height * width > tiles(pictures) * TILE * TILE / 2
+}
+
+/// Tiles of all pictures.
+fn tiles(pictures: &Pictures<'_>) -> usize {
+    let (height, width) = pictures.size;
+    pictures.many * height.div_ceil(TILE) * width.div_ceil(TILE)
 }
 
 /// The convolution of all pictures.
@@ -71,16 +80,29 @@ impl Task for Winograd<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
+        let factors = match self.run.factors() {
+            _ if tiles(&self.pictures) < ROUNDED_TILES => Kind::Single,
+            // Transforms take more digits than bf16 has: the error would be 1 or 2 %.
+            Kind::Bf16 => Kind::Int16,
+            other => other,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { factors.dispatch::<S, _>(self) }
+    }
+}
+
+impl FactorTask for Winograd<'_, '_> {
+    type Output = Result<(), OutOfMemory>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, F: Factors>(self) -> Self::Output {
         let Self { run, pictures } = self;
         let &Conv {
             inputs, outputs, ..
         } = pictures.layer;
-        let (down, across) = (
-            pictures.size.0.div_ceil(TILE),
-            pictures.size.1.div_ceil(TILE),
-        );
-        let tiles = pictures.many * down * across;
-        let tiles_first = tiles < 192 || POINTS * inputs * outputs > KEPT;
+        let tiles = tiles(&pictures);
+        let words = POINTS * F::words(inputs) * outputs;
+        let tiles_first = tiles < 192 || words > KEPT;
         // Small blocks of weights, so that they stay in the second-level cache beside their outputs; blocks that all tasks share are
         // read from farther away.
         let (columns, depth) = if tiles_first { (32, 48) } else { (64, 320) };
@@ -89,9 +111,9 @@ impl Task for Winograd<'_, '_> {
             .div_ceil(outputs.div_ceil(columns))
             .next_multiple_of(panel_columns::<S>());
         let work = Work {
+            down: pictures.size.0.div_ceil(TILE),
+            across: pictures.size.1.div_ceil(TILE),
             pictures,
-            down,
-            across,
             tiles,
             columns,
             depth: inputs
@@ -101,9 +123,9 @@ impl Task for Winograd<'_, '_> {
         // SAFETY: the caller's promise.
         unsafe {
             if tiles_first {
-                work.tiles_first::<S>(run)
+                work.tiles_first::<S, F>(run)
             } else {
-                work.weights_first::<S>(run)
+                work.weights_first::<S, F>(run)
             }
         }
     }
@@ -137,14 +159,28 @@ impl Work<'_> {
         self.depth.min(self.pictures.layer.inputs - i * self.depth)
     }
 
-    /// Numbers between two points of a block of weights.
-    fn u_plane(&self) -> usize {
-        spread(self.depth * self.columns)
+    /// Words between two points of a block of weights.
+    fn u_plane<F: Factors>(&self) -> usize {
+        spread(F::words(self.depth) * self.columns)
     }
 
-    /// Numbers between two points of one block of inputs of `tiles` tiles.
-    fn v_plane(&self, tiles: usize) -> usize {
-        spread(self.depth * tiles)
+    /// Words between two points of one block of inputs of `tiles` tiles.
+    fn v_plane<F: Factors>(&self, tiles: usize) -> usize {
+        spread(F::words(self.depth) * tiles)
+    }
+
+    /// Numbers between two points of what is transformed, before it is rounded to factors: `columns` of a block of inputs.
+    fn rounded_plane(&self, columns: usize) -> usize {
+        spread(self.depth * columns)
+    }
+
+    /// Numbers of a panel that is transformed, before they are rounded to factors.
+    fn rounded<S: Simd, F: Factors>(&self) -> usize {
+        if F::PLAIN {
+            0
+        } else {
+            POINTS * self.rounded_plane(panel_columns::<S>())
+        }
     }
 
     /// Numbers between two points of a block of outputs of `tiles` tiles.
@@ -159,7 +195,10 @@ impl Work<'_> {
 
     /// All weights are transformed; then each task takes some tiles with all their channels.
     #[inline(always)]
-    unsafe fn weights_first<S: Simd>(&self, run: &mut Run<'_>) -> Result<(), OutOfMemory> {
+    unsafe fn weights_first<S: Simd, F: Factors>(
+        &self,
+        run: &mut Run<'_>,
+    ) -> Result<(), OutOfMemory> {
         /// Tiles that share a pass over the weights.
         const TILES: usize = 48;
         let workers = run.pool.workers();
@@ -169,24 +208,26 @@ impl Work<'_> {
         let most = self.tiles.div_ceil(tasks);
         let tasks = self.tiles.div_ceil(most);
 
-        let u_size = blocks * POINTS * self.u_plane();
-        let v_size = self.input_blocks() * POINTS * self.v_plane(most);
+        let u_size = blocks * POINTS * self.u_plane::<F>();
+        let v_size = self.input_blocks() * POINTS * self.v_plane::<F>(most);
         let m_size = POINTS * self.m_plane(most);
-        let (shared, own) = run
-            .scratch
-            .take(self.zeros() + u_size, v_size + m_size, workers)?;
+        let rounded = self.rounded::<S, F>();
+        let (shared, own) =
+            run.scratch
+                .take(self.zeros() + u_size, v_size + m_size + rounded, workers)?;
         self.clear_zeros(&shared);
-        for_each_task(run.pool, blocks * panels, &|task, _| {
+        for_each_task(run.pool, blocks * panels, &|task, worker| {
             let (block, panel) = (task / panels, task % panels);
             let task = WeightsTask {
                 work: self,
+                rounded: own[worker].at(v_size + m_size),
                 output: block / self.input_blocks(),
                 input: block % self.input_blocks(),
                 panel,
-                u: shared.at(self.zeros() + block * POINTS * self.u_plane()),
+                u: shared.at(self.zeros() + block * POINTS * self.u_plane::<F>()),
             };
             // SAFETY: tasks are different panels of the weights; the level was chosen by `dispatch`.
-            unsafe { S::vectorize(task) };
+            unsafe { vectorize::<S, F, _>(task) };
         });
         for_each_task(run.pool, tasks, &|task, worker| {
             let task = TilesTask {
@@ -198,16 +239,20 @@ impl Work<'_> {
                 u: shared.at(self.zeros()),
                 v: own[worker].at(0),
                 m: own[worker].at(v_size),
+                rounded: own[worker].at(v_size + m_size),
             };
             // SAFETY: tasks are different tiles of the output; scratch is the worker's own.
-            unsafe { S::vectorize(task) };
+            unsafe { vectorize::<S, F, _>(task) };
         });
         Ok(())
     }
 
     /// Tiles are transformed; then each task takes some outputs of them with all their weights.
     #[inline(always)]
-    unsafe fn tiles_first<S: Simd>(&self, run: &mut Run<'_>) -> Result<(), OutOfMemory> {
+    unsafe fn tiles_first<S: Simd, F: Factors>(
+        &self,
+        run: &mut Run<'_>,
+    ) -> Result<(), OutOfMemory> {
         let workers = run.pool.workers();
         let most = KEPT_TILES / POINTS / self.pictures.layer.inputs;
         let most = self.tiles.div_ceil(self.tiles.div_ceil(most.clamp(1, 512)));
@@ -217,18 +262,20 @@ impl Work<'_> {
             .min(most.div_ceil(16));
         let part = most.div_ceil(parts);
 
-        let v_size = self.input_blocks() * POINTS * self.v_plane(most);
-        let u_size = POINTS * self.u_plane();
+        let v_size = self.input_blocks() * POINTS * self.v_plane::<F>(most);
+        let u_size = POINTS * self.u_plane::<F>();
         let m_size = POINTS * self.m_plane(part);
-        let (shared, own) = run
-            .scratch
-            .take(self.zeros() + v_size, u_size + m_size, workers)?;
+        let rounded = self.rounded::<S, F>();
+        let (shared, own) =
+            run.scratch
+                .take(self.zeros() + v_size, u_size + m_size + rounded, workers)?;
         self.clear_zeros(&shared);
         for start in (0..self.tiles).step_by(most) {
             let end = self.tiles.min(start + most);
-            for_each_task(run.pool, end - start, &|tile, _| {
+            for_each_task(run.pool, end - start, &|tile, worker| {
                 let task = InputTask {
                     work: self,
+                    rounded: own[worker].at(u_size + m_size),
                     tile: start + tile,
                     slot: tile,
                     room: most,
@@ -236,7 +283,7 @@ impl Work<'_> {
                     v: shared.at(self.zeros()),
                 };
                 // SAFETY: tasks are different tiles; the level was chosen by `dispatch`.
-                unsafe { S::vectorize(task) };
+                unsafe { vectorize::<S, F, _>(task) };
             });
             for_each_task(run.pool, self.output_blocks() * parts, &|task, worker| {
                 let first = start + task % parts * part;
@@ -251,9 +298,10 @@ impl Work<'_> {
                     v: shared.at(self.zeros()),
                     u: own[worker].at(0),
                     m: own[worker].at(u_size),
+                    rounded: own[worker].at(u_size + m_size),
                 };
                 // SAFETY: tasks are different outputs or tiles; scratch is the worker's own.
-                unsafe { S::vectorize(task) };
+                unsafe { vectorize::<S, F, _>(task) };
             });
         }
         Ok(())
@@ -266,7 +314,14 @@ impl Work<'_> {
 
     /// Transforms the weights of one panel of a block: `u[xi][panel][input][2 LANES]`.
     #[inline(always)]
-    unsafe fn weights<S: Simd>(&self, output: usize, input: usize, panel: usize, u: *mut f32) {
+    unsafe fn weights<S: Simd, F: Factors>(
+        &self,
+        output: usize,
+        input: usize,
+        panel: usize,
+        rounded: *mut f32,
+        u: *mut f32,
+    ) {
         let layer = self.pictures.layer;
         let columns = panel_columns::<S>();
         let first = output * self.columns + panel * columns;
@@ -276,7 +331,12 @@ impl Work<'_> {
         let length = layer.inputs * TAPS;
         let inputs = self.inputs(input);
         let start = input * self.depth * TAPS;
-        let u = u.wrapping_add(panel * inputs * columns);
+        let u = u.wrapping_add(panel * F::words(inputs) * columns);
+        let (to, plane) = if F::PLAIN {
+            (u, self.u_plane::<F>())
+        } else {
+            (rounded, self.rounded_plane(columns))
+        };
         let halves = [first, first + S::LANES]
             .map(|first| Rows::new(layer.weight, length, layer.outputs, first, start));
         let mut turned = [0.0f32; CHUNK * TAPS * 16];
@@ -288,10 +348,16 @@ impl Work<'_> {
                     for i in 0..n {
                         weight_transform::<S>(
                             turned.as_ptr().add(i * TAPS * S::LANES),
-                            u.add((k + i) * columns + half * S::LANES),
-                            self.u_plane(),
+                            to.add((k + i) * columns + half * S::LANES),
+                            plane,
                         );
                     }
+                }
+            }
+            if !F::PLAIN {
+                for xi in 0..POINTS {
+                    let u = u.add(xi * self.u_plane::<F>());
+                    F::panel::<S>(to.add(xi * plane), inputs, 2, u);
                 }
             }
         }
@@ -299,12 +365,12 @@ impl Work<'_> {
 
     /// Transforms tile number `tile` of the input: `v[input block][xi][slot][input]`, with room for `room` tiles.
     #[inline(always)]
-    unsafe fn input<S: Simd>(
+    unsafe fn input<S: Simd, F: Factors>(
         &self,
         tile: usize,
-        slot: usize,
-        room: usize,
+        (slot, room): (usize, usize),
         zeros: *const f32,
+        rounded: *mut f32,
         v: *mut f32,
     ) {
         let (picture, y, x) = self.place(tile);
@@ -319,10 +385,15 @@ impl Work<'_> {
                 pixels[i * WIDE + j] = self.pictures.pixel(picture, row, column, zeros);
             }
         }
-        let plane = self.v_plane(room);
+        let v_plane = self.v_plane::<F>(room);
         unsafe {
             for block in 0..self.input_blocks() {
-                let to = v.add(block * POINTS * plane + slot * self.depth);
+                let v = v.add(block * POINTS * v_plane + slot * F::words(self.depth));
+                let (to, plane) = if F::PLAIN {
+                    (v, v_plane)
+                } else {
+                    (rounded, self.rounded_plane(1))
+                };
                 let (start, inputs) = (block * self.depth, self.inputs(block));
                 let whole = inputs / S::LANES * S::LANES;
                 for k in (0..whole).step_by(S::LANES) {
@@ -332,13 +403,18 @@ impl Work<'_> {
                     let n = inputs - whole;
                     input_transform::<S, false>(&pixels, start + whole, n, to.add(whole), plane);
                 }
+                if !F::PLAIN {
+                    for xi in 0..POINTS {
+                        F::row::<S>(to.add(xi * plane), inputs, v.add(xi * v_plane));
+                    }
+                }
             }
         }
     }
 
     /// The 36 products of one block of weights and some tiles.
     #[inline(always)]
-    unsafe fn products<S: Simd>(
+    unsafe fn products<S: Simd, F: Factors>(
         &self,
         input: usize,
         tiles: usize,
@@ -346,23 +422,24 @@ impl Work<'_> {
         u: *const f32,
         (m, m_plane): (*mut f32, usize),
     ) {
-        let k = self.inputs(input);
+        let inputs = self.inputs(input);
+        let words = F::words(inputs);
         let columns = panel_columns::<S>();
         let panels = self.columns / columns;
         for xi in 0..POINTS {
             for panel in 0..panels {
-                let b = u.wrapping_add(xi * self.u_plane() + panel * k * columns);
+                let b = u.wrapping_add(xi * self.u_plane::<F>() + panel * words * columns);
                 let last = panel + 1 == panels;
                 let next = if last {
-                    u.wrapping_add((xi + 1) * self.u_plane())
+                    u.wrapping_add((xi + 1) * self.u_plane::<F>())
                 } else {
-                    b.wrapping_add(k * columns)
+                    b.wrapping_add(words * columns)
                 };
                 let product = Product {
                     rows: tiles,
-                    k,
+                    k: inputs.div_ceil(F::IN_WORD),
                     a: v.wrapping_add(xi * v_plane),
-                    a_stride: self.depth,
+                    a_stride: F::words(self.depth),
                     b,
                     c: m.wrapping_add(xi * m_plane + panel * columns),
                     c_stride: self.columns,
@@ -370,7 +447,7 @@ impl Work<'_> {
                     next,
                 };
                 // SAFETY: the blocks are there: the caller's promise.
-                unsafe { product.run::<S>() };
+                unsafe { product.run::<S, F>(2) };
             }
         }
     }
@@ -413,17 +490,18 @@ struct WeightsTask<'a> {
     output: usize,
     input: usize,
     panel: usize,
+    rounded: *mut f32,
     u: *mut f32,
 }
 
-impl Task for WeightsTask<'_> {
+impl FactorTask for WeightsTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd, F: Factors>(self) {
         unsafe {
             self.work
-                .weights::<S>(self.output, self.input, self.panel, self.u);
+                .weights::<S, F>(self.output, self.input, self.panel, self.rounded, self.u);
         }
     }
 }
@@ -435,17 +513,19 @@ struct InputTask<'a> {
     slot: usize,
     room: usize,
     zeros: *const f32,
+    rounded: *mut f32,
     v: *mut f32,
 }
 
-impl Task for InputTask<'_> {
+impl FactorTask for InputTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd, F: Factors>(self) {
         unsafe {
+            let place = (self.slot, self.room);
             self.work
-                .input::<S>(self.tile, self.slot, self.room, self.zeros, self.v);
+                .input::<S, F>(self.tile, place, self.zeros, self.rounded, self.v);
         }
     }
 }
@@ -460,13 +540,14 @@ struct TilesTask<'a> {
     u: *const f32,
     v: *mut f32,
     m: *mut f32,
+    rounded: *mut f32,
 }
 
-impl Task for TilesTask<'_> {
+impl FactorTask for TilesTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd, F: Factors>(self) {
         let Self {
             work,
             first,
@@ -476,20 +557,21 @@ impl Task for TilesTask<'_> {
             u,
             v,
             m,
+            rounded,
         } = self;
-        let (v_plane, m_plane) = (work.v_plane(room), work.m_plane(room));
+        let (v_plane, m_plane) = (work.v_plane::<F>(room), work.m_plane(room));
         unsafe {
             for tile in first..last {
-                work.input::<S>(tile, tile - first, room, zeros, v);
+                work.input::<S, F>(tile, (tile - first, room), zeros, rounded, v);
             }
             for output in 0..work.output_blocks() {
                 for input in 0..work.input_blocks() {
                     let block = output * work.input_blocks() + input;
-                    work.products::<S>(
+                    work.products::<S, F>(
                         input,
                         last.saturating_sub(first),
                         (v.add(input * POINTS * v_plane), v_plane),
-                        u.add(block * POINTS * work.u_plane()),
+                        u.add(block * POINTS * work.u_plane::<F>()),
                         (m, m_plane),
                     );
                 }
@@ -516,13 +598,14 @@ struct OutputsTask<'a> {
     v: *const f32,
     u: *mut f32,
     m: *mut f32,
+    rounded: *mut f32,
 }
 
-impl Task for OutputsTask<'_> {
+impl FactorTask for OutputsTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd, F: Factors>(self) {
         let Self {
             work,
             output,
@@ -534,18 +617,19 @@ impl Task for OutputsTask<'_> {
             v,
             u,
             m,
+            rounded,
         } = self;
         if first >= last {
             return;
         }
-        let (v_plane, m_plane) = (work.v_plane(room), work.m_plane(part));
+        let (v_plane, m_plane) = (work.v_plane::<F>(room), work.m_plane(part));
         unsafe {
             for input in 0..work.input_blocks() {
                 for panel in 0..work.columns / panel_columns::<S>() {
-                    work.weights::<S>(output, input, panel, u);
+                    work.weights::<S, F>(output, input, panel, rounded, u);
                 }
-                let v = v.add(input * POINTS * v_plane + slot * work.depth);
-                work.products::<S>(input, last - first, (v, v_plane), u, (m, m_plane));
+                let v = v.add(input * POINTS * v_plane + slot * F::words(work.depth));
+                work.products::<S, F>(input, last - first, (v, v_plane), u, (m, m_plane));
             }
             for tile in first..last {
                 let m = m.add((tile - first) * work.columns);

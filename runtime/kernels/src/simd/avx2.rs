@@ -48,12 +48,14 @@ unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
 }
 
 rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m256, ymm_reg, "avx2,fma,f16c");
+rows!(int16_row: "vpbroadcastd" "vpmaddwd" "vpaddd", __m256, ymm_reg, "avx2,fma,f16c");
 
 impl Simd for Avx2 {
     type V = __m256;
 
     const LANES: usize = LANES;
     const ROWS: usize = 6;
+    const INT16_SPARE: usize = 1;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
@@ -173,6 +175,38 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn fma_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
         unsafe { fma_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int16_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int16_pairs(a: __m256, b: __m256) -> __m256 {
+        unsafe {
+            // Halves of both, crosswise.
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64(packed, 0b11_01_10_00))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int16_interleave(a: __m256, b: __m256) -> __m256 {
+        unsafe {
+            let high = _mm256_slli_epi32(_mm256_cvtps_epi32(b), 16);
+            let both = _mm256_blend_epi16(_mm256_cvtps_epi32(a), high, 0b1010_1010);
+            _mm256_castsi256_ps(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn whole(sums: __m256) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(sums)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: __m256) -> __m256 {
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: __m256) -> __m256 {
+        unsafe { _mm256_sqrt_ps(a) }
     }
     #[inline(always)]
     unsafe fn max(a: __m256, b: __m256) -> __m256 {

@@ -49,11 +49,12 @@ unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
 }
 
 rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
-rows!(dot_row: "vpbroadcastd" "vdpbf16ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+rows!(int16_row: "vpbroadcastd" "vpdpwssd", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+rows!(bf16_row: "vpbroadcastd" "vdpbf16ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
+unsafe fn bf16_pairs(a: __m512, b: __m512) -> __m512 {
     let result: __m512;
     // SAFETY: the processor has the instruction.
     unsafe {
@@ -73,7 +74,7 @@ impl Simd for Avx512 {
 
     const LANES: usize = LANES;
     const ROWS: usize = 14;
-    const PAIRS: bool = true;
+    const BF16: bool = true;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
@@ -184,15 +185,15 @@ impl Simd for Avx512 {
         unsafe { fma_row(a, b, sums) }
     }
     #[inline(always)]
-    unsafe fn dot_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
-        unsafe { dot_row(a, b, sums) }
+    unsafe fn bf16_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
+        unsafe { bf16_row(a, b, sums) }
     }
     #[inline(always)]
-    unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
-        unsafe { pairs(a, b) }
+    unsafe fn bf16_pairs(a: __m512, b: __m512) -> __m512 {
+        unsafe { bf16_pairs(a, b) }
     }
     #[inline(always)]
-    unsafe fn interleave(a: __m512, b: __m512) -> __m512 {
+    unsafe fn bf16_interleave(a: __m512, b: __m512) -> __m512 {
         // The numbers of `a` are followed by those of `b`.
         const ORDER: [u16; 2 * LANES] = {
             let mut order = [0; 2 * LANES];
@@ -204,10 +205,43 @@ impl Simd for Avx512 {
             order
         };
         unsafe {
-            let rounded = _mm512_castps_si512(pairs(a, b));
+            let rounded = _mm512_castps_si512(bf16_pairs(a, b));
             let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rounded))
         }
+    }
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
+        unsafe { int16_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int16_pairs(a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let low = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a));
+            let high = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(b));
+            let both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            _mm512_castsi512_ps(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn int16_interleave(a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let high = _mm512_slli_epi32(_mm512_cvtps_epi32(b), 16);
+            let both = _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_cvtps_epi32(a), high);
+            _mm512_castsi512_ps(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn whole(sums: __m512) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(sums)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: __m512) -> __m512 {
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: __m512) -> __m512 {
+        unsafe { _mm512_sqrt_ps(a) }
     }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {

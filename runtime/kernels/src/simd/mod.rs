@@ -1,17 +1,17 @@
 //! Vectors of single-precision numbers: what kernels are written over.
 
-/// [`Simd::fma_row`] or [`Simd::dot_row`] for panels of one to three vectors.
+/// [`Simd::fma_row`] and its likes for panels of one to three vectors.
 ///
 /// It is assembly, whose order stands: the compiler would read numbers of many rows ahead, lack registers and keep sums in
 /// memory.
 #[cfg(target_arch = "x86_64")]
 macro_rules! rows {
-    ($name:ident: $broadcast:literal $multiply:literal, $vector:ident, $class:ident, $features:literal) => {
+    ($name:ident: $broadcast:literal $($multiply:literal)+, $vector:ident, $class:ident, $features:literal) => {
         #[inline(always)]
         unsafe fn $name<const N: usize>(a: *const f32, b: &[$vector; N], sums: &mut [$vector; N]) {
-            rows!(@one one: $broadcast $multiply, $vector, $class, $features, b0 s0);
-            rows!(@one two: $broadcast $multiply, $vector, $class, $features, b0 s0, b1 s1);
-            rows!(@one three: $broadcast $multiply, $vector, $class, $features, b0 s0, b1 s1, b2 s2);
+            rows!(@one one: $broadcast $($multiply)+, $vector, $class, $features, b0 s0);
+            rows!(@one two: $broadcast $($multiply)+, $vector, $class, $features, b0 s0, b1 s1);
+            rows!(@one three: $broadcast $($multiply)+, $vector, $class, $features, b0 s0, b1 s1, b2 s2);
             unsafe {
                 match (&b[..], &mut sums[..]) {
                     (&[b0], [s0]) => one(a, b0, s0),
@@ -34,6 +34,29 @@ macro_rules! rows {
                     $(concat!($multiply, " {", stringify!($sum), "}, {", stringify!($b), "}, {factor}"),)*
                     a = in(reg) a,
                     factor = out($class) _factor,
+                    $($b = in($class) $b, $sum = inout($class) *$sum,)*
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+    // A product of its own, which another instruction adds.
+    (@one $name:ident: $broadcast:literal $multiply:literal $add:literal, $vector:ident, $class:ident, $features:literal, $($b:ident $sum:ident),*) => {
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $name(a: *const f32, $($b: $vector, $sum: &mut $vector),*) {
+            // Their type names the registers.
+            let (_factor, _product): ($vector, $vector);
+            unsafe {
+                std::arch::asm!(
+                    concat!($broadcast, " {factor}, dword ptr [{a}]"),
+                    $(
+                        concat!($multiply, " {product}, {", stringify!($b), "}, {factor}"),
+                        concat!($add, " {", stringify!($sum), "}, {", stringify!($sum), "}, {product}"),
+                    )*
+                    a = in(reg) a,
+                    factor = out($class) _factor,
+                    product = out($class) _product,
                     $($b = in($class) $b, $sum = inout($class) *$sum,)*
                     options(readonly, nostack, preserves_flags),
                 );
@@ -79,7 +102,10 @@ pub(crate) trait Simd: Copy + 'static {
     const ROWS: usize;
 
     /// Whether processors of this level may multiply pairs of bf16 numbers.
-    const PAIRS: bool = false;
+    const BF16: bool = false;
+
+    /// Registers that [`Simd::int16_row`] takes besides its factors and sums.
+    const INT16_SPARE: usize = 0;
 
     /// Runs `task`, compiled with this level's instructions.
     unsafe fn vectorize<T: Task>(task: T) -> T::Output;
@@ -126,21 +152,33 @@ pub(crate) trait Simd: Copy + 'static {
             }
         }
     }
-    /// [`Simd::fma_row`] of pairs of bf16 numbers, whose two products are added; for levels that [`Simd::PAIRS`].
+    /// [`Simd::fma_row`] of pairs of bf16 numbers, whose two products are added; for levels that have [`Simd::BF16`].
     #[inline(always)]
-    unsafe fn dot_row<const N: usize>(_: *const f32, _: &[Self::V; N], _: &mut [Self::V; N]) {
-        unreachable!("this level has no products of pairs");
+    unsafe fn bf16_row<const N: usize>(_: *const f32, _: &[Self::V; N], _: &mut [Self::V; N]) {
+        unreachable!("this level has no products of bf16 numbers");
     }
     /// Rounds two vectors' numbers to bf16, the pairs in order.
     #[inline(always)]
-    unsafe fn pairs(_: Self::V, _: Self::V) -> Self::V {
-        unreachable!("this level has no products of pairs");
+    unsafe fn bf16_pairs(_: Self::V, _: Self::V) -> Self::V {
+        unreachable!("this level has no products of bf16 numbers");
     }
     /// Rounds two vectors' numbers to bf16, a pair of each lane's two, that of `a` first.
     #[inline(always)]
-    unsafe fn interleave(_: Self::V, _: Self::V) -> Self::V {
-        unreachable!("this level has no products of pairs");
+    unsafe fn bf16_interleave(_: Self::V, _: Self::V) -> Self::V {
+        unreachable!("this level has no products of bf16 numbers");
     }
+    /// [`Simd::fma_row`] of pairs of whole 16-bit numbers, whose two products are added to whole 32-bit sums.
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[Self::V; N], sums: &mut [Self::V; N]);
+    /// Rounds two vectors' numbers of at most 16 bits to whole ones, the pairs in order.
+    unsafe fn int16_pairs(a: Self::V, b: Self::V) -> Self::V;
+    /// Rounds two vectors' numbers of at most 16 bits to whole ones, a pair of each lane's two, that of `a` first.
+    unsafe fn int16_interleave(a: Self::V, b: Self::V) -> Self::V;
+    /// Whole 32-bit numbers as single-precision ones.
+    unsafe fn whole(sums: Self::V) -> Self::V;
+    /// `|a|`
+    unsafe fn abs(a: Self::V) -> Self::V;
+    /// The square root.
+    unsafe fn sqrt(a: Self::V) -> Self::V;
     /// The larger ones; `b` where one is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// The smaller ones; `b` where one is NaN.

@@ -16,6 +16,20 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// Two whole numbers in the bits of one.
+#[inline(always)]
+fn join(low: f32, high: f32) -> f32 {
+    let bits = |x: f32| u32::from(x.round_ties_even() as i16 as u16);
+    f32::from_bits(bits(low) | bits(high) << 16)
+}
+
+/// The two of [`join`].
+#[inline(always)]
+fn halves(pair: f32) -> [i32; 2] {
+    let bits = pair.to_bits();
+    [bits as u16, (bits >> 16) as u16].map(|half| i32::from(half as i16))
+}
+
 impl Simd for Scalar {
     type V = [f32; LANES];
 
@@ -95,6 +109,38 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[Self::V; N], sums: &mut [Self::V; N]) {
+        let [low, high] = halves(unsafe { *a });
+        for (sums, b) in sums.iter_mut().zip(b) {
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                let [b_low, b_high] = halves(b);
+                let products = low * b_low + high * b_high;
+                *sum = f32::from_bits(sum.to_bits().wrapping_add(products as u32));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn int16_pairs(a: Self::V, b: Self::V) -> Self::V {
+        let number = |i: usize| if i < LANES { a[i] } else { b[i - LANES] };
+        std::array::from_fn(|i| join(number(2 * i), number(2 * i + 1)))
+    }
+    #[inline(always)]
+    unsafe fn int16_interleave(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, join)
+    }
+    #[inline(always)]
+    unsafe fn whole(sums: Self::V) -> Self::V {
+        sums.map(|sum| sum.to_bits() as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::V) -> Self::V {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::V) -> Self::V {
+        a.map(f32::sqrt)
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
