@@ -251,40 +251,30 @@ impl Pairs for Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V) -> S::V {
+    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V, _: S::V) -> S::V {
         unsafe { S::bf16_interleave(a, b) }
     }
 }
 
 /// Pairs of whole 16-bit numbers, whose sums are whole as well.
 ///
-/// A row (or column) is scaled so that its Euclidean norm is at most the root of 2^31: by the inequality of Cauchy and Schwarz no
-/// sum, finished or not, then leaves 32 bits. Some hundred numbers of like size keep about 13 bits each.
+/// A row is scaled so that its Euclidean norm is at most 2^16, a column so that its is at most 2^15: by the inequality of Cauchy and
+/// Schwarz no sum, finished or not, then leaves 32 bits. Some hundred numbers of like size keep about 13 bits each.
+/// What is larger than 1e19 has no finite norm and is no number afterwards.
 pub(crate) struct Int16;
 
 impl Int16 {
-    /// The largest norm of whole numbers, less what rounding may add for up to 2^15 of them: half the root of their count.
-    const NORM: f32 = 46_340.0 - 91.0;
+    /// The largest norm of a row, less what rounding may add for up to 2^15 of its numbers: half the root of their count.
+    const ROW: f32 = 65_536.0 - 91.0;
 
-    /// The largest whole number.
+    /// The largest norm of a column: none of its numbers is larger.
+    const COLUMN: f32 = 32_768.0 - 91.0;
+
+    /// The largest number of a row.
     const LARGEST: f32 = 32_767.0;
 
     /// A norm that no row falls below, so that scales are finite.
     const LEAST: f32 = 1e-15;
-
-    /// What numbers are multiplied by, given the sum of their squares and the largest; it is no number if one of them is none.
-    ///
-    /// Where squares are infinite, the norm is taken for that of as many numbers as the largest one.
-    #[inline(always)]
-    unsafe fn factor<S: Simd>(squares: S::V, largest: S::V, count: usize) -> S::V {
-        unsafe {
-            let bound = S::mul(largest, S::splat((count as f32).sqrt()));
-            // Of two, the second stays if it is no number.
-            let norm = S::min(bound, S::sqrt(squares));
-            let norm = S::max(S::mul(largest, S::splat(Self::NORM / Self::LARGEST)), norm);
-            S::div(S::splat(Self::NORM), S::max(S::splat(Self::LEAST), norm))
-        }
-    }
 }
 
 impl Factors for Int16 {
@@ -330,7 +320,10 @@ impl Factors for Int16 {
             }
             let squares = S::splat(S::sum(S::add(squares[0], squares[1])));
             let largest = S::splat(S::largest(S::max(largest[0], largest[1])));
-            let factor = Self::factor::<S>(squares, largest, count);
+            // Of two, the second stays if it is no number.
+            let norm = S::max(S::splat(Self::LEAST), S::sqrt(squares));
+            let norm = S::max(S::mul(largest, S::splat(Self::ROW / Self::LARGEST)), norm);
+            let factor = S::div(S::splat(Self::ROW), norm);
             Self::pair_row::<S>(from, count, factor, to);
             let scale = S::div(S::splat(1.0), factor);
             S::store_first(to.add(count.div_ceil(2)), scale, 1);
@@ -343,13 +336,20 @@ impl Factors for Int16 {
         unsafe {
             for i in 0..vectors {
                 let (from, to) = (from.add(i * S::LANES), to.add(i * S::LANES));
-                let (mut squares, mut largest) = (S::splat(0.0), S::splat(0.0));
-                for k in 0..count {
-                    let x = S::load(from.add(k * stride));
-                    squares = S::fma(x, x, squares);
-                    largest = S::max(largest, S::abs(x));
+                let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
+                for k in 0..count / 2 {
+                    let x = S::load(from.add(2 * k * stride));
+                    even = S::fma(x, x, even);
+                    let x = S::load(from.add((2 * k + 1) * stride));
+                    odd = S::fma(x, x, odd);
                 }
-                let factor = Self::factor::<S>(squares, largest, count);
+                if !count.is_multiple_of(2) {
+                    let x = S::load(from.add((count - 1) * stride));
+                    even = S::fma(x, x, even);
+                }
+                let norm = S::sqrt(S::add(even, odd));
+                let norm = S::max(S::splat(Self::LEAST), norm);
+                let factor = S::div(S::splat(Self::COLUMN), norm);
                 Self::pair_column::<S>(from, count, stride, factor, to);
                 let scale = S::div(S::splat(1.0), factor);
                 S::store(to.add(count.div_ceil(2) * stride), scale);
@@ -365,8 +365,8 @@ impl Pairs for Int16 {
     }
 
     #[inline(always)]
-    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V) -> S::V {
-        unsafe { S::int16_interleave(a, b) }
+    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V, factor: S::V) -> S::V {
+        unsafe { S::int16_interleave(a, b, factor) }
     }
 }
 
@@ -375,8 +375,8 @@ trait Pairs {
     /// Rounds two vectors' numbers, the pairs in order.
     unsafe fn in_order<S: Simd>(a: S::V, b: S::V) -> S::V;
 
-    /// Rounds two vectors' numbers, a pair of each lane's two, that of `a` first.
-    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V) -> S::V;
+    /// Rounds two vectors' numbers times `factor`, a pair of each lane's two, that of `a` first.
+    unsafe fn by_lane<S: Simd>(a: S::V, b: S::V, factor: S::V) -> S::V;
 
     /// A row of numbers times `factor` becomes pairs, the last one filled up with zero. It may be done in place.
     #[inline(always)]
@@ -410,13 +410,13 @@ trait Pairs {
     ) {
         unsafe {
             for i in 0..count / 2 {
-                let low = S::mul(S::load(from.add(2 * i * stride)), factor);
-                let high = S::mul(S::load(from.add((2 * i + 1) * stride)), factor);
-                S::store(to.add(i * stride), Self::by_lane::<S>(low, high));
+                let low = S::load(from.add(2 * i * stride));
+                let high = S::load(from.add((2 * i + 1) * stride));
+                S::store(to.add(i * stride), Self::by_lane::<S>(low, high, factor));
             }
             if !count.is_multiple_of(2) {
-                let low = S::mul(S::load(from.add((count - 1) * stride)), factor);
-                let pair = Self::by_lane::<S>(low, S::splat(0.0));
+                let low = S::load(from.add((count - 1) * stride));
+                let pair = Self::by_lane::<S>(low, S::splat(0.0), factor);
                 S::store(to.add(count / 2 * stride), pair);
             }
         }

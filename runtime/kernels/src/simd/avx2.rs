@@ -189,10 +189,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn int16_interleave(a: __m256, b: __m256) -> __m256 {
+    unsafe fn int16_interleave(a: __m256, b: __m256, factor: __m256) -> __m256 {
         unsafe {
-            let high = _mm256_slli_epi32(_mm256_cvtps_epi32(b), 16);
-            let both = _mm256_blend_epi16(_mm256_cvtps_epi32(a), high, 0b1010_1010);
+            let low = _mm256_cvtps_epi32(_mm256_mul_ps(a, factor));
+            // In upper halves, and half a unit more, since the lower ones are cut off.
+            let upper = _mm256_mul_ps(factor, _mm256_set1_ps(65_536.0));
+            let high = _mm256_fmadd_ps(b, upper, _mm256_set1_ps(32_768.0));
+            let both = _mm256_blend_epi16(low, _mm256_cvtps_epi32(high), 0b1010_1010);
             _mm256_castsi256_ps(both)
         }
     }

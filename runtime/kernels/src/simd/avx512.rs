@@ -217,17 +217,20 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn int16_pairs(a: __m512, b: __m512) -> __m512 {
         unsafe {
-            let low = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a));
-            let high = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(b));
-            let both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-            _mm512_castsi512_ps(both)
+            // Quarters of both, crosswise.
+            let packed = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+            let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi64(order, packed))
         }
     }
     #[inline(always)]
-    unsafe fn int16_interleave(a: __m512, b: __m512) -> __m512 {
+    unsafe fn int16_interleave(a: __m512, b: __m512, factor: __m512) -> __m512 {
         unsafe {
-            let high = _mm512_slli_epi32(_mm512_cvtps_epi32(b), 16);
-            let both = _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_cvtps_epi32(a), high);
+            let low = _mm512_cvtps_epi32(_mm512_mul_ps(a, factor));
+            // In upper halves, and half a unit more, since the lower ones are cut off.
+            let upper = _mm512_mul_ps(factor, _mm512_set1_ps(65_536.0));
+            let high = _mm512_fmadd_ps(b, upper, _mm512_set1_ps(32_768.0));
+            let both = _mm512_mask_blend_epi16(0xAAAA_AAAA, low, _mm512_cvtps_epi32(high));
             _mm512_castsi512_ps(both)
         }
     }

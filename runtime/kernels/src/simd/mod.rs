@@ -171,8 +171,9 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn int16_row<const N: usize>(a: *const f32, b: &[Self::V; N], sums: &mut [Self::V; N]);
     /// Rounds two vectors' numbers of at most 16 bits to whole ones, the pairs in order.
     unsafe fn int16_pairs(a: Self::V, b: Self::V) -> Self::V;
-    /// Rounds two vectors' numbers of at most 16 bits to whole ones, a pair of each lane's two, that of `a` first.
-    unsafe fn int16_interleave(a: Self::V, b: Self::V) -> Self::V;
+    /// Rounds two vectors' numbers times `factor` to whole ones between -32767 and 32767, a pair of each lane's two, that of `a`
+    /// first.
+    unsafe fn int16_interleave(a: Self::V, b: Self::V, factor: Self::V) -> Self::V;
     /// Whole 32-bit numbers as single-precision ones.
     unsafe fn whole(sums: Self::V) -> Self::V;
     /// `|a|`

@@ -127,8 +127,8 @@ impl Simd for Scalar {
         std::array::from_fn(|i| join(number(2 * i), number(2 * i + 1)))
     }
     #[inline(always)]
-    unsafe fn int16_interleave(a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, join)
+    unsafe fn int16_interleave(a: Self::V, b: Self::V, factor: Self::V) -> Self::V {
+        std::array::from_fn(|i| join(a[i] * factor[i], b[i] * factor[i]))
     }
     #[inline(always)]
     unsafe fn whole(sums: Self::V) -> Self::V {
