@@ -23,9 +23,42 @@ pub(crate) struct OpsArgs {
     /// Passes that are counted, after one that is not
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Tell operators apart by the shapes of their first two inputs and of their output
+    #[arg(long)]
+    shapes: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What a row sums up, in a class.
+#[derive(Clone, Copy)]
+enum By {
+    Class,
+    Operator,
+    Shapes,
+}
+
+impl By {
+    fn name(self, node: &NodeRun) -> Option<String> {
+        let shape = |shape: &Vec<usize>| {
+            let sizes: Vec<_> = shape.iter().map(ToString::to_string).collect();
+            sizes.join("x")
+        };
+        match self {
+            Self::Class => None,
+            Self::Operator => Some(node.operator.clone()),
+            Self::Shapes => {
+                let inputs: Vec<_> = node.inputs.iter().take(2).map(shape).collect();
+                let output = node.outputs.first().map(shape).unwrap_or_default();
+                Some(format!(
+                    "{} {} -> {output}",
+                    node.operator,
+                    inputs.join(", ")
+                ))
+            }
+        }
+    }
 }
 
 pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
@@ -52,6 +85,11 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
         seconds.push(start.elapsed().as_secs_f64());
         loaded.step();
     }
+    let by = if args.shapes {
+        By::Shapes
+    } else {
+        By::Operator
+    };
     let graph = |profile: Profile| {
         // The first run does what others need not; but what runs only once counts.
         let counted = match &profile.runs[..] {
@@ -61,8 +99,8 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
         Graph {
             file: profile.graph.clone(),
             runs: counted.len(),
-            classes: rows(counted, peak_flops, false),
-            operators: rows(counted, peak_flops, true),
+            classes: rows(counted, peak_flops, By::Class),
+            operators: rows(counted, peak_flops, by),
         }
     };
     let profiles = loaded.network.end_profiling()?;
@@ -85,12 +123,12 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
 }
 
 /// Sums over nodes of a class, or of an operator in a class, per run.
-fn rows(runs: &[Vec<NodeRun>], peak_flops: f64, by_operator: bool) -> Vec<Row> {
+fn rows(runs: &[Vec<NodeRun>], peak_flops: f64, by: By) -> Vec<Row> {
     let (nodes, runs) = (runs.iter().flatten(), runs.len());
     let mut sums: BTreeMap<_, (usize, f64, f64, u64)> = BTreeMap::new();
     for node in nodes.clone() {
         let (class, flop) = classify(node);
-        let key = (class, by_operator.then(|| node.operator.clone()));
+        let key = (class, by.name(node));
         let sum = sums.entry(key).or_default();
         sum.0 += 1;
         sum.1 += node.seconds;
@@ -150,14 +188,14 @@ fn table(report: &Report) -> String {
 fn write_rows(text: &mut String, title: &str, rows: &[Row]) {
     let _ = writeln!(
         text,
-        "\n{title:44} {:>6} {:>9} {:>6} {:>8} {:>7} {:>8}",
+        "\n{title:64} {:>6} {:>9} {:>6} {:>8} {:>7} {:>8}",
         "calls", "ms", "time", "Gop/s", "peak", "MB"
     );
     for row in rows {
         let operator = row.operator.as_deref().unwrap_or_default();
         let _ = writeln!(
             text,
-            "{:44} {:6} {:9.2} {:5.1}% {:8.1} {:6.1}% {:8.1}",
+            "{:64} {:6} {:9.2} {:5.1}% {:8.1} {:6.1}% {:8.1}",
             format!("{} {operator}", row.class),
             row.calls,
             row.seconds * 1e3,
@@ -193,7 +231,7 @@ mod tests {
             node("Gemm", 1.0, &[&[10, 50]], &[10, 100]),
         ];
         let two = [pass.clone(), pass].map(Vec::from);
-        let classes = rows(&two, 1e5, false);
+        let classes = rows(&two, 1e5, By::Class);
         let linear = &classes[0];
         assert_eq!(
             (linear.class.as_str(), linear.calls, linear.seconds),
@@ -204,11 +242,14 @@ mod tests {
             (200_000.0, 20, 75.0)
         );
         assert!((linear.peak_percent - 100.0 * 2.0 / 3.0).abs() < 1e-9);
-        let operators = rows(&two, 1e5, true);
+        let operators = rows(&two, 1e5, By::Operator);
         let names: Vec<_> = operators
             .iter()
             .map(|row| row.operator.as_deref())
             .collect();
         assert_eq!(names, [Some("MatMul"), Some("Add"), Some("Gemm")]);
+        let shapes = rows(&two, 1e5, By::Shapes);
+        let first = shapes[0].operator.as_deref();
+        assert_eq!(first, Some("MatMul 10x50 -> 10x100"));
     }
 }

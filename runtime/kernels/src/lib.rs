@@ -29,6 +29,7 @@ mod linear;
 mod pack;
 mod pool;
 mod product;
+mod rows;
 mod scratch;
 mod simd;
 #[cfg(test)]

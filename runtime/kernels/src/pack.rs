@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use crate::Floats;
 use crate::product::panel_columns;
+use crate::rows::Rows;
 use crate::simd::{COLUMNS, Simd};
 
 /// Which index of a stored matrix `[K, M]` or `[M, K]` moves faster. K is what is summed over.
@@ -76,6 +77,9 @@ impl Stored for bf16 {
     }
 }
 
+/// Numbers of a row that are turned while the next ones are fetched.
+const TURNED: usize = 64;
+
 /// A matrix of weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -96,7 +100,7 @@ pub(crate) struct Part {
 }
 
 impl Matrix<'_> {
-    /// Writes a part of it as a panel `[inputs][2 LANES]`, the missing columns zero.
+    /// Writes a part of it as a panel `[inputs][2 LANES]`; nobody asks what missing columns are.
     ///
     /// # Safety
     /// The part lies in the matrix and the panel can be written; the machine has the instructions of `S`.
@@ -138,46 +142,17 @@ impl Matrix<'_> {
                     }
                 }
                 Order::OutputsFirst => {
-                    for j in 0..columns {
-                        let w = w.wrapping_add((part.output + j) * self.inputs + part.input);
-                        let to = panel.add(j);
-                        scatter::<S, T>(w, part.inputs, j < part.outputs, to, columns);
+                    for half in 0..2 {
+                        let first = part.output + half * S::LANES;
+                        let rows =
+                            Rows::new(self.data, self.inputs, self.outputs, first, part.input);
+                        for i in (0..part.inputs).step_by(TURNED) {
+                            let to = panel.add(i * columns + half * S::LANES);
+                            rows.turn::<S>(i, TURNED.min(part.inputs - i), to, columns);
+                        }
                     }
                 }
             }
-        }
-    }
-}
-
-/// `count` numbers that lie together, or zeros if they do not exist, become a column.
-#[inline(always)]
-unsafe fn scatter<S: Simd, T: Stored>(
-    from: *const T,
-    count: usize,
-    exist: bool,
-    to: *mut f32,
-    stride: usize,
-) {
-    /// At least as many numbers as any vector has.
-    const CHUNK: usize = 16;
-    let mut chunk = [0.0; CHUNK];
-    let mut start = 0;
-    unsafe {
-        while start < count {
-            let n = CHUNK.min(count - start);
-            if exist && n == CHUNK {
-                for i in (0..CHUNK).step_by(S::LANES) {
-                    S::store(chunk.as_mut_ptr().add(i), T::load::<S>(from.add(start + i)));
-                }
-            } else if exist {
-                for (i, x) in chunk[..n].iter_mut().enumerate() {
-                    *x = (*from.add(start + i)).get();
-                }
-            }
-            for (i, &x) in chunk[..n].iter().enumerate() {
-                *to.add((start + i) * stride) = x;
-            }
-            start += n;
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Convolution as a product of matrices: a row for each pixel of the output, the channels under all taps of the kernel side by
 //! side (Chellapilla et al. 2006), gathered for some pixels at a time.
 
-use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, spread};
 use crate::factors::Single;
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
+use crate::rows::{CHUNK, Rows};
 use crate::simd::Simd;
 use crate::{OutOfMemory, Run};
 
@@ -110,7 +110,7 @@ impl Task for Panel<'_> {
             for start in (0..inputs * taps).step_by(CHUNK) {
                 let n = CHUNK.min(inputs * taps - start);
                 unsafe {
-                    rows.turn::<S>(start, n, turned.as_mut_ptr());
+                    rows.turn::<S>(start, n, turned.as_mut_ptr(), S::LANES);
                     for i in 0..n {
                         let (input, tap) = ((start + i) / taps, (start + i) % taps);
                         let to = to.add((tap * inputs + input) * columns + half * S::LANES);

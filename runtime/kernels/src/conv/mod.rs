@@ -6,7 +6,6 @@
 mod direct;
 #[cfg(test)]
 mod tests;
-mod weights;
 mod winograd;
 
 use crate::activation::Activation;

@@ -12,12 +12,12 @@
 // Loops over the rows and columns of small matrices.
 #![allow(clippy::needless_range_loop)]
 
-use super::weights::{CHUNK, Rows};
 use super::{Conv, Pictures, load, spread};
 use crate::factors::{FactorTask, Factors, Kind, vectorize};
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
+use crate::rows::{CHUNK, Rows};
 use crate::scratch::Shared;
 use crate::simd::Simd;
 use crate::{OutOfMemory, Run};
@@ -344,7 +344,7 @@ impl Work<'_> {
             for k in (0..inputs).step_by(CHUNK) {
                 let n = CHUNK.min(inputs - k);
                 for (half, rows) in halves.iter().enumerate() {
-                    rows.turn::<S>(k * TAPS, n * TAPS, turned.as_mut_ptr());
+                    rows.turn::<S>(k * TAPS, n * TAPS, turned.as_mut_ptr(), S::LANES);
                     for i in 0..n {
                         weight_transform::<S>(
                             turned.as_ptr().add(i * TAPS * S::LANES),

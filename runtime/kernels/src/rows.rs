@@ -1,4 +1,4 @@
-//! Weights `[outputs, inputs * taps]`, stored with the inputs' taps side by side, become vectors over outputs.
+//! Weights `[outputs, numbers]`, stored as checkpoints have them, become vectors over outputs.
 
 use half::{bf16, f16};
 
@@ -7,11 +7,11 @@ use crate::pack::Stored;
 use crate::simd::{COLUMNS, Simd};
 
 /// Inputs whose weights are turned at a time.
-pub(super) const CHUNK: usize = 8;
+pub(crate) const CHUNK: usize = 8;
 
 /// Pointers to the weights of as many outputs as any vector has lanes.
 #[derive(Clone, Copy)]
-pub(super) enum Rows {
+pub(crate) enum Rows {
     F32([*const f32; 16]),
     F16([*const f16; 16]),
     Bf16([*const bf16; 16]),
@@ -21,7 +21,7 @@ impl Rows {
     /// Weights of outputs `first` and following, from number `start` on in each; the last one is repeated past the end, since
     /// nobody asks what comes out there.
     #[inline(always)]
-    pub(super) fn new(
+    pub(crate) fn new(
         weight: Floats<'_>,
         length: usize,
         outputs: usize,
@@ -52,14 +52,20 @@ impl Rows {
     /// Numbers `start..start + count` of each output, as `count` vectors.
     ///
     /// # Safety
-    /// They can be read, and `count` vectors be written; the machine has the instructions of `S`.
+    /// They can be read, and `count` vectors be written, `stride` numbers apart; the machine has the instructions of `S`.
     #[inline(always)]
-    pub(super) unsafe fn turn<S: Simd>(&self, start: usize, count: usize, to: *mut f32) {
+    pub(crate) unsafe fn turn<S: Simd>(
+        &self,
+        start: usize,
+        count: usize,
+        to: *mut f32,
+        stride: usize,
+    ) {
         unsafe {
             match self {
-                Self::F32(rows) => turn::<S, _>(rows, start, count, to),
-                Self::F16(rows) => turn::<S, _>(rows, start, count, to),
-                Self::Bf16(rows) => turn::<S, _>(rows, start, count, to),
+                Self::F32(rows) => turn::<S, _>(rows, start, count, to, stride),
+                Self::F16(rows) => turn::<S, _>(rows, start, count, to, stride),
+                Self::Bf16(rows) => turn::<S, _>(rows, start, count, to, stride),
             }
         }
     }
@@ -71,6 +77,7 @@ unsafe fn turn<S: Simd, T: Stored>(
     start: usize,
     count: usize,
     to: *mut f32,
+    stride: usize,
 ) {
     unsafe {
         for row in &rows[..S::LANES] {
@@ -82,7 +89,7 @@ unsafe fn turn<S: Simd, T: Stored>(
         if count < COLUMNS {
             for i in 0..count {
                 for (lane, row) in rows[..S::LANES].iter().enumerate() {
-                    *to.add(i * S::LANES + lane) = (*row.add(start + i)).get();
+                    *to.add(i * stride + lane) = (*row.add(start + i)).get();
                 }
             }
             return;
@@ -93,7 +100,7 @@ unsafe fn turn<S: Simd, T: Stored>(
             let at = i.min(count - COLUMNS);
             let columns = T::columns::<S>(rows.as_ptr(), start + at);
             for (j, column) in columns.into_iter().enumerate() {
-                S::store(to.add((at + j) * S::LANES), column);
+                S::store(to.add((at + j) * stride), column);
             }
             i += COLUMNS;
         }
