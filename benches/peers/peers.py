@@ -65,6 +65,8 @@ def run(command):
     """Runs a command: its output, seconds, and peak memory in bytes."""
     command = [str(word) for word in command]
     environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), HF_HUB_OFFLINE="1")
+    if args.avx2:
+        environment |= dict(ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="avx2")
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     output = child.stdout.read()
@@ -164,7 +166,7 @@ def time_passes(folder, contenders, parts):
 
 def ours():
     """Those of ours that this processor runs."""
-    flags = set(processor("flags").split())
+    flags = {"avx2"} if args.avx2 else set(processor("flags").split())
     has = {
         "f32": True,
         "bf16": {"avx512_bf16", "avx512_vnni"} <= flags,
@@ -174,7 +176,8 @@ def ours():
 
 
 def native(contender):
-    return ["--graph", "native", "--compute", OURS[contender]]
+    level = ["--instructions", "avx2"] if args.avx2 else []
+    return ["--graph", "native", "--compute", OURS[contender], *level]
 
 
 def output_name(part):
@@ -295,7 +298,7 @@ def main():
             rows += time_pictures(folder, args.only)
     lines = summary(rows)
     machine = dict(processor=processor(), threads=args.threads, load=os.getloadavg()[0])
-    settings = dict(size=args.size, steps=args.steps, rounds=args.rounds, tiny=args.tiny)
+    settings = dict(size=args.size, steps=args.steps, rounds=args.rounds, tiny=args.tiny, avx2=args.avx2)
     if args.json:
         result = dict(schema=1, machine=machine, settings=settings, results=lines)
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -325,6 +328,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--avx2", action="store_true", help="all but onnxruntime use AVX2 only, as on older processors")
     parser.add_argument("--tiny", action="store_true", help="narrow models, to try the scripts")
     parser.add_argument("--prepare", action="store_true", help="install and make the models only, time nothing")
     parser.add_argument("--packages", type=Path, help="site-packages folder whose torch is used instead of another copy")

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ndarray::{Array4, ArrayD, Ix2, Ix3};
+use sd_kernels::Isa;
 use sd_runtime::denoise::Unet;
 use sd_runtime::engine::{
     Cancel, Compute, Dialect, Engine, EngineOptions, Ep, Input, Lease, memory,
@@ -39,6 +40,9 @@ pub(crate) struct NetworksArgs {
     /// Threads; as many as there are processors if left out
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
+    /// Use no better vector instructions than these: scalar, avx2, avx512, avx512-vnni or avx512-bf16
+    #[arg(long, value_name = "LEVEL")]
+    instructions: Option<Isa>,
     /// ONNX Runtime library
     #[arg(long, value_name = "FILE")]
     lib: Option<PathBuf>,
@@ -96,6 +100,9 @@ pub(crate) struct Networks {
 
 impl Networks {
     pub(crate) fn open(args: &NetworksArgs, ui: &Ui) -> anyhow::Result<Self> {
+        if let Some(instructions) = args.instructions {
+            instructions.limit();
+        }
         let refiner = args.refiner.as_deref().map(ModelDir::open).transpose()?;
         let models = Models {
             base: ModelDir::open(&args.model)?,

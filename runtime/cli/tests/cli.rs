@@ -521,3 +521,27 @@ fn onnx_runtimes_own_log_does_not_reach_the_user() {
         "{stderr}"
     );
 }
+
+/// The demo model's networks, as a processor of each level runs them.
+#[test]
+fn a_processor_without_the_instructions_runs_portable_graphs_and_says_so() {
+    let dir = folder();
+    let make = |more: &[&str]| {
+        let short = ["txt2img", "-p", "x", "--steps", "2", "--seed", "7", "-v"];
+        let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(more));
+        (code, stderr)
+    };
+    let (code, told) = make(&["--instructions", "scalar", "-o", "old.png"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("AVX2, FMA and F16C"), "{told}");
+    let (code, told) = make(&["--graph", "portable", "-o", "portable.png"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!told.contains("AVX2"), "{told}");
+    let pixels = |name: &str| image::open(dir.path().join(name)).unwrap().into_rgb8();
+    assert!(pixels("old.png") == pixels("portable.png"));
+
+    let native = ["--instructions", "scalar", "--graph", "native"];
+    let (code, told) = make(&native);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("AVX2"), "{told}");
+}

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -22,6 +23,9 @@ pub enum Isa {
     Avx512Bf16,
 }
 
+/// How many of [`Isa::ALL`] are used at most.
+static LIMIT: AtomicUsize = AtomicUsize::new(Isa::ALL.len());
+
 impl Isa {
     /// All levels, the simplest first.
     pub const ALL: [Self; 5] = [
@@ -32,9 +36,21 @@ impl Isa {
         Self::Avx512Bf16,
     ];
 
-    /// The best that this machine has.
+    /// The best that this machine has, within [`Isa::limit`].
     #[must_use]
     pub fn detect() -> Self {
+        let limit = LIMIT.load(Ordering::Relaxed);
+        Self::of_machine().min(Self::ALL[limit - 1])
+    }
+
+    /// Lets this process use no better level: it computes what a processor of that level does, with the same rounding.
+    pub fn limit(self) {
+        let levels = Self::ALL.iter().filter(|&&isa| isa <= self).count();
+        LIMIT.store(levels, Ordering::Relaxed);
+    }
+
+    /// The best that this machine has.
+    fn of_machine() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2")

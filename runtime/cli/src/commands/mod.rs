@@ -8,6 +8,7 @@ mod txt2img;
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use sd_kernels::Isa;
 use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, Ep};
 use sd_ui::Ui;
 
@@ -45,6 +46,10 @@ pub(crate) struct EngineArgs {
     /// Threads; as many as there are processors if left out, and never more
     #[arg(long, value_name = "N", help_heading = "Engine")]
     threads: Option<NonZero<usize>>,
+    /// Use no better vector instructions than these, to compute what an older processor does: scalar, avx2, avx512, avx512-vnni
+    /// or avx512-bf16
+    #[arg(long, value_name = "LEVEL", help_heading = "Engine")]
+    instructions: Option<Isa>,
     /// ONNX Runtime library to load instead of the one that `sdrun setup` fetched
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     lib: Option<PathBuf>,
@@ -53,6 +58,9 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// Starts ONNX Runtime and says which library and provider are used.
     pub(crate) fn start(&self, ui: &Ui) -> Result<Engine, EngineError> {
+        if let Some(instructions) = self.instructions {
+            instructions.limit();
+        }
         let options = EngineOptions {
             library: self.lib.clone(),
             ep: self.ep,

@@ -42,6 +42,7 @@ pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
         ep: args.ep,
         lib: Some(library.clone()),
         threads: None,
+        instructions: None,
     }
     .start(ui)?;
     tracing::info!(build = engine.build_info(), "library");
