@@ -88,8 +88,12 @@ fn models_that_are_told_more_than_the_prompt_agree() {
 }
 
 #[test]
-fn numbers_of_16_bits_are_close_to_single_precision() {
-    for (compute, error) in [(Compute::Bf16, 1e-4..2e-2), (Compute::I16, 1e-5..5e-3)] {
+fn fewer_bits_are_close_to_single_precision() {
+    for (compute, error) in [
+        (Compute::Bf16, 1e-4..2e-2),
+        (Compute::I16, 1e-5..5e-3),
+        (Compute::I8, 1e-3..5e-2),
+    ] {
         let Some(numbers) = compute.on(Isa::detect()) else {
             let request = Request { compute, ..short() };
             assert_eq!(request.check().unwrap_err().field(), Some("compute"));

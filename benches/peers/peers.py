@@ -33,7 +33,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = ("onnxruntime", "openvino-f32", "openvino-bf16", "openvino-int8", "torch-f32", "torch-bf16")
-OURS = {"ours": "f32", "ours-bf16": "bf16", "ours-i16": "i16"}
+OURS = {"ours": "f32", "ours-bf16": "bf16", "ours-i16": "i16", "ours-i8": "i8"}
 PARTS = ("unet", "vae_decoder", "picture")
 PROMPT, NEGATIVE, SEED = "a lighthouse at dusk, oil painting", "blurry", 7
 
@@ -170,6 +170,7 @@ def ours():
     has = {
         "f32": True,
         "bf16": {"avx512_bf16", "avx512_vnni"} <= flags,
+        "i8": "avx512_vnni" in flags,
         "i16": "avx512_vnni" in flags or "avx2" in flags and "avx512f" not in flags,
     }
     return [name for name, compute in OURS.items() if has[compute]]

@@ -35,7 +35,7 @@ pub(crate) struct NetworksArgs {
     #[arg(long, value_name = "portable|native|auto", default_value = "auto")]
     graph: Dialect,
     /// What products are computed in
-    #[arg(long, value_name = "f32|bf16|i16|auto", default_value = "f32")]
+    #[arg(long, value_name = "f32|bf16|i16|i8|auto", default_value = "f32")]
     compute: Compute,
     /// Threads; as many as there are processors if left out
     #[arg(long, value_name = "N")]

@@ -56,7 +56,7 @@ pub(crate) enum Figures {
 pub(crate) struct Network {
     /// Dialect of its graph: `portable` or `native`.
     pub(crate) graph: String,
-    /// What its products are computed in: `f32`, `bf16` or `i16`.
+    /// What its products are computed in: `f32`, `bf16`, `i16` or `i8`.
     pub(crate) compute: String,
     pub(crate) load_s: f64,
     /// Most memory of the process while it loaded.

@@ -148,7 +148,8 @@ fn main() {
 fn narrow(isa: Isa) -> impl Iterator<Item = Compute> {
     let bf16 = isa.multiplies_bf16().then_some(Compute::Bf16);
     let int16 = isa.multiplies_int16().then_some(Compute::Int16);
-    bf16.into_iter().chain(int16)
+    let int8 = isa.multiplies_int8().then_some(Compute::Int8);
+    bf16.into_iter().chain(int16).chain(int8)
 }
 
 fn convolutions(isa: Isa, filter: &str) {

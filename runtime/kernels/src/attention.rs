@@ -4,7 +4,7 @@
 //! larger score turns up (Milakov and Gimelshein 2018, Dao et al. 2022). Keys and values become panels once, which all queries of
 //! a head share. Exponentials are powers of two: queries are multiplied by log2(e) / sqrt(d).
 
-use crate::factors::{FactorTask, Factors, Split, vectorize};
+use crate::factors::{FactorTask, Factors, Kind, Split, vectorize};
 use crate::isa::Task;
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_vectors};
@@ -109,8 +109,13 @@ impl Task for Heads<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
+        let factors = match self.run.factors() {
+            // Exponentials multiply the scores' errors.
+            Kind::Int8 => Kind::Int16,
+            other => other,
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.run.factors().dispatch::<S, _>(self) }
+        unsafe { factors.dispatch::<S, _>(self) }
     }
 }
 

@@ -10,6 +10,9 @@ pub enum Compute {
     Bf16,
     /// Whole 16-bit numbers, scaled row by row, where they are faster ([`crate::Isa::multiplies_int16`]); else single precision.
     Int16,
+    /// Whole 8-bit numbers in linear layers, scaled block by block, where the processor multiplies them
+    /// ([`crate::Isa::multiplies_int8`]); else and elsewhere as [`Compute::Int16`].
+    Int8,
 }
 
 impl Compute {
@@ -20,6 +23,7 @@ impl Compute {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int16 => "i16",
+            Self::Int8 => "i8",
         }
     }
 }

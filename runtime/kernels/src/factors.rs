@@ -15,8 +15,12 @@ pub(crate) trait Factors: 'static {
     /// Factors in a word.
     const IN_WORD: usize;
 
-    /// Words after the last factor: the scale.
+    /// Words after the last factor: the scale, and what else sums need.
     const SCALES: usize;
+
+    /// Terms of a sum in a linear layer between two visits of its result, when factors have new scales: a panel of so many words
+    /// stays in the first-level cache.
+    const DEPTH: usize = 320;
 
     /// Whether factors are the numbers themselves.
     const PLAIN: bool = Self::IN_WORD == 1;
@@ -139,6 +143,7 @@ pub(crate) enum Kind {
     Single,
     Bf16,
     Int16,
+    Int8,
 }
 
 impl Kind {
@@ -154,6 +159,8 @@ impl Kind {
                 Self::Bf16 if S::BF16 => task.run::<S, Bf16>(),
                 Self::Bf16 => unreachable!("this level has no products of bf16 numbers"),
                 Self::Int16 => task.run::<S, Int16>(),
+                Self::Int8 if S::INT8 => task.run::<S, Int8>(),
+                Self::Int8 => unreachable!("this level has no products of 8-bit numbers"),
             }
         }
     }
@@ -164,7 +171,8 @@ impl Run<'_> {
     pub(crate) fn factors(&self) -> Kind {
         match (self.compute, self.isa.min(Isa::detect())) {
             (Compute::Bf16, isa) if isa.multiplies_bf16() => Kind::Bf16,
-            (Compute::Int16, isa) if isa.multiplies_int16() => Kind::Int16,
+            (Compute::Int8, isa) if isa.multiplies_int8() => Kind::Int8,
+            (Compute::Int16 | Compute::Int8, isa) if isa.multiplies_int16() => Kind::Int16,
             _ => Kind::Single,
         }
     }
@@ -367,6 +375,108 @@ impl Pairs for Int16 {
     #[inline(always)]
     unsafe fn by_lane<S: Simd>(a: S::V, b: S::V, factor: S::V) -> S::V {
         unsafe { S::int16_interleave(a, b, factor) }
+    }
+}
+
+/// Fours of whole 8-bit numbers, whose sums are whole as well: 128 is added to those of a panel, so that they are not negative,
+/// and a row ends with its scale and what that adds to its sums.
+pub(crate) struct Int8;
+
+impl Int8 {
+    /// The largest whole number.
+    const LARGEST: f32 = 127.0;
+
+    /// A largest number that no row falls below, so that scales are finite.
+    const LEAST: f32 = 1e-30;
+
+    /// What numbers are multiplied by, given the largest. `nothing` is a sum of what they are times zero.
+    #[inline(always)]
+    unsafe fn factor<S: Simd>(largest: S::V, nothing: S::V) -> S::V {
+        unsafe {
+            let largest = S::max(largest, S::splat(Self::LEAST));
+            S::add(S::div(S::splat(Self::LARGEST), largest), nothing)
+        }
+    }
+}
+
+impl Factors for Int8 {
+    const IN_WORD: usize = 4;
+    const SCALES: usize = 2;
+    /// The fewer numbers share a scale, the smaller is the largest one.
+    const DEPTH: usize = 160;
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const N: usize>(
+        a: *const f32,
+        b: &[S::V; N],
+        sums: &mut [S::V; N],
+    ) {
+        unsafe { S::int8_row(a, b, sums) }
+    }
+
+    /// Sums are exact in single precision up to 512 terms.
+    #[inline(always)]
+    unsafe fn sums<S: Simd>(sums: S::V, row: *const f32, columns: *const f32) -> S::V {
+        unsafe {
+            let sums = S::sub(S::whole(sums), S::splat(*row.add(1)));
+            S::mul(S::mul(sums, S::splat(*row)), S::load(columns))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn row<S: Simd>(from: *const f32, count: usize, to: *mut f32) {
+        unsafe {
+            let (mut largest, mut nothing) = (S::splat(0.0), S::splat(0.0));
+            for i in (0..count).step_by(S::LANES) {
+                let x = S::load_first(from.add(i), S::LANES.min(count - i));
+                largest = S::max(largest, S::abs(x));
+                nothing = S::fma(x, S::splat(0.0), nothing);
+            }
+            let largest = S::splat(S::largest(largest));
+            let factor = Self::factor::<S>(largest, S::splat(S::sum(nothing)));
+            let mut sum = S::splat(0.0);
+            for i in (0..count).step_by(4 * S::LANES) {
+                let mut x = [S::splat(0.0); 4];
+                for (j, x) in x.iter_mut().enumerate() {
+                    let at = i + j * S::LANES;
+                    let n = count.saturating_sub(at).min(S::LANES);
+                    let scaled = S::mul(S::load_first(from.wrapping_add(at), n), factor);
+                    *x = S::round(scaled);
+                    sum = S::add(sum, *x);
+                }
+                let words = S::LANES.min((count - i).div_ceil(4));
+                S::store_first(to.add(i / 4), S::int8_in_order(x), words);
+            }
+            let to = to.add(count.div_ceil(4));
+            S::store_first(to, S::div(S::splat(1.0), factor), 1);
+            *to.add(1) = 128.0 * S::sum(sum);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn panel<S: Simd>(from: *const f32, count: usize, vectors: usize, to: *mut f32) {
+        let stride = vectors * S::LANES;
+        unsafe {
+            for i in 0..vectors {
+                let (from, to) = (from.add(i * S::LANES), to.add(i * S::LANES));
+                let (mut largest, mut nothing) = (S::splat(0.0), S::splat(0.0));
+                for k in 0..count {
+                    let x = S::load(from.add(k * stride));
+                    largest = S::max(largest, S::abs(x));
+                    nothing = S::fma(x, S::splat(0.0), nothing);
+                }
+                let factor = Self::factor::<S>(largest, nothing);
+                for k in (0..count).step_by(4) {
+                    let mut x = [S::splat(0.0); 4];
+                    for (j, x) in x.iter_mut().enumerate().take(count - k) {
+                        *x = S::mul(S::load(from.add((k + j) * stride)), factor);
+                    }
+                    S::store(to.add(k / 4 * stride), S::int8_by_lane(x));
+                }
+                let to = to.add(count.div_ceil(4) * stride);
+                S::store(to, S::div(S::splat(1.0), factor));
+            }
+        }
     }
 }
 

@@ -99,6 +99,12 @@ impl Isa {
         self != Self::Avx512
     }
 
+    /// Whether products of whole 8-bit numbers are computed at this level.
+    #[must_use]
+    pub fn multiplies_int8(self) -> bool {
+        self == Self::Scalar || self >= Self::Avx512Vnni
+    }
+
     /// Whether products of bf16 numbers are computed at this level.
     #[must_use]
     pub fn multiplies_bf16(self) -> bool {

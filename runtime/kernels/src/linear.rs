@@ -35,9 +35,6 @@ pub struct Linear<'a> {
     pub geglu: bool,
 }
 
-/// Terms of a sum between two visits of its result: a panel of so many rows stays in the first-level cache.
-const DEPTH: usize = 320;
-
 /// Numbers of a task's weights, which stay in the second-level cache.
 const WEIGHTS: usize = 80 << 10;
 
@@ -78,7 +75,10 @@ pub fn linear(
     assert_eq!(layer.weight.len(), layer.inputs * columns, "weights");
     assert!(layer.bias.is_none_or(|b| b.len() == columns), "bias");
     assert!(
-        residual.is_none_or(|r| !r.is_empty() && y.len().is_multiple_of(r.len())),
+        residual.is_none_or(|r| {
+            let whole = r.len().is_multiple_of(layer.outputs);
+            !r.is_empty() && whole && y.len().is_multiple_of(r.len())
+        }),
         "residual"
     );
     if rows == 0 {
@@ -127,7 +127,7 @@ impl FactorTask for Rows<'_, '_> {
         let rows = x.len() / layer.inputs;
         let halves = 1 + usize::from(layer.geglu);
         let panel = panel_columns::<S>();
-        let split = Split::new(layer.inputs, DEPTH);
+        let split = Split::new(layer.inputs, F::DEPTH);
         let words = split.words::<F>();
         let fit = (WEIGHTS / words / halves / panel).clamp(1, 16) * panel;
         let column_blocks = layer.outputs.div_ceil(fit);
@@ -411,7 +411,11 @@ mod tests {
     fn linear_layers_of_16_bit_numbers_are_close_to_the_formula() {
         let mut random = Random::new(2);
         for case in 0..60 {
-            let (compute, tolerance) = [(Compute::Bf16, 1e-2), (Compute::Int16, 5e-4)][case % 2];
+            let (compute, tolerance) = [
+                (Compute::Bf16, 1e-2),
+                (Compute::Int16, 5e-4),
+                (Compute::Int8, 2e-2),
+            ][case % 3];
             let (rows, inputs, outputs) = (random.size(210), random.size(1500), random.size(150));
             let geglu = case % 5 == 0;
             let columns = outputs * (1 + usize::from(geglu));

@@ -33,6 +33,8 @@ pub enum Compute {
     Bf16,
     /// Whole 16-bit numbers, scaled row by row, which most processors multiply faster. The UNet's error is about 0.1 %.
     I16,
+    /// Whole 8-bit numbers in linear layers, the rest as [`Compute::I16`]. The UNet's error is about 3 %.
+    I8,
     /// The fastest that the processor and the model directory have.
     Auto,
 }
@@ -71,11 +73,12 @@ impl FromStr for Compute {
             "f32" => Self::F32,
             "bf16" => Self::Bf16,
             "i16" => Self::I16,
+            "i8" => Self::I8,
             "auto" => Self::Auto,
             _ => {
                 return Err(UnknownName {
                     name: name.to_owned(),
-                    known: "f32, bf16, i16, auto",
+                    known: "f32, bf16, i16, i8, auto",
                 });
             }
         })
@@ -88,10 +91,12 @@ impl Compute {
     pub fn on(self, isa: Isa) -> Option<sd_kernels::Compute> {
         let bf16 = isa.multiplies_bf16().then_some(sd_kernels::Compute::Bf16);
         let int16 = isa.multiplies_int16().then_some(sd_kernels::Compute::Int16);
+        let int8 = isa.multiplies_int8().then_some(sd_kernels::Compute::Int8);
         match self {
             Self::F32 => Some(sd_kernels::Compute::F32),
             Self::Bf16 => bf16,
             Self::I16 => int16,
+            Self::I8 => int8,
             // As fast as bf16 where both are, and more exact.
             Self::Auto => int16.or(Some(sd_kernels::Compute::F32)),
         }
@@ -107,6 +112,9 @@ impl Compute {
             Self::I16 => {
                 "whole numbers are no faster than f32 on this processor (that takes AVX2 or AVX512-VNNI)"
             }
+            Self::I8 => {
+                "this processor does not multiply 8-bit numbers (AVX512-VNNI); try i16 or auto"
+            }
             Self::F32 | Self::Auto => "nothing",
         }
     }
@@ -114,7 +122,7 @@ impl Compute {
     /// Whether only native graphs compute in it.
     #[must_use]
     pub fn is_native(self) -> bool {
-        matches!(self, Self::Bf16 | Self::I16)
+        matches!(self, Self::Bf16 | Self::I16 | Self::I8)
     }
 }
 

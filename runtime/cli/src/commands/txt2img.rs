@@ -165,10 +165,10 @@ pub(crate) struct Txt2ImgArgs {
         help_heading = "Engine"
     )]
     graph: Dialect,
-    /// What products are computed in: f32 exactly; i16 or bf16 faster, at an error of about 0.1 or 1 % a step; auto the fastest
+    /// What products are computed in: f32 exactly; i16, bf16 or i8 faster, at an error of about 0.1, 1 or 3 % a step; auto the fastest below 2 %
     #[arg(
         long,
-        value_name = "f32|bf16|i16|auto",
+        value_name = "f32|bf16|i16|i8|auto",
         default_value = "f32",
         help_heading = "Engine"
     )]

@@ -82,8 +82,8 @@ impl Task for Winograd<'_, '_> {
     unsafe fn run<S: Simd>(self) -> Self::Output {
         let factors = match self.run.factors() {
             _ if tiles(&self.pictures) < ROUNDED_TILES => Kind::Single,
-            // Transforms take more digits than bf16 has: the error would be 1 or 2 %.
-            Kind::Bf16 => Kind::Int16,
+            // Transforms take more digits than these have: the error would be 1 or 2 %.
+            Kind::Bf16 | Kind::Int8 => Kind::Int16,
             other => other,
         };
         // SAFETY: the caller's promise.

@@ -50,6 +50,7 @@ unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
 
 rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 rows!(int16_row: "vpbroadcastd" "vpdpwssd", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+rows!(int8_row: "vpbroadcastd" "vpdpbusd", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 rows!(bf16_row: "vpbroadcastd" "vdpbf16ps", __m512, zmm_reg, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 
 #[inline]
@@ -75,6 +76,7 @@ impl Simd for Avx512 {
     const LANES: usize = LANES;
     const ROWS: usize = 14;
     const BF16: bool = true;
+    const INT8: bool = true;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
@@ -232,6 +234,36 @@ impl Simd for Avx512 {
             let high = _mm512_fmadd_ps(b, upper, _mm512_set1_ps(32_768.0));
             let both = _mm512_mask_blend_epi16(0xAAAA_AAAA, low, _mm512_cvtps_epi32(high));
             _mm512_castsi512_ps(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[__m512; N], sums: &mut [__m512; N]) {
+        unsafe { int8_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int8_in_order([a, b, c, d]: [__m512; 4]) -> __m512 {
+        unsafe {
+            // Quarters of all four, crosswise.
+            let low = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+            let high = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let packed = _mm512_packs_epi16(low, high);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi32(order, packed))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_by_lane([a, b, c, d]: [__m512; 4]) -> __m512 {
+        unsafe {
+            let byte = _mm512_set1_epi32(0xFF);
+            let a = _mm512_and_si512(_mm512_cvtps_epi32(a), byte);
+            let b = _mm512_and_si512(_mm512_cvtps_epi32(b), byte);
+            let c = _mm512_and_si512(_mm512_cvtps_epi32(c), byte);
+            let low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+            let d = _mm512_slli_epi32(_mm512_cvtps_epi32(d), 24);
+            let high = _mm512_or_si512(_mm512_slli_epi32(c, 16), d);
+            let all = _mm512_or_si512(low, high);
+            // The uppermost bits are turned: 128 more.
+            _mm512_castsi512_ps(_mm512_xor_si512(all, _mm512_set1_epi8(-128)))
         }
     }
     #[inline(always)]

@@ -104,6 +104,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether processors of this level may multiply pairs of bf16 numbers.
     const BF16: bool = false;
 
+    /// Whether processors of this level may multiply whole 8-bit numbers, four at a time.
+    const INT8: bool = false;
+
     /// Registers that [`Simd::int16_row`] takes besides its factors and sums.
     const INT16_SPARE: usize = 0;
 
@@ -174,6 +177,22 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rounds two vectors' numbers times `factor` to whole ones between -32767 and 32767, a pair of each lane's two, that of `a`
     /// first.
     unsafe fn int16_interleave(a: Self::V, b: Self::V, factor: Self::V) -> Self::V;
+    /// [`Simd::fma_row`] of four whole 8-bit numbers, whose products are added to whole 32-bit sums: the row's between -128 and 127,
+    /// the columns' between 0 and 255; for levels that have [`Simd::INT8`].
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(_: *const f32, _: &[Self::V; N], _: &mut [Self::V; N]) {
+        unreachable!("this level has no products of 8-bit numbers");
+    }
+    /// Rounds four vectors' numbers to whole ones between -127 and 127, in order.
+    #[inline(always)]
+    unsafe fn int8_in_order(_: [Self::V; 4]) -> Self::V {
+        unreachable!("this level has no products of 8-bit numbers");
+    }
+    /// Rounds four vectors' numbers to whole ones between -127 and 127 and adds 128, each lane's four side by side.
+    #[inline(always)]
+    unsafe fn int8_by_lane(_: [Self::V; 4]) -> Self::V {
+        unreachable!("this level has no products of 8-bit numbers");
+    }
     /// Whole 32-bit numbers as single-precision ones.
     unsafe fn whole(sums: Self::V) -> Self::V;
     /// `|a|`

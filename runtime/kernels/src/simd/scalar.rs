@@ -30,11 +30,19 @@ fn halves(pair: f32) -> [i32; 2] {
     [bits as u16, (bits >> 16) as u16].map(|half| i32::from(half as i16))
 }
 
+/// Four whole numbers in the bits of one.
+#[inline(always)]
+fn four(numbers: [f32; 4], shift: i32) -> f32 {
+    let bytes = numbers.map(|x| (x.round_ties_even() as i32 + shift) as u8);
+    f32::from_bits(u32::from_le_bytes(bytes))
+}
+
 impl Simd for Scalar {
     type V = [f32; LANES];
 
     const LANES: usize = LANES;
     const ROWS: usize = 4;
+    const INT8: bool = true;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
@@ -129,6 +137,26 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn int16_interleave(a: Self::V, b: Self::V, factor: Self::V) -> Self::V {
         std::array::from_fn(|i| join(a[i] * factor[i], b[i] * factor[i]))
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[Self::V; N], sums: &mut [Self::V; N]) {
+        let row = unsafe { *a }.to_bits().to_le_bytes();
+        for (sums, b) in sums.iter_mut().zip(b) {
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                let columns = b.to_bits().to_le_bytes();
+                let terms = row.iter().zip(columns);
+                let products: i32 = terms.map(|(&a, b)| i32::from(a as i8) * i32::from(b)).sum();
+                *sum = f32::from_bits(sum.to_bits().wrapping_add(products as u32));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_in_order(x: [Self::V; 4]) -> Self::V {
+        x.map(|numbers| four(numbers, 0))
+    }
+    #[inline(always)]
+    unsafe fn int8_by_lane(x: [Self::V; 4]) -> Self::V {
+        std::array::from_fn(|i| four(x.map(|numbers| numbers[i]), 128))
     }
     #[inline(always)]
     unsafe fn whole(sums: Self::V) -> Self::V {
