@@ -10,7 +10,7 @@ use sd_converter::onnx::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
     TensorTypeProto, ValueInfoProto, attribute_type, data_type,
 };
-use sd_models::manifest::PredictionType;
+use sd_models::manifest::{self, PredictionType};
 use sd_runtime::Remedy;
 use sd_runtime::engine::{Dialect, EngineError};
 use sd_runtime::pipeline::{Dump, ModelDir, Models, PipelineError, Plans, Request};
@@ -75,6 +75,65 @@ fn damaged_model_directories_are_named_file_by_file() {
     failure().unwrap();
     fs::write(path.join("sdrt.json"), "{").unwrap();
     assert!(failure().unwrap_err().contains("sdrt.json"));
+}
+
+#[test]
+fn a_manifest_of_a_later_layout_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let later = serde_json::json!({"schema": manifest::SCHEMA + 1, "unknown": {}});
+    let path = edited(dir.path(), manifest::FILE_NAME, &later);
+    let error = ModelDir::open(&path).unwrap_err();
+    let said = format!(
+        "its schema is {}, this program reads {}",
+        manifest::SCHEMA + 1,
+        manifest::SCHEMA
+    );
+    assert!(error.to_string().contains(&said), "{error}");
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn a_truncated_data_file_is_an_error_also_where_no_manifest_tells_its_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    let data = path.join("unet/model.onnx_data");
+    let bytes = fs::read(&data).unwrap();
+    for length in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&data, &bytes[..length]).unwrap();
+        let error = make(&path, &portable(), None).unwrap_err().to_string();
+        assert!(error.contains("unet/model.onnx"), "{length}: {error}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_nowhere_is_named_with_where_it_leads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let lose = |name: &str| {
+        fs::remove_file(path.join(name)).unwrap();
+        std::os::unix::fs::symlink("../../blobs/0123", path.join(name)).unwrap();
+    };
+    let said = |name: &str| {
+        let error = make(&path, &portable(), None).unwrap_err();
+        let text = error.to_string();
+        let expected = format!("{name}: it is a link to ../../blobs/0123, which is missing");
+        assert!(text.contains(&expected), "{text}");
+        assert!(error.hint().unwrap().to_string().contains("copy it again"));
+    };
+    lose("unet/model.onnx_data");
+    said("unet/model.onnx_data");
+    fs::remove_file(path.join("sdrt.json")).unwrap();
+    said("unet/model.onnx_data");
+    lose("unet/model.onnx");
+    let error = ModelDir::open(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("unet/model.onnx is a link to ../../blobs/0123"),
+        "{error}"
+    );
 }
 
 #[test]

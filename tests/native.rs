@@ -6,7 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::ArrayD;
+use prost::Message;
+use sd_converter::onnx::proto::{
+    AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    attribute_type, data_type,
+};
 use sd_kernels::Isa;
+use sd_models::graph::custom;
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Cancel, Compute, Dialect, EngineError, Input, Key};
 use sd_runtime::pipeline::{PipelineError, Request};
@@ -224,4 +231,80 @@ fn native_files_that_are_damaged_or_missing_are_named() {
         let error = make(&path, &short(), None).unwrap_err().to_string();
         assert!(error.contains(file) && error.contains("missing"), "{error}");
     }
+}
+
+/// Kernels read whole rows of a residual, wherever it ends.
+#[test]
+fn a_residual_of_broken_rows_is_refused() {
+    let value = |name: &str, dims: &[i64]| {
+        let dim = |&n: &i64| DimensionProto {
+            value: Some(DimensionValue::Fixed(n)),
+        };
+        let shape = TensorShapeProto {
+            dim: dims.iter().map(dim).collect(),
+        };
+        ValueInfoProto {
+            name: name.to_owned(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TensorTypeProto {
+                    elem_type: data_type::FLOAT,
+                    shape: Some(shape),
+                }),
+            }),
+        }
+    };
+    let run = |residual: &[usize]| {
+        let flag = |name: &str| AttributeProto {
+            name: name.to_owned(),
+            i: Some(1),
+            r#type: attribute_type::INT,
+            ..AttributeProto::default()
+        };
+        let names = ["x", "weight", "residual"];
+        let node = NodeProto {
+            input: names.map(str::to_owned).to_vec(),
+            output: vec!["y".to_owned()],
+            name: "linear".to_owned(),
+            op_type: "Linear".to_owned(),
+            attribute: vec![flag("transposed"), flag("residual")],
+            domain: custom::DOMAIN.to_owned(),
+        };
+        let shapes = [&[2, 2][..], &[2, 6], residual];
+        let tensors = shapes.map(ArrayD::<f32>::ones);
+        let declared = |(name, x): (&str, &ArrayD<f32>)| {
+            let dims: Vec<i64> = x.shape().iter().map(|&n| n as i64).collect();
+            value(name, &dims)
+        };
+        let domain = |domain: &str, version| OperatorSetIdProto {
+            domain: domain.to_owned(),
+            version,
+        };
+        let graph = ModelProto {
+            ir_version: 8,
+            graph: Some(GraphProto {
+                node: vec![node],
+                name: "one layer".to_owned(),
+                input: names.into_iter().zip(&tensors).map(declared).collect(),
+                output: vec![value("y", &[2, 6])],
+                ..GraphProto::default()
+            }),
+            opset_import: vec![domain("", 17), domain(custom::DOMAIN, custom::VERSION)],
+            ..ModelProto::default()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("layer");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("native.onnx"), graph.encode_to_vec()).unwrap();
+        let key = Key::new(dir.path(), "layer", &[]).variant("native.onnx");
+        let mut network = engine().lease(&key, None, &Cancel::new()).unwrap();
+        let inputs = names.into_iter().zip(&tensors);
+        let inputs: Vec<_> = inputs.map(|(n, x)| (n, Input::F32(x.view()))).collect();
+        network.run(&inputs, &["y"], &Cancel::new())
+    };
+    for residual in [&[1, 6][..], &[2, 6]] {
+        let y = run(residual).unwrap().remove(0);
+        assert!(y.iter().all(|&y| y == 3.0), "{y}");
+    }
+    let error = run(&[1, 4]).unwrap_err().to_string();
+    assert!(error.contains("linear"), "{error}");
 }

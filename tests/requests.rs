@@ -12,7 +12,7 @@ use sd_runtime::profile::{A1111, COMFYUI, DIFFUSERS, PROFILES, Profile};
 use sd_runtime::sampler::math::ancestral;
 use sd_runtime::sampler::{
     DDIM, DDIM_CFGPP, DPM_ADAPTIVE, DPM_FAST, DPM2, DPMPP_2M, EULER, EULER_ANCESTRAL, METHODS,
-    PLMS, Sampler,
+    Options, PLMS, Sampler,
 };
 use sd_runtime::text::Emphasis;
 use sdrt_tests::{
@@ -652,6 +652,106 @@ fn sdxl_is_told_sizes_crop_and_zeros_for_no_negative_prompt() {
 }
 
 #[test]
+fn what_does_nothing_is_said() {
+    let model = Models::one(ModelDir::open(demo_model()).unwrap());
+    let said = |request: &Request| {
+        let plans = Plans::resolve(request, &model, u64::MAX).unwrap();
+        plans.notes
+    };
+    let with = |sampler, options| Request {
+        sampler: Some(sampler),
+        options,
+        ..circle()
+    };
+    let default = Options::default();
+    let churn = Options {
+        s_churn: 2.0,
+        s_tmin: 0.1,
+        s_tmax: 5.0,
+        s_noise: 1.01,
+        ..default
+    };
+    for (request, expected) in [
+        (with(&EULER, default), None),
+        (with(&EULER, churn), None),
+        (
+            with(
+                &EULER,
+                Options {
+                    s_tmax: 5.0,
+                    ..default
+                },
+            ),
+            Some("s_tmin and s_tmax have no effect without s_churn"),
+        ),
+        (
+            with(
+                &EULER,
+                Options {
+                    s_tmin: 900.0,
+                    ..churn
+                },
+            ),
+            Some("no step begins between s_tmin and s_tmax"),
+        ),
+        (
+            with(
+                &EULER,
+                Options {
+                    s_noise: 1.01,
+                    ..default
+                },
+            ),
+            Some("s_noise has no effect: with these options Euler adds no noise"),
+        ),
+        (
+            with(
+                &EULER_ANCESTRAL,
+                Options {
+                    s_noise: 1.01,
+                    ..default
+                },
+            ),
+            None,
+        ),
+        (
+            Request {
+                ensd: 31_337,
+                ..with(&EULER, default)
+            },
+            Some("another seed for later noise has no effect: with these options Euler"),
+        ),
+        (
+            Request {
+                ensd: 31_337,
+                ..with(&EULER_ANCESTRAL, default)
+            },
+            None,
+        ),
+        (
+            Request {
+                aesthetic: [7.0, 2.5],
+                ..circle()
+            },
+            Some("aesthetic scores have no effect without SDXL's refiner"),
+        ),
+        (
+            Request {
+                refiner_start: 0.5,
+                ..circle()
+            },
+            Some("the refiner's start has no effect without a refiner"),
+        ),
+    ] {
+        let notes = said(&request);
+        match expected {
+            None => assert!(notes.is_empty(), "{notes:?}"),
+            Some(text) => assert!(notes.iter().any(|note| note.contains(text)), "{notes:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_refiner_ends_what_the_base_model_began() {
     let (_base, base) = synthetic("sdxl");
     let (_refiner, refiner) = synthetic("sdxl-refiner");
@@ -701,5 +801,6 @@ fn a_refiner_ends_what_the_base_model_began() {
     let error = make_with(&strange, &circle(), None)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("does not fit"), "{error}");
+    let said = "its family is SDXL refiner; expected Stable Diffusion 1.x";
+    assert!(error.contains(said), "{error}");
 }

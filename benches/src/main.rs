@@ -13,7 +13,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sd_ui::{Ui, UiArgs};
+use sd_runtime::pipeline::RequestError;
+use sd_ui::{Ui, UiArgs, UsageError};
 
 /// How fast, and with how much memory?
 #[derive(Debug, Parser)]
@@ -41,7 +42,16 @@ fn main() -> ExitCode {
         Command::Ops(args) => ops::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
     };
-    ui.finish(outcome, hint)
+    ui.finish(outcome.map_err(marked), hint)
+}
+
+/// An error of the command line is one of usage, wherever it was found.
+fn marked(error: anyhow::Error) -> anyhow::Error {
+    let wrong = error.chain().find_map(RequestError::of);
+    match wrong.map(|wrong| UsageError(wrong.to_string())) {
+        Some(usage) => error.context(usage),
+        None => error,
+    }
 }
 
 /// What can be done about an error, in the words of this command line.

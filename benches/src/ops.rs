@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use sd_runtime::engine::{NodeRun, Profile};
-use sd_ui::Ui;
+use sd_ui::{Ui, UsageError};
 
 use crate::classify::classify;
 use crate::networks::{Networks, NetworksArgs, Said};
@@ -69,7 +69,8 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
     let Some(place) = places.iter().find(|place| place.name == args.component) else {
         let names: Vec<_> = places.iter().map(|place| place.name.as_str()).collect();
         let (wanted, names) = (&args.component, names.join(", "));
-        anyhow::bail!("there is no network `{wanted}`; there are {names}");
+        let text = format!("there is no network `{wanted}`; there are {names}");
+        return Err(UsageError(text).into());
     };
     let mut said = Said::default();
     for text in places.iter().filter(|text| text.is_heard_by(place)) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ndarray::ArrayD;
-use sd_runtime::pipeline::{Destination, Dump};
+use sd_runtime::pipeline::Dump;
 use sd_ui::Ui;
 
 use crate::memory::peak_during;
@@ -18,15 +18,15 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     networks: NetworksArgs,
     /// Passes that are timed, after one that is not
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
     /// Write inputs and outputs of every network's first pass to this safetensors file, to give them to other programs
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
-    let dump_to = args.dump.as_deref().map(Destination::find).transpose()?;
+    let dump_to = args.dump.as_deref().map(Dump::place).transpose()?;
     let networks = Networks::open(&args.networks, ui)?;
     let (mut dump, mut said) = (Dump::default(), Said::default());
     let mut figures = BTreeMap::new();
@@ -47,7 +47,7 @@ fn measure(
     networks: &Networks,
     place: &Place,
     said: &Said,
-    runs: usize,
+    runs: u32,
     dump: &mut Dump,
 ) -> anyhow::Result<(Network, Vec<ArrayD<f32>>)> {
     let start = Instant::now();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use safetensors::SafeTensors;
-use sdrt_tests::{engine, synthetic};
+use sdrt_tests::{demo_model, engine, synthetic};
 use serde_json::Value;
 
 fn sdbench(command: &str, args: &[&str]) -> Value {
@@ -19,6 +19,31 @@ fn sdbench(command: &str, args: &[&str]) -> Value {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What `sdbench` says of a command line that is wrong, which it answers with 2.
+fn refused(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_sdbench"))
+        .args(args)
+        .env("ORT_DYLIB_PATH", &engine().library().path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    said
+}
+
+#[test]
+fn wrong_usage_is_answered_with_2() {
+    let model = demo_model().to_str().unwrap();
+    for (args, said) in [
+        (["run", "-m", model, "--runs", "0"], "--runs"),
+        (["run", "-m", model, "--size", "100"], "104"),
+        (["ops", "-m", model, "--component", "vae"], "vae_decoder"),
+    ] {
+        let text = refused(&args);
+        assert!(text.contains(said), "{args:?}: {text}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod commands;
 mod demo_model;
 mod hint;
 mod progress;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -23,5 +24,6 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    ui.finish(cli.command.run(&ui), hint::hint)
+    let outcome = cli.command.run(&ui).map_err(usage::marked);
+    ui.finish(outcome, hint::hint)
 }

@@ -186,6 +186,15 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             vec!["--cfg", "-3"],
             "--cfg: guidance_scale -3 is out of range",
         ),
+        (
+            vec!["--sampler", "DPM++ 2M", "--s-tmax", "3"],
+            "--s-tmax: options.s_tmax has no effect on DPM++ 2M",
+        ),
+        (vec!["--s-tmin", "nan"], "--s-tmin: "),
+        (vec!["--original-size", "0x512"], "1 to 16384"),
+        (vec!["--original-size", "-5x512"], "512x768"),
+        (vec!["--target-size", "512x99999"], "--target-size: "),
+        (vec!["--crop", "0,99999"], "0 to 16384"),
     ] {
         let (code, _, stderr) = run(sdrun(dir.path())
             .args(["txt2img", "-p", "x", "-m", "/nowhere"])
@@ -194,6 +203,70 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
         assert!(stderr.contains(said), "{args:?}: {stderr}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// What is wrong with the command line ends with 2 also where only the model tells.
+#[test]
+fn wrong_usage_that_the_model_tells_is_answered_with_2() {
+    let dir = folder();
+    for (args, said) in [
+        // The demo model runs with DPM++ 2M.
+        (
+            vec!["--eta", "0.5"],
+            "--eta: options.eta has no effect on DPM++ 2M",
+        ),
+        (vec!["--clip-skip", "11"], "clip skip 11"),
+        (
+            vec!["-p", "a (red:9999999) circle"],
+            "`red` a weight of 9999999",
+        ),
+    ] {
+        let prompt = ["txt2img", "--steps", "1"];
+        let default = match args.contains(&"-p") {
+            true => vec![],
+            false => vec!["-p", "x"],
+        };
+        let (code, _, stderr) = run(sdrun(dir.path()).args(prompt).args(default).args(&args));
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_native_graph_that_is_not_there_is_an_error_only_if_it_was_asked_for() {
+    let dir = folder();
+    assert_eq!(run(sdrun(dir.path()).arg("demo")).0, Some(0));
+    let models = dir.path().join("models");
+    let model = fs::read_dir(models).unwrap().next().unwrap().unwrap();
+    fs::remove_file(model.path().join("sdrt.json")).unwrap();
+    let made = |graph: &str| {
+        let short = ["txt2img", "-p", "x", "--steps", "1", "--graph", graph, "-m"];
+        run(sdrun(dir.path()).args(short).arg(model.path()))
+    };
+    let (code, _, stderr) = made("native");
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("native graph cannot be run") && stderr.contains("hint: convert"),
+        "{stderr}"
+    );
+    assert_eq!(made("auto").0, Some(0));
+}
+
+#[test]
+fn a_dump_takes_no_other_files_place() {
+    let dir = folder();
+    let model = dir.path().join("model.safetensors");
+    fs::write(&model, "weights").unwrap();
+    let short = ["txt2img", "-p", "x", "--steps", "1", "-o", "a.png"];
+    let (code, _, stderr) = run(sdrun(dir.path())
+        .args(short)
+        .args(["--dump", "model.safetensors"]));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("model.safetensors: it exists and is no dump") && stderr.contains("hint:"),
+        "{stderr}"
+    );
+    assert_eq!(fs::read(&model).unwrap(), b"weights");
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Buffer {
             self.0 = None;
             let length = bytes.next_multiple_of(LARGE_PAGE);
             let map = MmapMut::map_anon(length).map_err(|_| OutOfMemory { bytes: length })?;
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", not(miri)))]
             drop(map.advise(memmap2::Advice::HugePage));
             self.0 = Some(map);
         }

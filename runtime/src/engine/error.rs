@@ -145,7 +145,7 @@ impl EngineError {
                 "convert the checkpoint again if the directory is at fault, or compute in single precision with any graph",
             )),
             Self::Damaged { .. } => Some(Remedy::words(
-                "the model directory is damaged; convert the checkpoint again",
+                "the model directory is damaged; copy it again, or convert the checkpoint again",
             )),
             _ => None,
         }

@@ -255,7 +255,7 @@ impl Graph {
         let canceler = builder.canceler();
         let stop = move || drop(canceler.cancel());
         let session = cancel.during(stop, || builder.commit_from_file(path))?;
-        let session = session.map_err(|e| say(&e))?;
+        let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
         Ok(Self {
             session,
             path: path.to_owned(),
@@ -445,10 +445,7 @@ pub(super) fn check_files(
     cancel: &Cancel,
 ) -> Result<(), EngineError> {
     if !graph.is_file() {
-        return Err(EngineError::Damaged {
-            path: graph.to_owned(),
-            problem: "it is missing".to_owned(),
-        });
+        return Err(missing(graph));
     }
     for (name, expected) in files.into_iter().flatten() {
         let path = graph.with_file_name(name);
@@ -458,9 +455,7 @@ pub(super) fn check_files(
         };
         let size = match path.metadata() {
             Ok(metadata) => metadata.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(damaged("it is missing".to_owned()));
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing(&path)),
             Err(source) => return Err(EngineError::Read { path, source }),
         };
         if size != expected.size {
@@ -488,6 +483,26 @@ pub(super) fn check_files(
         verified.remember(&path, &before, &sha256);
     }
     Ok(())
+}
+
+/// A file that is not there. Links of a download cache lead nowhere once that is cleared.
+fn missing(path: &Path) -> EngineError {
+    let problem = match path.read_link() {
+        Ok(target) => format!("it is a link to {}, which is missing", target.display()),
+        Err(_) => "it is missing".to_owned(),
+    };
+    EngineError::Damaged {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+/// The first link beside a graph that leads nowhere. Where there is no manifest, nothing else tells which files a graph reads.
+fn lost_link(graph: &Path) -> Option<EngineError> {
+    let beside = graph.parent()?.read_dir().ok()?;
+    let mut paths = beside.flatten().map(|entry| entry.path());
+    let lost = paths.find(|path| path.is_symlink() && !path.exists())?;
+    Some(missing(&lost))
 }
 
 /// SHA-256 of a file, in hexadecimal.

@@ -287,6 +287,11 @@ fn misfit(inputs: &[ValueRef<'_>]) -> Error {
     ))
 }
 
+/// Whether batches are equal, or a single one meets some.
+fn repeat(a: usize, b: usize) -> bool {
+    a == b || a.min(b) == 1
+}
+
 /// `x` [.., K], weight, bias?, residual? -> [.., M]
 struct Linear {
     order: Order,
@@ -335,8 +340,9 @@ impl Layer for Linear {
         } else {
             (b, a)
         };
-        let outputs = columns / (1 + usize::from(self.geglu));
-        if *last != k {
+        let halves = 1 + usize::from(self.geglu);
+        let outputs = columns / halves;
+        if *last != k || k == 0 || outputs == 0 || columns != halves * outputs {
             return Err(misfit(inputs));
         }
         *last = outputs;
@@ -352,7 +358,9 @@ impl Layer for Linear {
         };
         let (x, residual) = (numbers(x)?, residual.map(numbers).transpose()?);
         let length: usize = lengths.iter().product();
-        let repeats = |part: usize| part > 0 && length.is_multiple_of(part);
+        // Whole rows, some number of times.
+        let repeats =
+            |part: usize| part > 0 && part.is_multiple_of(outputs) && length.is_multiple_of(part);
         if layer.bias.is_some_and(|b| b.len() != columns)
             || !residual.is_none_or(|r| repeats(r.len()))
         {
@@ -428,14 +436,17 @@ impl Layer for Conv {
         };
         let (height, width) = layer.output_size((h, w));
         let picture = height * width * o;
-        let times = time.as_ref().map_or(1, |t| t.len() / o);
+        let times = time.as_ref().map_or(1, |t| t.len() / o.max(1));
         let residuals = residual.map_or(1, |r| r.len() / picture.max(1));
         let batch = n.max(times).max(residuals);
         let fits = |count: usize| count == 1 || count == batch;
         if c != channels
             || (k, k2) != (self.kernel, self.kernel)
             || self.stride == 0
+            || self.kernel == 0
+            || c == 0
             || picture == 0
+            || (enlarge.is_some() && h * w == 0)
             || !fits(n)
             || bias.as_ref().is_some_and(|b| b.len() != o)
             || !time
@@ -575,9 +586,8 @@ impl Layer for Attention {
         else {
             return Err(misfit(inputs));
         };
-        let repeats = n == m || n == 1 || m == 1;
         let divides = self.heads > 0 && width.is_multiple_of(self.heads);
-        if !repeats || !divides || kw != width || keys == 0 || values != shapes[1] {
+        if !repeat(n, m) || !divides || kw != width || keys == 0 || values != shapes[1] {
             return Err(misfit(inputs));
         }
         let layer = kernels::Attention {
@@ -619,8 +629,7 @@ impl Layer for Concat {
         let (&[n, h, w, c], &[m, height, width, d]) = (&shape(a)[..], &shape(b)[..]) else {
             return Err(misfit(inputs));
         };
-        let repeats = n == m || n == 1 || m == 1;
-        if !repeats || (h, w) != (height, width) || c == 0 || d == 0 {
+        if !repeat(n, m) || (h, w) != (height, width) || c == 0 || d == 0 {
             return Err(misfit(inputs));
         }
         let (a, b) = (numbers(a)?, numbers(b)?);

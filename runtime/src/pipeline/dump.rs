@@ -1,6 +1,8 @@
 //! The inside of a run as a safetensors file: how pictures of two programs are compared step by step.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use ndarray::{ArrayD, ArrayView, Dimension};
@@ -8,6 +10,12 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::{Destination, PipelineError};
 use crate::engine::Cancel;
+
+/// Longest header that is read, in bytes: a dump has some hundred for each step.
+const LONGEST_HEADER: u64 = 16 << 20;
+
+/// What tells a dump from other safetensors files, in its metadata.
+const WRITER: (&str, &str) = ("Version", concat!("sdrt-", env!("CARGO_PKG_VERSION")));
 
 /// What a run leaves for comparison.
 #[derive(Debug, Default)]
@@ -49,6 +57,20 @@ impl Dump {
         self.metadata.insert(key.to_owned(), value.to_owned());
     }
 
+    /// A place for a dump: a new file, an older dump, or what is no file.
+    ///
+    /// # Errors
+    /// It cannot be written, or holds something else, which would be lost.
+    pub fn place(path: &Path) -> Result<Destination, PipelineError> {
+        let to = Destination::find(path)?;
+        if to.is_file() && !may_be_lost(path) {
+            return Err(PipelineError::Foreign {
+                path: path.to_owned(),
+            });
+        }
+        Ok(to)
+    }
+
     /// Writes the file.
     ///
     /// # Errors
@@ -61,10 +83,27 @@ impl Dump {
                 view.expect("bytes and shape are of one tensor"),
             )
         });
-        let bytes = safetensors::serialize(views, Some(self.metadata.clone()))
+        let mut metadata = self.metadata.clone();
+        metadata.insert(WRITER.0.to_owned(), WRITER.1.to_owned());
+        let bytes = safetensors::serialize(views, Some(metadata))
             .expect("names are unique and views are whole");
         to.write(&bytes, cancel)
     }
+}
+
+/// Whether nothing is lost with a file: there is none, it is empty, or a dump of any version.
+fn may_be_lost(path: &Path) -> bool {
+    let version = || -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        let (mut length, mut header) = ([0; 8], Vec::new());
+        file.read_exact(&mut length).ok()?;
+        let length = u64::from_le_bytes(length).min(LONGEST_HEADER);
+        file.take(length).read_to_end(&mut header).ok()?;
+        let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
+        Some(header["__metadata__"][WRITER.0].as_str()?.to_owned())
+    };
+    let is_empty = path.metadata().map_or(true, |file| file.len() == 0);
+    is_empty || version().is_some_and(|version| version.starts_with("sdrt-"))
 }
 
 /// Reads the first noise of a run, [N, C, h, w], from a dump or any safetensors file with a tensor `initial_noise`.
@@ -103,6 +142,38 @@ pub fn read_initial_noise(path: &Path) -> Result<ArrayD<f32>, PipelineError> {
 mod tests {
     use super::*;
     use ndarray::arr1;
+
+    #[test]
+    fn a_dump_replaces_dumps_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.safetensors");
+        let write = || -> Result<(), PipelineError> {
+            let mut dump = Dump::default();
+            dump.append("x", &arr1(&[1.0f32]).view());
+            dump.write(&Dump::place(&path)?, &Cancel::new())
+        };
+        let refused = || {
+            let before = std::fs::read(&path).unwrap();
+            let error = write().unwrap_err();
+            assert!(matches!(error, PipelineError::Foreign { .. }), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        };
+        write().unwrap();
+        write().unwrap();
+        std::fs::write(&path, "").unwrap();
+        write().unwrap();
+        for text in ["a", "a text that is longer than a header's length"] {
+            std::fs::write(&path, text).unwrap();
+            refused();
+        }
+        for metadata in [None, Some(("Version", "other-1"))] {
+            let metadata = metadata.map(|(k, v)| [(k.to_owned(), v.to_owned())].into());
+            let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+            let model = safetensors::serialize([("w", view)], metadata).unwrap();
+            std::fs::write(&path, model).unwrap();
+            refused();
+        }
+    }
 
     #[test]
     fn noise_is_read_back_from_a_dump() {

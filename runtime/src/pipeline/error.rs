@@ -1,5 +1,6 @@
 //! What can be wrong with a request or its execution.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -98,6 +99,15 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// The request's error that an error is or stands for.
+    #[must_use]
+    pub fn of<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Self> {
+        match error.downcast_ref() {
+            Some(PipelineError::Request(error)) => Some(error),
+            _ => error.downcast_ref(),
+        }
+    }
+
     /// The field with the wrong value, if it is one alone.
     #[must_use]
     pub fn field(&self) -> Option<&str> {
@@ -174,6 +184,24 @@ pub enum PipelineError {
         /// What can be done.
         remedy: Remedy,
     },
+    /// A refiner does not fit the model whose pictures it should end.
+    #[error(
+        "{}: it cannot end the pictures of {}: its {what} is {found}; expected {expected}",
+        path.display(),
+        base.display()
+    )]
+    Refiner {
+        /// The refiner's directory.
+        path: PathBuf,
+        /// The base model's.
+        base: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// What the refiner has.
+        found: String,
+        /// What it should have.
+        expected: String,
+    },
     /// The folder is no model directory.
     #[error("{}: {problem}", path.display())]
     NotAModel {
@@ -227,6 +255,12 @@ pub enum PipelineError {
         /// Side of the largest square that fits, if one does.
         side_that_fits: Option<usize>,
     },
+    /// A dump would take the place of a file that this program did not write.
+    #[error("{}: it exists and is no dump", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -250,6 +284,10 @@ impl PipelineError {
             Self::Unsupported { remedy, .. } | Self::NotAModel { remedy, .. } => {
                 Some(remedy.clone())
             }
+            Self::Refiner { .. } => Some(Remedy::words(
+                "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
+            )),
+            Self::Foreign { .. } => Some(Remedy::words("remove it, or give another name")),
             Self::NonFinite { .. } => Some(Remedy::OtherVae),
             Self::Memory { side_that_fits, .. } => Some(match side_that_fits {
                 Some(side) => Remedy::Words(format!("{side}x{side} fits").into()),

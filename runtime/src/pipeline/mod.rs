@@ -6,6 +6,7 @@
 pub mod dump;
 mod error;
 mod event;
+mod idle;
 pub mod image_io;
 pub mod infotext;
 mod json;

@@ -525,6 +525,11 @@ fn what_it_is(path: &Path) -> (String, Remedy) {
         checkpoint: Some(path.to_owned()),
     };
     let any = || Remedy::Convert { checkpoint: None };
+    if let Ok(target) = path.join("unet/model.onnx").read_link() {
+        let target = target.display();
+        let problem = format!("its unet/model.onnx is a link to {target}, which is missing");
+        return (problem, Remedy::words("copy the folder again"));
+    }
     let (what, remedy) = if path.is_dir() {
         let holds = |names: &[&str]| names.iter().any(|name| path.join(name).exists());
         if holds(&["unet", "text_encoder"]) && !holds(&["unet/model.onnx"]) {

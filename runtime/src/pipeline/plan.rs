@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sd_models::diffusers::prediction_name;
 use sd_models::family::ModelFamily;
 
 use super::request::check_side;
-use super::{Micro, ModelDir, Models, PipelineError, Request, infotext};
+use super::{Micro, ModelDir, Models, PipelineError, Request, idle, infotext};
 use crate::Remedy;
 use crate::engine::{Compute, Dialect, Ep};
 use crate::noise::texture::Texture;
@@ -172,6 +173,8 @@ impl Plans {
         notes.extend(without_effect(request, &choice));
         let (size, memory) = size_and_memory(request, models, limit)?;
         let texture = request.noise.open()?;
+        notes.extend(idle::options(request, choice.sampler, &choice.schedule));
+        notes.extend(idle::refiner(request, models));
         if request.micro != Micro::default() && model.family.time_ids().is_none() {
             let text = "original size, target size and crop have no effect: the model is no SDXL";
             warnings.push(text.to_owned());
@@ -400,20 +403,37 @@ impl Choice {
 
 /// A refiner goes on with the base model's latents and follows the same prompt.
 fn check_refiner(model: &ModelDir, refiner: &ModelDir) -> Result<(), PipelineError> {
-    let fits = match (model.family, refiner.family) {
-        (ModelFamily::Sdxl, ModelFamily::SdxlRefiner) => true,
-        (a, b) => a == b,
-    };
-    if fits && model.latent == refiner.latent && model.prediction == refiner.prediction {
-        return Ok(());
-    }
-    Err(PipelineError::Unsupported {
+    let differs = |what, found: String, expected: String| PipelineError::Refiner {
         path: refiner.path.clone(),
-        kind: format!("a model that does not fit {}", model.path.display()),
-        remedy: Remedy::words(
-            "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
-        ),
-    })
+        base: model.path.clone(),
+        what,
+        found,
+        expected,
+    };
+    let families = match model.family {
+        ModelFamily::Sdxl => vec![ModelFamily::SdxlRefiner, ModelFamily::Sdxl],
+        family => vec![family],
+    };
+    if !families.contains(&refiner.family) {
+        let expected: Vec<String> = families.iter().map(ToString::to_string).collect();
+        let found = refiner.family.to_string();
+        return Err(differs("family", found, expected.join(" or ")));
+    }
+    if model.prediction != refiner.prediction {
+        let [found, expected] = [refiner, model].map(|m| prediction_name(m.prediction).to_owned());
+        return Err(differs("prediction type", found, expected));
+    }
+    if model.latent != refiner.latent {
+        let [found, expected] = [refiner, model].map(|model| {
+            let latent = model.latent;
+            format!(
+                "{} channels of {} pixels, scaled by {}",
+                latent.channels, latent.downscale, latent.scaling_factor
+            )
+        });
+        return Err(differs("latent space", found, expected));
+    }
+    Ok(())
 }
 
 /// Which states are used for prompt and negative prompt.

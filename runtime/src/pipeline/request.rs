@@ -95,7 +95,29 @@ pub struct Micro {
     pub crop: [usize; 2],
 }
 
+/// Largest side and edge that an SDXL is told, in pixels: `ComfyUI`'s limit.
+const LARGEST_TOLD: f64 = 16_384.0;
+
 impl Micro {
+    fn check(self) -> Result<(), RequestError> {
+        for (names, sides) in [
+            (
+                ["micro.original_size[0]", "micro.original_size[1]"],
+                self.original_size,
+            ),
+            (
+                ["micro.target_size[0]", "micro.target_size[1]"],
+                self.target_size,
+            ),
+        ] {
+            for (name, side) in names.into_iter().zip(sides.into_iter().flatten()) {
+                in_range(name, side as f64, 1.0, LARGEST_TOLD)?;
+            }
+        }
+        in_range("micro.crop[0]", self.crop[0] as f64, 0.0, LARGEST_TOLD)?;
+        in_range("micro.crop[1]", self.crop[1] as f64, 0.0, LARGEST_TOLD)
+    }
+
     /// The numbers as a family takes them: heights before widths, tops before lefts. A refiner is told an aesthetic score
     /// in place of the size that is aimed at.
     pub(super) fn time_ids(
@@ -202,6 +224,7 @@ impl Request {
             check_side("seed_resize[0]", width)?;
             check_side("seed_resize[1]", height)?;
         }
+        self.micro.check()?;
         if self.emphasis.is_some() && self.profile.prompts == Prompts::Plain {
             return Err(RequestError::Emphasis {
                 profile: self.profile.name,
@@ -213,6 +236,8 @@ impl Request {
         }
         in_range("options.s_noise", options.s_noise, 0.0, 10.0)?;
         in_range("options.s_churn", options.s_churn, 0.0, 1000.0)?;
+        in_range("options.s_tmin", options.s_tmin, 0.0, f64::INFINITY)?;
+        in_range("options.s_tmax", options.s_tmax, 0.0, f64::INFINITY)?;
         if self.compute.on(Isa::detect()).is_none() {
             return Err(RequestError::Value {
                 field: "compute".to_owned(),
@@ -266,7 +291,6 @@ impl Request {
             }
         }
         let (options, default) = (self.options, Options::default());
-        let churn = [options.s_churn, options.s_tmin, options.s_tmax];
         for (knob, option, changed) in [
             (Knob::Eta, "options.eta", options.eta.is_some()),
             (
@@ -277,7 +301,17 @@ impl Request {
             (
                 Knob::Churn,
                 "options.s_churn",
-                churn != [default.s_churn, default.s_tmin, default.s_tmax],
+                options.s_churn != default.s_churn,
+            ),
+            (
+                Knob::Churn,
+                "options.s_tmin",
+                options.s_tmin != default.s_tmin,
+            ),
+            (
+                Knob::Churn,
+                "options.s_tmax",
+                options.s_tmax != default.s_tmax,
             ),
         ] {
             if changed && !sampler.knobs.contains(&knob) {

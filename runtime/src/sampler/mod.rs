@@ -21,6 +21,7 @@ mod dpmpp_2s_ancestral;
 mod dpmpp_2s_ancestral_cfgpp;
 mod dpmpp_3m_sde;
 mod dpmpp_sde;
+mod effect;
 mod euler;
 mod euler_ancestral;
 mod euler_cfgpp;

@@ -29,6 +29,22 @@ impl Chunk {
     }
 }
 
+/// Most that words may weigh, or its opposite. Norms take squares of weighted numbers, which reach the end of single precision
+/// at 1e19; pictures are noise long before.
+const MOST_WEIGHT: f32 = 1e6;
+
+/// A weight that embeddings can be multiplied by.
+fn checked(text: &str, weight: f32) -> Result<f32, TextError> {
+    if weight.abs() <= MOST_WEIGHT {
+        return Ok(weight);
+    }
+    Err(TextError::Weight {
+        text: text.to_owned(),
+        weight,
+        most: MOST_WEIGHT,
+    })
+}
+
 /// The words of a chunk in the making.
 #[derive(Default)]
 struct Content {
@@ -54,7 +70,7 @@ impl Content {
 /// A prompt's chunks by A1111's rules: parts are tokenised on their own, a full chunk is cut after a near comma.
 ///
 /// # Errors
-/// The tokenizer fails.
+/// A weight is out of range, or the tokenizer fails.
 pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
     let mut chunks = Vec::new();
     let mut content = Content::default();
@@ -63,6 +79,7 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
             chunks.push(content.close(clip));
             continue;
         };
+        let weight = checked(text, *weight)?;
         for id in clip.encode(text)? {
             let full = content.tokens.len() == CONTENT;
             if id == clip.comma() {
@@ -78,7 +95,7 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
             if content.tokens.len() == CONTENT {
                 chunks.push(content.close(clip));
             }
-            content.tokens.push((id, *weight));
+            content.tokens.push((id, weight));
         }
     }
     if chunks.is_empty() || !content.tokens.is_empty() {
@@ -93,7 +110,7 @@ const LONG: usize = 8;
 /// A prompt's chunks by `ComfyUI`'s rules: parts are tokenised on their own, and short ones are kept together.
 ///
 /// # Errors
-/// The tokenizer fails.
+/// A weight is out of range, or the tokenizer fails.
 pub fn comfyui(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
     let mut chunks = Vec::new();
     let mut content = Content::default();
@@ -101,8 +118,9 @@ pub fn comfyui(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextE
         let Part::Text { text, weight } = part else {
             continue;
         };
+        let weight = checked(text, *weight)?;
         let ids = clip.encode(text)?.into_iter();
-        let mut tokens: Vec<(u32, f32)> = ids.map(|id| (id, *weight)).collect();
+        let mut tokens: Vec<(u32, f32)> = ids.map(|id| (id, weight)).collect();
         let is_long = tokens.len() >= LONG;
         let room = |content: &Content| CONTENT - content.tokens.len();
         while tokens.len() > room(&content) {
@@ -161,6 +179,22 @@ mod tests {
                 .all(|c| c.ids.len() == 77 && c.weights.len() == 77 && c.ids[0] == 49406)
         );
         chunks.iter().map(|chunk| words(chunk).len()).collect()
+    }
+
+    #[test]
+    fn weights_that_leave_the_range_of_numbers_are_refused_with_their_words() {
+        let clip = tokenizer(Pad::EndOfText);
+        let digits = "9".repeat(400);
+        for wrong in ["a (red:1000001) cat", &format!("a (red:-{digits}) cat")] {
+            let error = chunks(&parse_attention(wrong), &clip).unwrap_err();
+            assert!(error.to_string().contains("`red`"), "{error}");
+        }
+        for wrong in ["(red:1e30)", "(red:-1e9)"] {
+            let error = comfyui(&parse_comfyui(wrong), &clip).unwrap_err();
+            assert!(error.to_string().contains("`red`"), "{error}");
+        }
+        chunks(&parse_attention("(red:1000000) (cat:-20)"), &clip).unwrap();
+        comfyui(&parse_comfyui("(red:1e6)"), &clip).unwrap();
     }
 
     #[test]

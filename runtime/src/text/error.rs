@@ -48,6 +48,16 @@ pub enum TextError {
         /// The same text, literally.
         escaped: String,
     },
+    /// A weight with which embeddings would leave the range of numbers.
+    #[error("the prompt gives `{text}` a weight of {weight}; the most is {most}")]
+    Weight {
+        /// The words.
+        text: String,
+        /// What they weigh.
+        weight: f32,
+        /// What they may weigh, or its opposite.
+        most: f32,
+    },
     /// Fewer layers than are to be skipped.
     #[error("clip skip {clip_skip}: this model's text encoder returns {layers} inner layers")]
     ClipSkip {

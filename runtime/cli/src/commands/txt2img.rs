@@ -1,17 +1,15 @@
 //! `sdrun txt2img`: pictures from text.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Compute, Dialect, Engine, memory};
-use sd_runtime::noise::Rng;
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
-    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, RequestError, run as make,
+    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
-use sd_runtime::sigmas::{Spread, UnknownSpread};
+use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
@@ -95,13 +93,13 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(long, value_name = "NAME")]
     emphasis: Option<Emphasis>,
     /// Size before cropping that an SDXL is told; the picture's own if left out
-    #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "SDXL")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size, help_heading = "SDXL")]
     original_size: Option<[usize; 2]>,
     /// Size aimed at that an SDXL is told; the picture's own if left out
-    #[arg(long, value_name = "WxH", value_parser = parse_size, help_heading = "SDXL")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size, help_heading = "SDXL")]
     target_size: Option<[usize; 2]>,
     /// Left and top edge of the crop that an SDXL is told
-    #[arg(long, value_name = "X,Y", value_parser = parse_crop, default_value = "0,0", hide_default_value = true, help_heading = "SDXL")]
+    #[arg(long, value_name = "X,Y", allow_hyphen_values = true, value_parser = parse_crop, default_value = "0,0", hide_default_value = true, help_heading = "SDXL")]
     crop: [usize; 2],
     /// Model directory that ends every picture: SDXL's refiner, or another model of the same family
     #[arg(long, value_name = "DIR", help_heading = "Refiner")]
@@ -236,7 +234,7 @@ impl Output {
         dump: Option<&Path>,
         json: bool,
     ) -> anyhow::Result<Self> {
-        let dump = dump.map(Destination::find).transpose()?;
+        let dump = dump.map(Dump::place).transpose()?;
         let mut pictures = Vec::new();
         if let Some(path) = picture {
             refuse_other_formats(path)?;
@@ -284,7 +282,7 @@ impl Output {
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     let request = args.request()?;
-    request.check().map_err(usage_of_field)?;
+    request.check()?;
     let output = Output::find(
         args.output.as_deref(),
         args.batch,
@@ -306,10 +304,10 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
 impl Txt2ImgArgs {
     fn request(&self) -> anyhow::Result<Request> {
         let sampler = self.sampler.as_deref().map(sampler::parse).transpose();
-        let (sampler, named) = sampler.map_err(usage)?.unzip();
+        let (sampler, named) = sampler?.unzip();
         let spread: Option<Spread> = match self.schedule.to_lowercase().as_str() {
             "automatic" => None,
-            name => Some(name.parse().map_err(usage::<UnknownSpread>)?),
+            name => Some(name.parse()?),
         };
         let named = named.flatten();
         if let (Some(spread), Some(named)) = (spread, named)
@@ -358,39 +356,14 @@ impl Txt2ImgArgs {
                 ..options
             },
             spread: spread.or(named),
-            profile: profile::named(&self.profile).map_err(usage)?,
-            rng: self.rng.parse::<Rng>().map_err(usage)?,
+            profile: profile::named(&self.profile)?,
+            rng: self.rng.parse()?,
             clip_skip: self.clip_skip,
             initial_noise: self.init_noise.clone(),
             ignore_lora_tags: self.ignore_lora_tags,
             graph: self.graph,
             compute: self.compute,
         })
-    }
-}
-
-/// An error of the library that is one of usage.
-fn usage<E: Error + Send + Sync + 'static>(error: E) -> anyhow::Error {
-    let text = error.to_string();
-    anyhow::Error::new(error).context(UsageError(text))
-}
-
-/// [`usage`] of a request's field, with the option that sets it.
-fn usage_of_field(error: RequestError) -> anyhow::Error {
-    let Some(option) = error.field().map(option_of) else {
-        return usage(error);
-    };
-    let text = UsageError(format!("{option}: {error}"));
-    anyhow::Error::new(error).context(text)
-}
-
-/// The option that sets a field of a request, such as `options.s_noise` or `seed_resize[0]`.
-fn option_of(field: &str) -> String {
-    let name = field.strip_prefix("options.").unwrap_or(field);
-    match name.split('[').next() {
-        Some("guidance_scale") => "--cfg".to_owned(),
-        Some(name) => format!("--{}", name.replace('_', "-")),
-        None => String::new(),
     }
 }
 
