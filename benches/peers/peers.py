@@ -138,13 +138,13 @@ def time_passes(folder, contenders, parts):
 
     inputs = folder.inputs()
     expected = load_file(folder.path / f"reference-{args.size}.safetensors")
-    outputs = folder.path / ".outputs.safetensors"
+    ours_outputs, outputs = (folder.path / f".outputs-{who}.safetensors" for who in ("ours", "peer"))
     passes = ["--runs", args.runs, "--threads", args.threads]
     for contender in ours():
         say(f"{contender}: {', '.join(parts)}")
         command = [args.bin / "sdbench", "run", "-m", folder.ours, "--size", args.size, *native(contender), *passes]
-        report = json.loads(run([*command, "--dump", outputs])[0])
-        found = load_file(outputs)
+        report = json.loads(run([*command, "--dump", ours_outputs])[0])
+        found = load_file(ours_outputs)
         for part in parts:
             figures, output = report[part], f"{part}.{output_name(part)}"
             yield contender, part, dict(
