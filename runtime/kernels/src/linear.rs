@@ -4,7 +4,7 @@
 //! them. So weights are read from memory once, and a 16-bit weight costs little more than a single-precision one.
 
 use crate::activation::Activation;
-use crate::factors::{FactorTask, Factors, Split, vectorize};
+use crate::factors::{FactorTask, Factors, Kind, Split, vectorize};
 use crate::isa::Task;
 use crate::pack::{Matrix, Part};
 use crate::pool::for_each_task;
@@ -40,6 +40,10 @@ const WEIGHTS: usize = 80 << 10;
 
 /// Rows that are taken through all of a task's panels before the next ones.
 const ROWS: usize = 48;
+
+/// Fewest rows that are worth rounding the weights for. What a time embedding passes through has one or two, and what follows from
+/// it is everywhere.
+const ROUNDED_ROWS: usize = 8;
 
 /// Rows that one task rounds to factors.
 const TASK_ROWS: usize = 16;
@@ -107,8 +111,14 @@ impl Task for Rows<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
+        let rows = self.x.len() / self.layer.inputs;
+        let factors = if rows < ROUNDED_ROWS {
+            Kind::Single
+        } else {
+            self.run.factors()
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.run.factors().dispatch::<S, _>(self) }
+        unsafe { factors.dispatch::<S, _>(self) }
     }
 }
 
