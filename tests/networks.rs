@@ -67,8 +67,8 @@ fn a_refiner_and_its_base_model_stay_for_the_next_picture() {
     let (_base, base) = synthetic("sdxl");
     let (_refiner, refiner) = synthetic("sdxl-refiner");
     let models = Models {
-        base: ModelDir::open(&base).unwrap(),
         refiner: Some(ModelDir::open(&refiner).unwrap()),
+        ..Models::one(ModelDir::open(&base).unwrap())
     };
     let request = Request {
         width: Some(64),

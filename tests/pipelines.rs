@@ -102,8 +102,8 @@ fn runs_are_those_of_diffusers(family: &str) {
             .then(|| synthetic("sdxl-refiner"));
         let open = |path: &PathBuf| ModelDir::open(path).unwrap();
         let models = Models {
-            base: open(&model),
             refiner: refiner.as_ref().map(|(_dir, path)| open(path)),
+            ..Models::one(open(&model))
         };
         let (made, found) = dumped(&models, &request(&asked, case));
         fs::write(model.join("scheduler/scheduler_config.json"), before).unwrap();

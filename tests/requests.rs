@@ -110,7 +110,7 @@ fn what_a_program_does_in_another_way_than_asked_is_said() {
 fn weights_act_by_the_rule_that_is_asked_for_or_the_profiles() {
     let weighted = |profile, emphasis| {
         let request = Request {
-            prompt: "a (red:1.4) circle".to_owned(),
+            prompt: "a (red:1.4) (circle:0.8)".to_owned(),
             profile,
             emphasis,
             steps: Some(2),
@@ -757,8 +757,8 @@ fn a_refiner_ends_what_the_base_model_began() {
     let (_refiner, refiner) = synthetic("sdxl-refiner");
     let open = |path: &Path| ModelDir::open(path).unwrap();
     let refined = Models {
-        base: open(&base),
         refiner: Some(open(&refiner)),
+        ..Models::one(open(&base))
     };
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("dump.safetensors");
@@ -795,8 +795,8 @@ fn a_refiner_ends_what_the_base_model_began() {
     }
     // Another family has other latents.
     let strange = Models {
-        base: open(demo_model()),
         refiner: Some(open(&refiner)),
+        ..Models::one(open(demo_model()))
     };
     let error = make_with(&strange, &circle(), None)
         .unwrap_err()

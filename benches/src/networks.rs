@@ -105,8 +105,8 @@ impl Networks {
         }
         let refiner = args.refiner.as_deref().map(ModelDir::open).transpose()?;
         let models = Models {
-            base: ModelDir::open(&args.model)?,
             refiner,
+            ..Models::one(ModelDir::open(&args.model)?)
         };
         let request = Request {
             prompt: "a lighthouse at dusk".to_owned(),
@@ -215,24 +215,18 @@ impl Networks {
             outputs,
         })
     }
+}
 
+impl Said {
     /// Keeps what a text encoder said, for the UNet of its model.
-    pub(crate) fn hear(
-        &self,
-        place: &Place,
-        outputs: Vec<ArrayD<f32>>,
-        said: &mut Said,
-    ) -> anyhow::Result<()> {
-        let Kind::Text(i) = place.kind else {
+    pub(crate) fn hear(&mut self, place: &Place, outputs: Vec<ArrayD<f32>>) -> anyhow::Result<()> {
+        if !matches!(place.kind, Kind::Text(_)) {
             return Ok(());
-        };
-        let (model, _) = self.model(place)?;
-        let (chunk, _) = truncated(&self.plan.prompt, &model.texts[i].tokenizer)?;
+        }
         let mut outputs = outputs.into_iter();
         let states = outputs.next().context("a layer's states")?;
         let pooled = outputs.next().map(ArrayD::into_dimensionality::<Ix2>);
-        said.0[place.model].push(Encoded {
-            token_ids: chunk.row(),
+        self.0[place.model].push(Encoded {
             states: states.into_dimensionality::<Ix3>()?,
             pooled: pooled.transpose()?,
         });

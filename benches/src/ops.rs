@@ -75,7 +75,7 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
     let mut said = Said::default();
     for text in places.iter().filter(|text| text.is_heard_by(place)) {
         let outputs = networks.load(text, &said)?.pass(&networks.cancel)?;
-        networks.hear(text, outputs, &mut said)?;
+        said.hear(text, outputs)?;
     }
     let peak_flops = peak::flops(networks.engine.threads());
     let mut loaded = networks.load(place, &said)?;

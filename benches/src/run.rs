@@ -32,7 +32,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
     let mut figures = BTreeMap::new();
     for place in networks.places() {
         let (measured, outputs) = measure(&networks, &place, &said, args.runs, &mut dump)?;
-        networks.hear(&place, outputs, &mut said)?;
+        said.hear(&place, outputs)?;
         figures.insert(place.name, measured);
     }
     if let Some(to) = &dump_to {

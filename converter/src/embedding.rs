@@ -56,19 +56,39 @@ impl Embedding {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, or is no textual inversion.
+    /// It cannot be read, or is no textual inversion for a published text encoder.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
-        let source = open(path)?;
-        Self::read(&*source)?.ok_or_else(|| ConvertError::NotAnEmbedding {
+        Self::open_with(path, is_published)
+    }
+
+    /// Reads a file that is one for whatever text encoder.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no textual inversion.
+    pub fn open_any(path: &Path) -> Result<Self, ConvertError> {
+        Self::open_with(path, |width| width > 0)
+    }
+
+    fn open_with(path: &Path, is_width: fn(usize) -> bool) -> Result<Self, ConvertError> {
+        let embedding = Self::of(&*open(path)?, is_width)?;
+        embedding.ok_or_else(|| ConvertError::NotAnEmbedding {
             path: path.to_owned(),
         })
     }
 
-    /// Reads the tensors of a file, if they are those of a textual inversion.
+    /// Reads the tensors of a file, if they are those of a textual inversion for a published text encoder.
     ///
     /// # Errors
     /// It is one, but a damaged one.
     pub fn read(source: &dyn TensorSource) -> Result<Option<Self>, ConvertError> {
+        Self::of(source, is_published)
+    }
+
+    /// Reads the tensors of a file; a lone tensor is a textual inversion if it has such a width.
+    fn of(
+        source: &dyn TensorSource,
+        is_width: fn(usize) -> bool,
+    ) -> Result<Option<Self>, ConvertError> {
         let keys: Vec<&str> = source.tensors().keys().map(String::as_str).collect();
         let params: Vec<&str> = keys
             .iter()
@@ -84,7 +104,7 @@ impl Embedding {
             }
             _ if keys.contains(&"emb_params") => vec!["emb_params"],
             _ if keys.contains(&"clip_l") && keys.contains(&"clip_g") => vec!["clip_l", "clip_g"],
-            ([], [one]) if ENCODERS.contains(one) || is_rows_of_known_width(source, one) => {
+            ([], [one]) if ENCODERS.contains(one) || is_rows(source, one, is_width) => {
                 vec![*one]
             }
             _ => return Ok(None),
@@ -125,10 +145,13 @@ impl Embedding {
     }
 }
 
-fn is_rows_of_known_width(source: &dyn TensorSource, key: &str) -> bool {
+fn is_published(width: usize) -> bool {
+    WIDTHS.iter().any(|(known, _)| *known == width)
+}
+
+fn is_rows(source: &dyn TensorSource, key: &str, is_width: fn(usize) -> bool) -> bool {
     let shape = &source.tensors()[key].shape;
-    let width = shape.last().copied().unwrap_or(0);
-    shape.len() <= 2 && WIDTHS.iter().any(|(known, _)| *known == width)
+    shape.len() <= 2 && is_width(shape.last().copied().unwrap_or(0))
 }
 
 /// A matrix with a row per token, or one row.

@@ -12,6 +12,7 @@ use crate::pipeline::{PipelineError, RequestError};
 use crate::sampler::UnknownSampler;
 use crate::sigmas::UnknownSpread;
 use crate::text::TextError;
+use crate::text::styles::StyleError;
 
 /// What can be done about an error, in words that fit every program. Those that name an option or another program are variants,
 /// so that a program can say what that is called there.
@@ -80,6 +81,7 @@ impl Remedy {
             .or_else(|| is(error, RequestError::hint))
             .or_else(|| is(error, EngineError::hint))
             .or_else(|| is(error, TextError::hint))
+            .or_else(|| is(error, StyleError::hint))
             .or_else(|| is(error, DenoiseError::hint))
             .or_else(|| is(error, TextureError::hint))
             .or_else(|| is(error, UnknownSampler::hint))

@@ -538,12 +538,19 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A storage: `("storage", type, key, location, number of elements)`, in old files with a view of another storage.
+    /// A storage: `("storage", type, key, location, number of elements)`, in old files with a view of another storage; or, in old
+    /// files, a class with its source: `("module", class, file, source)`.
     fn persistent(&mut self, id: Id) -> Result<()> {
         let items: Vec<Id> = match self.value(id) {
             Value::Tuple(items) => items.iter().take(6).copied().collect(),
             _ => return Err(self.damaged("a persistent id that is no tuple")),
         };
+        if let [kind, class, _file, _source] = items[..]
+            && let (Value::Str("module"), &Value::Global(global)) =
+                (self.value(kind), self.value(class))
+        {
+            return self.push(Value::Global(global));
+        }
         let [kind, storage, key, _location, numel, view @ ..] = items.as_slice() else {
             return Err(self.damaged("a persistent id that is no storage"));
         };

@@ -2,6 +2,7 @@
 
 mod commands;
 mod demo_model;
+mod embeddings;
 mod hint;
 mod progress;
 mod usage;

@@ -33,7 +33,7 @@ fn wrong(error: &(dyn Error + 'static)) -> Option<String> {
     let is_text = matches!(
         error.downcast_ref(),
         Some(PipelineError::Text(
-            TextError::Unsupported { .. } | TextError::Weight { .. } | TextError::ClipSkip { .. }
+            TextError::Weight { .. } | TextError::ClipSkip { .. }
         ))
     );
     (is_name || is_text).then(|| error.to_string())
@@ -47,6 +47,7 @@ fn option_of(field: &str) -> String {
         .unwrap_or(field);
     match name.split('[').next() {
         Some("guidance_scale") => "--cfg".to_owned(),
+        Some("negative_prompt") => "--negative".to_owned(),
         Some(name) => format!("--{}", name.replace('_', "-")),
         None => String::new(),
     }

@@ -595,6 +595,60 @@ fn onnx_runtimes_own_log_does_not_reach_the_user() {
     );
 }
 
+#[test]
+fn styles_and_embeddings_go_into_the_picture_and_its_settings() {
+    let dir = folder();
+    let styles = "name,prompt,negative_prompt\nnight,\"{prompt}, at night\",day\n";
+    fs::write(dir.path().join("styles.csv"), styles).unwrap();
+    fs::write(dir.path().join("broken.csv"), "name,prompt\na,\"b\"c\n").unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let inversion = "demo-stripes.safetensors";
+    fs::create_dir(dir.path().join("words")).unwrap();
+    fs::copy(
+        demo.join(inversion),
+        dir.path().join("words").join(inversion),
+    )
+    .unwrap();
+    let short = [
+        "txt2img",
+        "-p",
+        "a demo-stripes circle",
+        "--steps",
+        "1",
+        "--seed",
+        "7",
+    ];
+    let told = |more: &[&str]| run(sdrun(dir.path()).args(short).args(more));
+    let styled = ["--styles", "styles.csv", "--style", "night"];
+    let (code, _, stderr) =
+        told(&[&styled[..], &["--embeddings", "words", "-o", "a.png"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    let picture = fs::read(dir.path().join("a.png")).unwrap();
+    let settings = String::from_utf8_lossy(&picture);
+    for part in [
+        "a demo-stripes circle, at night\nNegative prompt: day\nSteps: 1",
+        "TI hashes: \"demo-stripes: d8718ccac584\"",
+    ] {
+        assert!(settings.contains(part), "{part}");
+    }
+    for (more, said) in [
+        (
+            &["--styles", "broken.csv"][..],
+            "broken.csv: line 2, column 6",
+        ),
+        (
+            &["--styles", "styles.csv", "--style", "nigth"],
+            "`night` is the nearest",
+        ),
+        (&["--embeddings", "nowhere"], "nowhere"),
+    ] {
+        let (code, _, stderr) = told(more);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+    assert_eq!(told(&["--style", "night"]).0, Some(2));
+}
+
 /// The demo model's networks, as a processor of each level runs them.
 #[test]
 fn a_processor_without_the_instructions_runs_portable_graphs_and_says_so() {

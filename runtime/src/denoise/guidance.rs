@@ -4,12 +4,20 @@ use super::{DenoiseError, Denoiser, Latents, Level, Unet, denoised};
 use crate::engine::Cancel;
 use crate::text::Condition;
 
-/// `uncond + scale (cond - uncond)`.
+/// `uncond + scale sum(weight (cond - uncond))`: away from what should not be seen, towards each of the prompts as much as its
+/// weight says (Liu et al. 2022, arXiv:2206.01714).
 #[must_use]
-pub fn guide(cond: &Latents, uncond: &Latents, scale: f32) -> Latents {
-    let mut guided = cond - uncond;
-    guided *= scale;
-    guided += uncond;
+pub fn guide<'a>(
+    conds: impl IntoIterator<Item = (&'a Latents, f64)>,
+    uncond: &Latents,
+    scale: f64,
+) -> Latents {
+    let mut guided = uncond.clone();
+    for (cond, weight) in conds {
+        let mut towards = cond - uncond;
+        towards *= (weight * scale) as f32;
+        guided += &towards;
+    }
     guided
 }
 
@@ -27,11 +35,12 @@ pub fn rescale(guided: &mut Latents, cond: &Latents, phi: f64) {
 pub struct Guided<'a> {
     /// The network.
     pub unet: &'a mut Unet,
-    /// The prompt.
-    pub cond: &'a Condition,
+    /// The prompts that are followed at once, with their weights; at least one.
+    pub conds: Vec<(&'a Condition, f64)>,
     /// The negative prompt.
     pub uncond: &'a Condition,
-    /// How strongly the prompt is followed; at 1 the negative prompt has no influence and is not run.
+    /// How strongly prompts are followed; one prompt that is followed at 1 alone runs without the negative prompt, which has
+    /// no influence then.
     pub scale: f64,
     /// How much of the prompt's spread is given back, 0 to 1.
     pub rescale: f64,
@@ -52,6 +61,32 @@ impl Guided<'_> {
             .predict(&input, level.t, conditions, self.scale, self.cancel)
     }
 
+    /// What the difference of prompt and negative prompt is multiplied by. Networks that embed guidance need no difference.
+    fn guidance(&self) -> f64 {
+        match self.unet.embeds_guidance() {
+            true => 1.0,
+            false => self.scale,
+        }
+    }
+
+    /// The guided estimate, and that of the negative prompt.
+    fn guided(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
+        let conditions = self.conds.iter().map(|(cond, _)| *cond);
+        let conditions: Vec<_> = conditions.chain([self.uncond]).collect();
+        let mut outputs = self.predict(x, level, &conditions)?;
+        let uncond = outputs.pop().expect("an output for every condition");
+        let weights = self.conds.iter().map(|(_, weight)| *weight);
+        let conds = outputs.iter().zip(weights);
+        let mut guided = guide(conds.clone(), &uncond, self.guidance());
+        if self.rescale > 0.0 {
+            match &outputs[..] {
+                [cond] => rescale(&mut guided, cond, self.rescale),
+                _ => rescale(&mut guided, &guide(conds, &uncond, 1.0), self.rescale),
+            }
+        }
+        Ok([&guided, &uncond].map(|output| self.clean(x, output, level)))
+    }
+
     /// The clean latents by an output.
     fn clean(&self, x: &Latents, output: &Latents, level: Level) -> Latents {
         denoised(self.unet.prediction, x, output, level.sigma)
@@ -60,12 +95,14 @@ impl Guided<'_> {
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
-        if self.scale != 1.0 && !self.unet.embeds_guidance() {
-            let [guided, _] = self.denoise_both(x, level)?;
-            return Ok(guided);
+        if let [(cond, weight)] = self.conds[..]
+            && weight * self.guidance() == 1.0
+        {
+            let outputs = self.predict(x, level, &[cond])?;
+            return Ok(self.clean(x, &outputs[0], level));
         }
-        let mut outputs = self.predict(x, level, &[self.cond])?;
-        Ok(self.clean(x, &outputs.remove(0), level))
+        let [guided, _] = self.guided(x, level)?;
+        Ok(guided)
     }
 
     fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
@@ -73,12 +110,7 @@ impl Denoiser for Guided<'_> {
             let denoised = self.denoise(x, level)?;
             return Ok([denoised.clone(), denoised]);
         }
-        let outputs = self.predict(x, level, &[self.cond, self.uncond])?;
-        let mut guided = guide(&outputs[0], &outputs[1], self.scale as f32);
-        if self.rescale > 0.0 {
-            rescale(&mut guided, &outputs[0], self.rescale);
-        }
-        Ok([&guided, &outputs[1]].map(|output| self.clean(x, output, level)))
+        self.guided(x, level)
     }
 }
 
@@ -93,7 +125,7 @@ mod tests {
     #[test]
     fn guidance_extrapolates_and_its_spread_is_given_back() {
         let cond = latents([1.0, 2.0, 3.0, 4.0]);
-        let mut guided = guide(&cond, &latents([0.0, 1.0, 0.0, 1.0]), 7.5);
+        let mut guided = guide([(&cond, 1.0)], &latents([0.0, 1.0, 0.0, 1.0]), 7.5);
         assert_eq!(guided, latents([7.5, 8.5, 22.5, 23.5]));
         rescale(&mut guided, &cond, 0.7);
         let expected = [3.030_89, 3.435_009, 9.092_671, 9.496_79];
@@ -103,5 +135,13 @@ mod tests {
         let mut whole = latents([7.5, 8.5, 22.5, 23.5]);
         rescale(&mut whole, &cond, 1.0);
         assert!((whole.std(1.0) - cond.std(1.0)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn prompts_are_followed_as_much_as_they_weigh() {
+        let (a, b) = (latents([1.0, 2.0, 3.0, 4.0]), latents([0.0, 4.0, 0.0, 8.0]));
+        let uncond = latents([1.0, 0.0, 1.0, 0.0]);
+        let guided = guide([(&a, 1.0), (&b, -0.5)], &uncond, 2.0);
+        assert_eq!(guided, latents([2.0, 0.0, 6.0, 0.0]));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{DenoiseError, Denoiser, Guided, Latents, Level, Unet};
 use crate::engine::{Cancel, EngineError};
-use crate::text::Condition;
+use crate::text::{Condition, Guides};
 
 /// Leases a network by its number: 0 is the base model, 1 the refiner.
 pub type LeaseUnet<'a> = dyn Fn(usize) -> Result<Unet, EngineError> + 'a;
@@ -39,7 +39,9 @@ pub struct Relay<'a, 'n> {
     /// Base model and refiner.
     pub networks: &'a mut Networks<'n>,
     /// Prompt and negative prompt for each of them.
-    pub conditions: &'a [[Condition; 2]],
+    pub conditions: &'a [Guides<Condition>],
+    /// Calls so far, by which prompts change.
+    pub calls: usize,
     /// The refiner is called below this timestep.
     pub refiner_below: Option<f64>,
     /// How strongly the prompt is followed, as it was asked for.
@@ -59,10 +61,12 @@ pub fn is_refined(t: f64, refiner_below: Option<f64>) -> bool {
 }
 
 impl Relay<'_, '_> {
-    /// The network whose turn it is at a level.
+    /// The network whose turn it is at a level, and the prompts that hold for this call.
     fn runner(&mut self, level: Level) -> Result<Guided<'_>, EngineError> {
         let number = usize::from(is_refined(level.t, self.refiner_below));
-        let [cond, uncond] = &self.conditions[number];
+        let Guides { cond, uncond } = &self.conditions[number];
+        let call = self.calls;
+        self.calls += 1;
         let unet = self.networks.get(number)?;
         let scale = match unet.embeds_guidance() {
             true => self.asked_scale,
@@ -70,8 +74,11 @@ impl Relay<'_, '_> {
         };
         Ok(Guided {
             unet,
-            cond,
-            uncond,
+            conds: cond
+                .iter()
+                .map(|(cond, weight)| (cond.at(call), *weight))
+                .collect(),
+            uncond: uncond.at(call),
             scale,
             rescale: self.rescale,
             cancel: self.cancel,

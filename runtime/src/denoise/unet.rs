@@ -38,11 +38,28 @@ impl Unet {
     /// embed it.
     ///
     /// A portable graph is run for one condition after the other: it gains nothing from batches, and memory stays small. A
-    /// native one is run once: what does not depend on the prompt is computed once, and weights are read once.
+    /// native one is run for two at once: what does not depend on the prompt is computed once, and weights are read once. More
+    /// than two would take more memory than a prompt and a negative prompt, for which it was planned.
     ///
     /// # Errors
     /// The network fails, or returns another shape or numbers that are none.
     pub fn predict(
+        &mut self,
+        x: &Latents,
+        t: f64,
+        conditions: &[&Condition],
+        guidance: f64,
+        cancel: &Cancel,
+    ) -> Result<Vec<Latents>, DenoiseError> {
+        let mut outputs = Vec::with_capacity(conditions.len());
+        for pair in conditions.chunks(2) {
+            outputs.extend(self.predict_pair(x, t, pair, guidance, cancel)?);
+        }
+        Ok(outputs)
+    }
+
+    /// [`Self::predict`] under one or two conditions.
+    fn predict_pair(
         &mut self,
         x: &Latents,
         t: f64,

@@ -12,6 +12,7 @@ mod parts;
 mod pool;
 mod profile;
 pub mod setup;
+mod splice;
 mod verified;
 
 use std::num::NonZero;
@@ -30,6 +31,7 @@ pub use error::EngineError;
 pub use network::{Input, Network};
 pub use pool::{Key, Lease, Pool, Usage};
 pub use profile::{NodeRun, Profile};
+pub use splice::{VECTOR_PLACES, VECTORS};
 use verified::Verified;
 
 /// How the engine is started.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::parts::Part;
 use super::profile::{self, Profile};
-use super::{Cancel, Engine, EngineError, Key, Verified, ops};
+use super::{Cancel, Engine, EngineError, Key, Verified, ops, splice};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -100,12 +100,12 @@ impl Network {
         variant: Option<&Variant>,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        let load = |file: &str| Graph::load(engine, key, file, cancel);
         let needs = variant.map_or(&[][..], |variant| &variant.needs);
-        let parts = needs.iter().map(|file| Ok(Part::new(load(file)?)));
+        let part = |file| Ok(Part::new(Graph::load(engine, key, file, false, cancel)?));
+        let parts = needs.iter().map(|file| part(file));
         Ok(Self {
             parts: parts.collect::<Result<_, EngineError>>()?,
-            graph: load(&key.variant)?,
+            graph: Graph::load(engine, key, &key.variant, key.takes_vectors, cancel)?,
             native: variant.is_some_and(|variant| !variant.custom_domains.is_empty()),
         })
     }
@@ -187,6 +187,15 @@ impl Network {
         Ok(self.graph.declared(name)?.batch())
     }
 
+    /// Length of the last dimension of its input `name`, if that is fixed.
+    ///
+    /// # Errors
+    /// It has no such input.
+    pub fn width(&self, name: &str) -> Result<Option<usize>, EngineError> {
+        let declared = self.graph.declared(name)?;
+        Ok(declared.shape.last().copied().flatten())
+    }
+
     /// Whether an input with a batch of 1 goes with others that have more, and is repeated where they meet. Our own operators do
     /// that.
     #[must_use]
@@ -214,7 +223,13 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    fn load(engine: &Engine, key: &Key, file: &str, cancel: &Cancel) -> Result<Self, EngineError> {
+    fn load(
+        engine: &Engine,
+        key: &Key,
+        file: &str,
+        takes_vectors: bool,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
         let path = &key.folder().join(file);
         let failed = |problem: String| EngineError::Load {
             path: path.to_owned(),
@@ -252,9 +267,20 @@ impl Graph {
                 .with_profiling(folder.path().join(name))
                 .map_err(|e| say(&e))?;
         }
+        let spliced = takes_vectors.then(|| with_vectors(path)).transpose()?;
+        if spliced.is_some() {
+            // Where the weights are of a graph that comes from memory.
+            let folder = "session.model_external_initializers_file_folder_path";
+            builder = builder
+                .with_config_entry(folder, key.folder().to_string_lossy())
+                .map_err(|e| say(&e))?;
+        }
         let canceler = builder.canceler();
         let stop = move || drop(canceler.cancel());
-        let session = cancel.during(stop, || builder.commit_from_file(path))?;
+        let session = cancel.during(stop, || match &spliced {
+            Some(graph) => builder.commit_from_memory(graph),
+            None => builder.commit_from_file(path),
+        })?;
         let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
         Ok(Self {
             session,
@@ -385,6 +411,18 @@ impl Graph {
             problem,
         }
     }
+}
+
+/// The graph of a file with inputs for vectors.
+fn with_vectors(path: &Path) -> Result<Vec<u8>, EngineError> {
+    let graph = std::fs::read(path).map_err(|source| EngineError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    splice::with_vectors(&graph).map_err(|problem| EngineError::Interface {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    })
 }
 
 /// The numbers of an output, which is half precision in some graphs.

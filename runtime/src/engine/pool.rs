@@ -33,6 +33,8 @@ pub struct Key {
     pub dims: Vec<(String, usize)>,
     /// What its products are computed in.
     pub compute: Compute,
+    /// Whether it takes vectors in place of some that it looks up: [`super::VECTORS`].
+    pub takes_vectors: bool,
 }
 
 impl Key {
@@ -49,6 +51,7 @@ impl Key {
             variant: Self::PLAIN.to_owned(),
             dims: dims.collect(),
             compute: Compute::F32,
+            takes_vectors: false,
         }
     }
 
@@ -65,6 +68,15 @@ impl Key {
     #[must_use]
     pub fn compute(self, compute: Compute) -> Self {
         Self { compute, ..self }
+    }
+
+    /// The same with inputs for vectors, if there is need of them.
+    #[must_use]
+    pub fn takes_vectors(self, takes_vectors: bool) -> Self {
+        Self {
+            takes_vectors,
+            ..self
+        }
     }
 
     /// The component's folder.

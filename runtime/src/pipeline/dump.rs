@@ -5,11 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ndarray::{ArrayD, ArrayView, Dimension};
+use ndarray::{Array2, ArrayD, ArrayView, Dimension, arr1};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sd_models::tokenizer::POSITIONS;
 
 use super::{Destination, PipelineError};
 use crate::engine::Cancel;
+use crate::text::{Chunk, Condition, Guides, Timeline};
 
 /// Longest header that is read, in bytes: a dump has some hundred for each step.
 const LONGEST_HEADER: u64 = 16 << 20;
@@ -52,6 +54,50 @@ impl Dump {
             .push((name.into(), Dtype::I64, tensor.shape().to_vec(), bytes));
     }
 
+    /// Adds what a UNet is told in a run of so many calls. `suffix` is for a refiner's.
+    pub(super) fn add_text(
+        &mut self,
+        calls: Option<usize>,
+        conditions: &Guides<Condition>,
+        suffix: &str,
+    ) {
+        for place in places(conditions, calls) {
+            let Place { value, of, at, .. } = &place;
+            let name = |what: &str| format!("{what}{of}{suffix}{at}");
+            self.append(&name("text_embeddings"), &value.context.view());
+            if let Some(pooled) = &value.pooled {
+                self.append(&name("pooled"), &pooled.view());
+            }
+            if let Some(weight) = place.weight
+                && suffix.is_empty()
+            {
+                self.append(&format!("weight{at}"), &arr1(&[weight as f32]).view());
+            }
+        }
+        let mut conditions = conditions.values();
+        if let Some(time_ids) = conditions.next().and_then(|(c, _)| c.time_ids.as_ref()) {
+            self.append(&format!("time_ids{suffix}"), &time_ids.view());
+        }
+    }
+
+    /// Adds token ids and weights, [chunks, 77]. `number` is for a second encoder's.
+    pub(super) fn add_tokens(
+        &mut self,
+        calls: Option<usize>,
+        tokens: &Guides<Vec<Chunk>>,
+        number: &str,
+    ) {
+        for Place { value, of, at, .. } in places(tokens, calls) {
+            let name = |what: &str| format!("{what}{of}{number}{at}");
+            let shape = (value.len(), POSITIONS);
+            let ids = |(chunk, i): (usize, usize)| i64::from(value[chunk].ids[i]);
+            self.add_ids(name("token_ids"), &Array2::from_shape_fn(shape, ids).view());
+            let weight = |(chunk, i): (usize, usize)| value[chunk].weights[i];
+            let weights = Array2::from_shape_fn(shape, weight);
+            self.append(&name("token_weights"), &weights.view());
+        }
+    }
+
     /// Notes a setting of the run.
     pub fn set(&mut self, key: &str, value: &str) {
         self.metadata.insert(key.to_owned(), value.to_owned());
@@ -89,6 +135,61 @@ impl Dump {
             .expect("names are unique and views are whole");
         to.write(&bytes, cancel)
     }
+}
+
+/// What holds from a model call on.
+struct Place<'a, T> {
+    value: &'a T,
+    /// `_uncond` for a negative prompt's.
+    of: &'static str,
+    /// The end of its name: none if it holds throughout, `.NNN` from call NNN on, `.NNN.K` for a part of a composition.
+    at: String,
+    /// A part's weight.
+    weight: Option<f64>,
+}
+
+/// All that holds in a run of so many calls.
+fn places<T>(guides: &Guides<T>, calls: Option<usize>) -> Vec<Place<'_, T>> {
+    let mut places = Vec::new();
+    let of_all: Vec<_> = guides.cond.iter().map(|(line, _)| line).collect();
+    for call in changes(&of_all, calls) {
+        for (k, (line, weight)) in guides.cond.iter().enumerate() {
+            let at = match guides.is_single() {
+                true if line.is_constant() => String::new(),
+                true => format!(".{call:03}"),
+                false => format!(".{call:03}.{k}"),
+            };
+            places.push(Place {
+                value: line.at(call),
+                of: "",
+                at,
+                weight: (!guides.is_single()).then_some(*weight),
+            });
+        }
+    }
+    for call in changes(&[&guides.uncond], calls) {
+        places.push(Place {
+            value: guides.uncond.at(call),
+            of: "_uncond",
+            at: match guides.uncond.is_constant() {
+                true => String::new(),
+                false => format!(".{call:03}"),
+            },
+            weight: None,
+        });
+    }
+    places
+}
+
+/// Calls at which something else begins to hold; the first is number 0.
+fn changes<T>(lines: &[&Timeline<T>], calls: Option<usize>) -> Vec<usize> {
+    let round = lines.iter().map(|line| line.round()).max().unwrap_or(1);
+    let count = calls.unwrap_or(round).clamp(1, round);
+    let changes = |call: usize| {
+        let differ = |line: &&Timeline<T>| !std::ptr::eq(line.at(call), line.at(call - 1));
+        call == 0 || lines.iter().any(differ)
+    };
+    (0..count).filter(|&call| changes(call)).collect()
 }
 
 /// Whether nothing is lost with a file: there is none, it is empty, or a dump of any version.
@@ -141,7 +242,6 @@ pub fn read_initial_noise(path: &Path) -> Result<ArrayD<f32>, PipelineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::arr1;
 
     #[test]
     fn a_dump_replaces_dumps_and_nothing_else() {

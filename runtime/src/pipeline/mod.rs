@@ -13,6 +13,7 @@ mod json;
 mod model;
 mod output;
 mod plan;
+mod prompts;
 mod request;
 mod run;
 mod stages;

@@ -16,7 +16,7 @@ use super::PipelineError;
 use crate::Remedy;
 use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose, memory};
 use crate::profile::{ConfigError, Trained};
-use crate::text::ClipTokenizer;
+use crate::text::{ClipTokenizer, Embeddings};
 
 /// A text encoder and its tokenizer.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Text {
     pub component: &'static str,
     /// Its tokenizer.
     pub tokenizer: ClipTokenizer,
+    /// How many numbers there are for a token, if its `config.json` says so.
+    pub width: Option<usize>,
 }
 
 impl Text {
@@ -34,10 +36,17 @@ impl Text {
             _ => ("text_encoder", "tokenizer"),
         };
         let tokenizer = ClipTokenizer::from_dir(&path.join(tokenizer))?;
-        check_tokens(path, component, &tokenizer)?;
+        let config = path.join(component).join("config.json");
+        let config = match config.is_file() {
+            true => read_json(&config)?,
+            false => Value::Null,
+        };
+        check_tokens(path, component, &tokenizer, &config)?;
+        let width = config["hidden_size"].as_u64();
         Ok(Self {
             component,
             tokenizer,
+            width: width.and_then(|width| usize::try_from(width).ok()),
         })
     }
 }
@@ -49,15 +58,18 @@ pub struct Models {
     pub base: ModelDir,
     /// What ends it, if something else does.
     pub refiner: Option<ModelDir>,
+    /// Textual inversions that prompts may name.
+    pub embeddings: Embeddings,
 }
 
 impl Models {
-    /// A model without a refiner.
+    /// A model alone.
     #[must_use]
     pub fn one(base: ModelDir) -> Self {
         Self {
             base,
             refiner: None,
+            embeddings: Embeddings::none(),
         }
     }
 
@@ -363,12 +375,9 @@ fn check_tokens(
     path: &Path,
     component: &str,
     tokenizer: &ClipTokenizer,
+    config: &Value,
 ) -> Result<(), PipelineError> {
-    let config = path.join(component).join("config.json");
-    if !config.is_file() {
-        return Ok(());
-    }
-    let rows = read_json(&config)?["vocab_size"].as_u64();
+    let rows = config["vocab_size"].as_u64();
     let (token, id) = tokenizer.last();
     match rows {
         Some(rows) if u64::from(id) >= rows => Err(PipelineError::NotAModel {

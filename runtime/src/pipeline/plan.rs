@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sd_models::diffusers::prediction_name;
 use sd_models::family::ModelFamily;
 
+use super::prompts::Words;
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, idle, infotext};
 use crate::Remedy;
@@ -15,8 +16,7 @@ use crate::noise::{BrownianTree, FirstNoise, Origin, Rng, Variation};
 use crate::profile::Profile;
 use crate::sampler::{self, Knob, Options, Sampler, Schedule};
 use crate::sigmas::Spread;
-use crate::text::lora_tags::untag;
-use crate::text::{Emphasis, Layer};
+use crate::text::{Chunk, Embedding, Emphasis, Guides, Layer};
 
 /// One picture, with nothing left open.
 #[derive(Clone, Debug)]
@@ -25,6 +25,10 @@ pub struct Plan {
     pub prompt: String,
     /// What should not be seen, without tags of LoRAs.
     pub negative_prompt: String,
+    /// The texts that these are over the run.
+    pub texts: Arc<Guides<String>>,
+    /// Their tokens, for every model's text encoders.
+    pub tokens: Arc<Vec<Vec<Guides<Vec<Chunk>>>>>,
     /// Width and height in pixels.
     pub size: [usize; 2],
     /// Its latents: 1, channels, height, width.
@@ -158,6 +162,7 @@ impl Plans {
         let Models {
             base: model,
             refiner,
+            ..
         } = models;
         request.check()?;
         if model.family == ModelFamily::SdxlRefiner {
@@ -170,7 +175,6 @@ impl Plans {
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
         let choice = Choice::of(request, model, &mut notes)?;
-        notes.extend(without_effect(request, &choice));
         let (size, memory) = size_and_memory(request, models, limit)?;
         let texture = request.noise.open()?;
         notes.extend(idle::options(request, choice.sampler, &choice.schedule));
@@ -187,22 +191,10 @@ impl Plans {
         let refiner_below = refiner
             .as_ref()
             .map(|_| (1000.0 - 1000.0 * request.refiner_start).round());
-        let ignore = request.ignore_lora_tags;
-        let untag = |prompt: &str| untag(prompt, model.manifest.as_ref(), ignore);
-        let negative = request.negative_prompt.as_deref();
-        let untagged = [
-            untag(&request.prompt)?,
-            untag(negative.unwrap_or_default())?,
-        ];
-
-        for untagged in &untagged {
-            notes.extend_from_slice(&untagged.notes);
-            let ignored = untagged.ignored.iter();
-            warnings
-                .extend(ignored.map(|tag| format!("`{tag}` is ignored: it is not in the model")));
-        }
-        let ignored = untagged[0].ignored.join(" ");
-        let [prompt, negative_prompt] = untagged.map(|untagged| untagged.text);
+        let words = Words::of(request, models, choice.sampler, choice.steps)?;
+        notes.extend_from_slice(&words.notes);
+        notes.extend(without_effect(request, &choice, &words.texts));
+        warnings.extend_from_slice(&words.warnings);
 
         let plan = |i: usize| {
             let factor = model.latent.downscale;
@@ -216,10 +208,12 @@ impl Plans {
                 texture: texture.clone(),
             };
             let drawn = (seed, variation, origin);
-            let settings = settings(request, models, drawn, &choice, size, &ignored);
+            let settings = settings(request, models, drawn, &choice, size, &words);
             Plan {
-                prompt: prompt.clone(),
-                negative_prompt: negative_prompt.clone(),
+                prompt: words.prompt.clone(),
+                negative_prompt: words.negative_prompt.clone(),
+                texts: Arc::clone(&words.texts),
+                tokens: Arc::clone(&words.tokens),
                 size,
                 latent_shape: [1, model.latent.channels, size[1] / factor, size[0] / factor],
                 seed,
@@ -234,7 +228,7 @@ impl Plans {
                 calls: (choice.sampler.calls)(&choice.schedule),
                 guidance_scale: choice.guidance_scale,
                 guidance_rescale: request.guidance_rescale,
-                emphasis: request.emphasis.unwrap_or(profile.emphasis),
+                emphasis: words.emphasis,
                 told: told.clone(),
                 refiner_below,
                 profile,
@@ -242,7 +236,7 @@ impl Plans {
                 compute: request.compute,
                 infotext: infotext::infotext(
                     &request.prompt,
-                    negative.unwrap_or_default(),
+                    request.negative_prompt.as_deref().unwrap_or_default(),
                     &settings,
                 ),
                 settings,
@@ -258,10 +252,11 @@ impl Plans {
 }
 
 /// What is asked for and does nothing with what runs.
-fn without_effect(request: &Request, choice: &Choice) -> Vec<String> {
+fn without_effect(request: &Request, choice: &Choice, texts: &Guides<String>) -> Vec<String> {
     let profile = request.profile;
     let scale = (profile.guidance_scale)(choice.guidance_scale);
-    let unguided = scale == 1.0 && !choice.sampler.needs_uncond();
+    let single = matches!(texts.cond[..], [(_, weight)] if weight * scale == 1.0);
+    let unguided = single && !choice.sampler.needs_uncond();
     let negative = request.negative_prompt.as_deref();
     let name = profile.name;
     let mut notes = Vec::new();
@@ -310,6 +305,7 @@ fn size_and_memory(
     Models {
         base: model,
         refiner,
+        ..
     }: &Models,
     limit: u64,
 ) -> Result<([usize; 2], u64), PipelineError> {
@@ -468,11 +464,12 @@ fn settings(
     Models {
         base: model,
         refiner,
+        ..
     }: &Models,
     (seed, variation, origin): (u64, Option<Variation>, Origin),
     choice: &Choice,
     size: [usize; 2],
-    ignored_loras: &str,
+    words: &Words,
 ) -> Vec<(&'static str, String)> {
     let mut pairs = vec![
         ("Steps", choice.steps.to_string()),
@@ -503,13 +500,7 @@ fn settings(
         pairs.push(("Clip skip", request.clip_skip.to_string()));
     }
     if let Some(emphasis) = request.emphasis.filter(|e| *e != request.profile.emphasis) {
-        let name = match emphasis {
-            Emphasis::Original => "Original",
-            Emphasis::NoNorm => "No norm",
-            Emphasis::Ignore => "Ignore",
-            Emphasis::Comfyui => "ComfyUI",
-        };
-        pairs.push(("Emphasis", name.to_owned()));
+        pairs.push(("Emphasis", emphasis.label().to_owned()));
     }
     let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
     if request.ensd != 0 && draws {
@@ -561,14 +552,22 @@ fn settings(
     if request.noise != Texture::White {
         pairs.push(("Noise", request.noise.to_string()));
     }
+    if !words.embeddings.is_empty() {
+        let hash = |embedding: &Arc<Embedding>| {
+            let name = embedding.name.replace([':', ','], "");
+            format!("{name}: {}", &embedding.sha256[..12])
+        };
+        let hashes: Vec<String> = words.embeddings.iter().map(hash).collect();
+        pairs.push(("TI hashes", hashes.join(", ")));
+    }
     if let Some(refiner) = refiner {
         let hash = refiner.hash().map(|hash| format!(" [{hash}]"));
         let name = format!("{}{}", refiner.title(), hash.unwrap_or_default());
         pairs.push(("Refiner", name));
         pairs.push(("Refiner switch at", request.refiner_start.to_string()));
     }
-    if !ignored_loras.is_empty() {
-        pairs.push(("Ignored LoRA", ignored_loras.to_owned()));
+    if !words.ignored_loras.is_empty() {
+        pairs.push(("Ignored LoRA", words.ignored_loras.clone()));
     }
     pairs.push(("Version", format!("sdrt-{}", env!("CARGO_PKG_VERSION"))));
     pairs

@@ -83,6 +83,9 @@ pub struct Request {
     pub compute: Compute,
 }
 
+/// Longest prompt in bytes. It is some hundred times what text encoders see at once.
+const LONGEST_PROMPT: usize = 100_000;
+
 /// What SDXL and its refiner are told of a picture, beside the prompt (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -186,6 +189,20 @@ impl Request {
     /// # Errors
     /// A number out of range, or options that exclude each other.
     pub fn check(&self) -> Result<(), RequestError> {
+        for (field, text) in [
+            ("prompt", Some(&self.prompt)),
+            ("negative_prompt", self.negative_prompt.as_ref()),
+        ] {
+            if let Some(length) = text
+                .map(String::len)
+                .filter(|&length| length > LONGEST_PROMPT)
+            {
+                return Err(RequestError::Value {
+                    field: field.to_owned(),
+                    problem: format!("{length} bytes of text; at most {LONGEST_PROMPT} are read"),
+                });
+            }
+        }
         for (side, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 check_side(side, value)?;

@@ -9,7 +9,7 @@ use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Latents, Networks, Relay, Unet};
 use crate::engine::{Cancel, Engine, EngineError, Lease};
-use crate::text::{Condition, Encoded, TextEncoder, chunks};
+use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
 
 /// How long the stages took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,8 +76,9 @@ pub fn run(
     };
     let model = &models.base;
     let wish = (first.graph, first.compute);
-    let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)]| {
+    let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)], takes_vectors| {
         let (key, _) = model.key(component, dims, engine.ep(), wish)?;
+        let key = key.takes_vectors(takes_vectors);
         engine.lease(&key, model.manifest.as_ref(), cancel)
     };
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
@@ -92,7 +93,7 @@ pub fn run(
     if let Some(dump) = dump.as_deref_mut() {
         dump.set_all(first);
     }
-    let conditions = encode(first, models, &lease, cancel, listener, dump.as_deref_mut())?;
+    let conditions = encode(first, models, &lease, cancel, dump.as_deref_mut())?;
     timing.encode = start.elapsed();
 
     listener(Event::Stage(Stage::Load));
@@ -104,7 +105,10 @@ pub fn run(
             .all()
             .nth(number)
             .expect("what is called was planned");
-        Ok(Unet::new(lease(model, "unet", &dims)?, model.prediction))
+        Ok(Unet::new(
+            lease(model, "unet", &dims, false)?,
+            model.prediction,
+        ))
     };
     let mut networks = Networks::new(&lease_unet);
     networks.get(0)?;
@@ -127,6 +131,7 @@ pub fn run(
         let mut relay = Relay {
             networks: &mut networks,
             conditions: &conditions,
+            calls: 0,
             refiner_below: plan.refiner_below,
             asked_scale: plan.guidance_scale,
             scale: (plan.profile.guidance_scale)(plan.guidance_scale),
@@ -151,7 +156,7 @@ pub fn run(
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = lease(model, "vae_decoder", &dims)?;
+    let mut decoder = lease(model, "vae_decoder", &dims, false)?;
     let decode =
         |plan: &Plan, latents: &Latents| stages::decode(plan, latents, model, &mut decoder, cancel);
     let pictures = decoded(plans, &latents, decode, listener)?;
@@ -184,46 +189,52 @@ fn decoded(
     Ok(pictures)
 }
 
-/// Leases a model's network with fixed dimensions.
-type LeaseOf<'a> = dyn Fn(&ModelDir, &str, &[(&str, usize)]) -> Result<Lease, EngineError> + 'a;
+/// Leases a model's network with fixed dimensions, perhaps one that takes vectors in place of tokens.
+type LeaseOf<'a> =
+    dyn Fn(&ModelDir, &str, &[(&str, usize)], bool) -> Result<Lease, EngineError> + 'a;
 
-/// Prompt and negative prompt for every model, through its text encoders. Plans of a request differ in their seeds only, so
-/// the first speaks for all.
+/// Prompts for every model, through its text encoders. Plans of a request differ in their seeds only, so the first speaks for
+/// all.
 fn encode(
     plan: &Plan,
     models: &Models,
     lease: &LeaseOf<'_>,
     cancel: &Cancel,
-    listener: &mut Listener<'_>,
     mut dump: Option<&mut Dump>,
-) -> Result<Vec<[Condition; 2]>, PipelineError> {
+) -> Result<Vec<Guides<Condition>>, PipelineError> {
     let _span = tracing::info_span!("encode").entered();
     let mut conditions = Vec::new();
-    for ((model, told), suffix) in models.all().zip(&plan.told).zip(["", "_refiner"]) {
-        let mut encoded = Vec::new();
-        for text in &model.texts {
-            // What there is to say of a prompt is said once.
-            let mut silent = |_: Event<'_>| ();
-            let words = match conditions.is_empty() && encoded.is_empty() {
-                true => stages::read_prompts(plan, &text.tokenizer, listener)?,
-                false => stages::read_prompts(plan, &text.tokenizer, &mut silent)?,
-            };
-            let mut encoder = TextEncoder::new(lease(model, text.component, &[("batch", 1)])?);
+    let of_models = models.all().zip(&plan.told).zip(&*plan.tokens);
+    for (((model, told), tokens), suffix) in of_models.zip(["", "_refiner"]) {
+        let nothing = |line: &Timeline<String>, _| line.try_map(|_| Ok::<_, TextError>(Vec::new()));
+        let mut said = plan.texts.try_map(nothing)?;
+        for (text, tokens) in model.texts.iter().zip(tokens) {
+            let mut chunks = tokens.values().flat_map(|(chunks, _)| chunks);
+            let takes_vectors = chunks.any(|chunk| !chunk.vectors.is_empty());
+            let dims = [("batch", 1)];
+            let network = lease(model, text.component, &dims, takes_vectors)?;
+            let mut encoder = TextEncoder::new(network);
             let empty = chunks::empty(&text.tokenizer);
             let weighting = (plan.emphasis, &empty);
-            encoded.push(stages::encode(
-                told,
-                &words,
+            stages::encode(
+                tokens,
+                told.layers,
                 weighting,
                 &mut encoder,
+                &mut said,
                 cancel,
-            )?);
+            )?;
         }
-        let both = stages::conditions(told, &encoded)?;
+        let of_model = stages::conditions(told, &said)?;
         if let Some(dump) = dump.as_deref_mut() {
-            dump.add_text(&encoded, &both, suffix);
+            dump.add_text(plan.calls, &of_model, suffix);
+            // A refiner's tokens are the same.
+            if suffix.is_empty() {
+                let encoders = tokens.iter().zip(["", "_2"]);
+                encoders.for_each(|(tokens, number)| dump.add_tokens(plan.calls, tokens, number));
+            }
         }
-        conditions.push(both);
+        conditions.push(of_model);
     }
     Ok(conditions)
 }
@@ -238,26 +249,5 @@ impl Dump {
         self.set("prompt", &plan.prompt);
         self.set("negative_prompt", &plan.negative_prompt);
         self.set("profile", plan.profile.name);
-    }
-
-    /// Adds tokens and embeddings of prompt and negative prompt. `suffix` is for a refiner's, whose tokens are the same.
-    fn add_text(&mut self, encoded: &[[Encoded; 2]], conditions: &[Condition; 2], suffix: &str) {
-        for (i, of) in ["", "_uncond"].into_iter().enumerate() {
-            for (both, number) in encoded.iter().zip(["", "_2"]) {
-                if suffix.is_empty() {
-                    let name = format!("token_ids{of}{number}");
-                    self.add_ids(name, &both[i].token_ids.view());
-                }
-            }
-            let condition = &conditions[i];
-            let name = format!("text_embeddings{of}{suffix}");
-            self.append(&name, &condition.context.view());
-            if let Some(pooled) = &condition.pooled {
-                self.append(&format!("pooled{of}{suffix}"), &pooled.view());
-            }
-        }
-        if let Some(time_ids) = &conditions[0].time_ids {
-            self.append(&format!("time_ids{suffix}"), &time_ids.view());
-        }
     }
 }

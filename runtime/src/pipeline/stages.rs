@@ -4,97 +4,51 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use ndarray::{Array4, Axis, Ix4};
-use sd_models::tokenizer::{END_OF_TEXT, START_OF_TEXT};
 
 use super::event::{Event, Listener};
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
 use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, Thresholded, is_refined};
 use crate::engine::{Cancel, EngineError, Input, Network};
 use crate::noise::{BrownianTree, NoiseSource};
-use crate::profile::Prompts;
 use crate::sampler::{Run, Schedule, Step};
-use crate::text::{
-    Chunk, ClipTokenizer, Condition, Emphasis, Encoded, TextEncoder, TextError, chunks, prompt,
-};
+use crate::text::{Chunk, Condition, Emphasis, Encoded, Guides, Layer, TextEncoder, TextError};
 
-/// Chunks of a plan's prompt and negative prompt for one text encoder.
-pub(super) fn read_prompts(
-    plan: &Plan,
-    clip: &ClipTokenizer,
-    listener: &mut Listener<'_>,
-) -> Result<[Vec<Chunk>; 2], TextError> {
-    let cond = read_prompt(plan, &plan.prompt, false, clip, listener)?;
-    let uncond = read_prompt(plan, &plan.negative_prompt, true, clip, listener)?;
-    Ok([cond, uncond])
-}
-
-fn read_prompt(
-    plan: &Plan,
-    text: &str,
-    negative: bool,
-    clip: &ClipTokenizer,
-    listener: &mut Listener<'_>,
-) -> Result<Vec<Chunk>, TextError> {
-    let mut warn = |text: String| listener(Event::Warning(&text));
-    for token in [START_OF_TEXT, END_OF_TEXT] {
-        if text.contains(token) {
-            warn(format!("`{token}` in the prompt is taken as text"));
-        }
-    }
-    match plan.profile.prompts {
-        Prompts::Attention => {
-            prompt::refuse_unsupported(text, negative)?;
-            chunks::chunks(&prompt::parse_attention(text), clip)
-        }
-        Prompts::Comfyui => {
-            if text.contains("embedding:") {
-                warn("`embedding:` in the prompt is taken as text: embeddings in the model have words of their own".to_owned());
-            }
-            chunks::comfyui(&prompt::parse_comfyui(text), clip)
-        }
-        Prompts::Plain => {
-            let (chunk, cut) = chunks::truncated(text, clip)?;
-            if cut > 0 {
-                warn(format!(
-                    "the prompt is too long for the {} profile: its last {cut} tokens are cut off",
-                    plan.profile.name
-                ));
-            }
-            Ok(vec![chunk])
-        }
-    }
-}
-
-/// Prompt and negative prompt through one text encoder.
+/// What a text encoder makes of prompts, beside what those before it made of them. `layers` are those of prompts and negative
+/// prompts.
 pub(super) fn encode(
-    told: &Told,
-    chunks: &[Vec<Chunk>; 2],
+    tokens: &Guides<Vec<Chunk>>,
+    layers: [Layer; 2],
     weighting: (Emphasis, &Chunk),
     encoder: &mut TextEncoder,
+    said: &mut Guides<Vec<Encoded>>,
     cancel: &Cancel,
-) -> Result<[Encoded; 2], TextError> {
-    let [cond, uncond] = chunks;
-    let [layer, negative] = told.layers;
-    Ok([
-        encoder.encode(cond, weighting, layer, cancel)?,
-        encoder.encode(uncond, weighting, negative, cancel)?,
-    ])
+) -> Result<(), TextError> {
+    for ((chunks, negative), (said, _)) in tokens.values().zip(said.values_mut()) {
+        let layer = layers[usize::from(negative)];
+        said.push(encoder.encode(chunks, weighting, layer, cancel)?);
+    }
+    Ok(())
 }
 
-/// What all text encoders of a model say of prompt and negative prompt.
+/// What a UNet is told, by what all text encoders say.
 pub(super) fn conditions(
     told: &Told,
-    encoded: &[[Encoded; 2]],
-) -> Result<[Condition; 2], TextError> {
-    let join = |i: usize| {
-        let of_each: Vec<Encoded> = encoded.iter().map(|both| both[i].clone()).collect();
-        Condition::join(&of_each, told.time_ids[i].as_deref())
-    };
-    let (cond, mut uncond) = (join(0)?, join(1)?);
-    if told.zero_negative {
-        uncond = uncond.without_text();
+    said: &Guides<Vec<Encoded>>,
+) -> Result<Guides<Condition>, TextError> {
+    let mut conditions = said.try_map(|line, negative| {
+        let time_ids = told.time_ids[usize::from(negative)].as_deref();
+        line.try_map(|encoded| Condition::join(encoded, time_ids))
+    })?;
+    let lengths = conditions.values().filter(|(_, negative)| !negative);
+    let longest = lengths.map(|(cond, _)| cond.tokens()).max().unwrap_or(0);
+    for (condition, negative) in conditions.values_mut() {
+        match negative {
+            true if told.zero_negative => condition.clear_text(),
+            true => {}
+            false => condition.extend_to(longest),
+        }
     }
-    Ok([cond, uncond])
+    Ok(conditions)
 }
 
 /// The first noise, as the plan draws it or the user gives it, and the generator of later noise.

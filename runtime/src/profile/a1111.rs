@@ -5,8 +5,8 @@ use crate::denoise::{Level, NoiseTable, Precision, TIMESTEPS};
 use crate::sampler::{
     Bh, DDIM, DDIM_CFGPP, DDPM, DEIS, DPM_ADAPTIVE, DPM_FAST, DPM_MULTISTEP, DPM2, DPM2_ANCESTRAL,
     DPMPP_2M, DPMPP_2M_CFGPP, DPMPP_2M_SDE, DPMPP_2M_SDE_HEUN, DPMPP_2S_ANCESTRAL,
-    DPMPP_2S_ANCESTRAL_CFGPP, DPMPP_3M_SDE, DPMPP_SDE, EULER_ANCESTRAL_CFGPP, EULER_CFGPP, LCM,
-    Options, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC, UNIPC_BH2,
+    DPMPP_2S_ANCESTRAL_CFGPP, DPMPP_3M_SDE, DPMPP_SDE, EULER_ANCESTRAL_CFGPP, EULER_CFGPP, HEUN,
+    LCM, Options, PLMS, RESTART, Sampler, Schedule, Setup, Space, TCD, UNIPC, UNIPC_BH2,
 };
 use crate::sigmas::{
     SD1_ROUNDED, SDXL_ROUNDED, Spread, Table, align_your_steps, beta, ddim_uniform, exponential,
@@ -45,6 +45,10 @@ pub static A1111: Rules = Rules {
     guidance_scale: |asked| asked,
     refiner_is_apart: false,
     prompts: Prompts::Attention,
+    edited_over: |sampler, steps| match IS_SECOND_ORDER.contains(&sampler) {
+        true => 2 * steps,
+        false => steps,
+    },
     emphasis: Emphasis::Original,
     zero_negative: |negative, _| negative.is_none_or(str::is_empty),
     clip_skip_xl: |_| 2,
@@ -63,6 +67,16 @@ static NOT_THERE: [Sampler; 7] = [
     &EULER_ANCESTRAL_CFGPP,
     &DPMPP_2S_ANCESTRAL_CFGPP,
     &DPMPP_2M_CFGPP,
+];
+
+/// Those that it says are of second order: it counts two calls of the model for each of their steps.
+static IS_SECOND_ORDER: [Sampler; 6] = [
+    &HEUN,
+    &DPM2,
+    &DPM2_ANCESTRAL,
+    &DPMPP_2S_ANCESTRAL,
+    &DPMPP_SDE,
+    &RESTART,
 ];
 
 /// Its "schedule types", and Forge's for few steps, which LCM's levels have no place in.

@@ -30,6 +30,7 @@ pub static COMFYUI: Rules = Rules {
     notes: |_, _| Vec::new(),
     guidance_scale: |asked| asked,
     prompts: Prompts::Comfyui,
+    edited_over: |_, steps| steps,
     emphasis: Emphasis::Comfyui,
     zero_negative: |_, _| false,
     refiner_is_apart: false,

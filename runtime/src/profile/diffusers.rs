@@ -48,6 +48,7 @@ pub static DIFFUSERS: Rules = Rules {
     // The refiner is a pipeline of its own, with a scheduler of its own.
     refiner_is_apart: true,
     prompts: Prompts::Plain,
+    edited_over: |_, steps| steps,
     emphasis: Emphasis::Ignore,
     zero_negative: |negative, forced| negative.is_none() && forced,
     clip_skip_xl: |skip| skip + 1,

@@ -55,6 +55,8 @@ pub struct Rules {
     pub refiner_is_apart: bool,
     /// How prompts become tokens.
     pub prompts: Prompts,
+    /// The steps that edits of a prompt are counted in, for a solver with so many steps.
+    pub edited_over: fn(Sampler, usize) -> usize,
     /// How weights in prompts act unless another rule is asked for.
     pub emphasis: Emphasis,
     /// Whether SDXL gets zeros instead of the embedding of this negative prompt; the second value is what the model's

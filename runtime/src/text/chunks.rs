@@ -1,13 +1,15 @@
 //! Tokens to CLIP's sequences of 77: as many chunks as a prompt needs (A1111, `ComfyUI`), or one (diffusers).
 
-use ndarray::Array2;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView1};
 use sd_models::tokenizer::POSITIONS;
 
 use super::prompt::Part;
 use super::{ClipTokenizer, TextError};
 
 /// Tokens of a chunk without the start and end tokens.
-const CONTENT: usize = POSITIONS - 2;
+pub(super) const CONTENT: usize = POSITIONS - 2;
 
 /// How far back a comma may lie at which a full chunk is cut instead: A1111's default.
 const COMMA_BACKTRACK: usize = 20;
@@ -19,6 +21,39 @@ pub struct Chunk {
     pub ids: Vec<u32>,
     /// How strongly the embedding of each acts.
     pub weights: Vec<f32>,
+    /// Vectors of textual inversions that take the place of tokens, and these places. Ids are 0 there.
+    pub vectors: Vec<(usize, Vec<f32>)>,
+}
+
+/// What a text consists of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Unit {
+    /// A word or a part of one.
+    Token(u32),
+    /// A textual inversion, [vectors, width].
+    Vectors(Arc<Array2<f32>>),
+}
+
+/// What texts are made of.
+pub trait Vocabulary {
+    /// The tokenizer.
+    fn clip(&self) -> &ClipTokenizer;
+
+    /// The units of a text.
+    ///
+    /// # Errors
+    /// The tokenizer fails, or a textual inversion cannot be used.
+    fn units(&self, text: &str) -> Result<Vec<Unit>, TextError>;
+}
+
+impl Vocabulary for ClipTokenizer {
+    fn clip(&self) -> &ClipTokenizer {
+        self
+    }
+
+    fn units(&self, text: &str) -> Result<Vec<Unit>, TextError> {
+        Ok(self.encode(text)?.into_iter().map(Unit::Token).collect())
+    }
 }
 
 impl Chunk {
@@ -26,6 +61,58 @@ impl Chunk {
     #[must_use]
     pub fn row(&self) -> Array2<i64> {
         Array2::from_shape_fn((1, self.ids.len()), |(_, i)| i64::from(self.ids[i]))
+    }
+
+    /// Vectors in place of tokens, [n, width], and the batch and position of each, [n, 2]. `width` is for chunks without.
+    #[must_use]
+    pub fn placed_vectors(&self, width: usize) -> (Array2<f32>, Array2<i64>) {
+        let width = self.vectors.first().map_or(width, |(_, v)| v.len());
+        let vectors =
+            Array2::from_shape_fn((self.vectors.len(), width), |(i, j)| self.vectors[i].1[j]);
+        let place = |(i, axis): (usize, usize)| {
+            if axis == 0 {
+                0
+            } else {
+                self.vectors[i].0 as i64
+            }
+        };
+        (
+            vectors,
+            Array2::from_shape_fn((self.vectors.len(), 2), place),
+        )
+    }
+}
+
+/// A place in a chunk.
+struct Token {
+    id: u32,
+    weight: f32,
+    vector: Option<Vec<f32>>,
+}
+
+impl Unit {
+    fn len(&self) -> usize {
+        match self {
+            Self::Token(_) => 1,
+            Self::Vectors(vectors) => vectors.nrows(),
+        }
+    }
+
+    /// Its places in a chunk.
+    fn tokens(&self, weight: f32) -> Vec<Token> {
+        let of_row = |row: ArrayView1<'_, f32>| Token {
+            id: 0,
+            weight,
+            vector: Some(row.to_vec()),
+        };
+        match self {
+            Self::Token(id) => vec![Token {
+                id: *id,
+                weight,
+                vector: None,
+            }],
+            Self::Vectors(vectors) => vectors.rows().into_iter().map(of_row).collect(),
+        }
     }
 }
 
@@ -48,30 +135,39 @@ fn checked(text: &str, weight: f32) -> Result<f32, TextError> {
 /// The words of a chunk in the making.
 #[derive(Default)]
 struct Content {
-    tokens: Vec<(u32, f32)>,
+    tokens: Vec<Token>,
     last_comma: Option<usize>,
 }
 
 impl Content {
     /// Start token, words, end tokens up to the length; encoders that pad with another token want it after the first end.
     fn close(&mut self, clip: &ClipTokenizer) -> Chunk {
-        let content = std::mem::take(self).tokens;
-        let mut ids = vec![clip.start()];
-        ids.extend(content.iter().map(|(id, _)| *id));
-        ids.push(clip.end());
-        ids.resize(POSITIONS, clip.pad());
-        let mut weights = vec![1.0];
-        weights.extend(content.iter().map(|(_, weight)| *weight));
-        weights.resize(POSITIONS, 1.0);
-        Chunk { ids, weights }
+        let mut chunk = Chunk {
+            ids: vec![clip.start()],
+            weights: vec![1.0],
+            vectors: Vec::new(),
+        };
+        for token in std::mem::take(self).tokens {
+            if let Some(vector) = token.vector {
+                chunk.vectors.push((chunk.ids.len(), vector));
+            }
+            chunk.ids.push(token.id);
+            chunk.weights.push(token.weight);
+        }
+        chunk.ids.push(clip.end());
+        chunk.ids.resize(POSITIONS, clip.pad());
+        chunk.weights.resize(POSITIONS, 1.0);
+        chunk
     }
 }
 
-/// A prompt's chunks by A1111's rules: parts are tokenised on their own, a full chunk is cut after a near comma.
+/// A prompt's chunks by A1111's rules: parts are tokenised on their own, a full chunk is cut after a near comma, and vectors of a
+/// textual inversion stay together.
 ///
 /// # Errors
-/// A weight is out of range, or the tokenizer fails.
-pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
+/// A weight is out of range, the tokenizer fails, or a textual inversion cannot be used.
+pub fn chunks(parts: &[Part], vocabulary: &impl Vocabulary) -> Result<Vec<Chunk>, TextError> {
+    let clip = vocabulary.clip();
     let mut chunks = Vec::new();
     let mut content = Content::default();
     for part in parts {
@@ -80,9 +176,9 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
             continue;
         };
         let weight = checked(text, *weight)?;
-        for id in clip.encode(text)? {
+        for unit in vocabulary.units(text)? {
             let full = content.tokens.len() == CONTENT;
-            if id == clip.comma() {
+            if unit == Unit::Token(clip.comma()) {
                 content.last_comma = Some(content.tokens.len());
             } else if let Some(comma) = content.last_comma
                 && full
@@ -92,10 +188,10 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
                 chunks.push(content.close(clip));
                 content.tokens = carried;
             }
-            if content.tokens.len() == CONTENT {
+            if content.tokens.len() + unit.len() > CONTENT {
                 chunks.push(content.close(clip));
             }
-            content.tokens.push((id, weight));
+            content.tokens.extend(unit.tokens(weight));
         }
     }
     if chunks.is_empty() || !content.tokens.is_empty() {
@@ -107,11 +203,13 @@ pub fn chunks(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextEr
 /// Parts of at least so many tokens are cut where a chunk is full; shorter ones go to the next one whole.
 const LONG: usize = 8;
 
-/// A prompt's chunks by `ComfyUI`'s rules: parts are tokenised on their own, and short ones are kept together.
+/// A prompt's chunks by `ComfyUI`'s rules: parts and textual inversions are tokenised on their own, and short ones are kept
+/// together.
 ///
 /// # Errors
-/// A weight is out of range, or the tokenizer fails.
-pub fn comfyui(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextError> {
+/// A weight is out of range, the tokenizer fails, or a textual inversion cannot be used.
+pub fn comfyui(parts: &[Part], vocabulary: &impl Vocabulary) -> Result<Vec<Chunk>, TextError> {
+    let clip = vocabulary.clip();
     let mut chunks = Vec::new();
     let mut content = Content::default();
     for part in parts {
@@ -119,19 +217,22 @@ pub fn comfyui(parts: &[Part], clip: &ClipTokenizer) -> Result<Vec<Chunk>, TextE
             continue;
         };
         let weight = checked(text, *weight)?;
-        let ids = clip.encode(text)?.into_iter();
-        let mut tokens: Vec<(u32, f32)> = ids.map(|id| (id, weight)).collect();
-        let is_long = tokens.len() >= LONG;
-        let room = |content: &Content| CONTENT - content.tokens.len();
-        while tokens.len() > room(&content) {
-            if is_long {
-                let rest = tokens.split_off(room(&content));
-                content.tokens.append(&mut tokens);
-                tokens = rest;
+        let units = vocabulary.units(text)?;
+        let is_word = |unit: &Unit| matches!(unit, Unit::Token(_));
+        for group in units.chunk_by(|a, b| is_word(a) && is_word(b)) {
+            let mut tokens: Vec<Token> = group.iter().flat_map(|u| u.tokens(weight)).collect();
+            let is_long = tokens.len() >= LONG;
+            let room = |content: &Content| CONTENT - content.tokens.len();
+            while tokens.len() > room(&content) {
+                if is_long {
+                    let rest = tokens.split_off(room(&content));
+                    content.tokens.append(&mut tokens);
+                    tokens = rest;
+                }
+                chunks.push(content.close(clip));
             }
-            chunks.push(content.close(clip));
+            content.tokens.append(&mut tokens);
         }
-        content.tokens.append(&mut tokens);
     }
     chunks.push(content.close(clip));
     Ok(chunks)
@@ -147,15 +248,16 @@ pub fn empty(clip: &ClipTokenizer) -> Chunk {
 ///
 /// # Errors
 /// The tokenizer fails.
-pub fn truncated(text: &str, clip: &ClipTokenizer) -> Result<(Chunk, usize), TextError> {
-    let ids = clip.encode(text)?;
-    let tokens = ids.iter().take(CONTENT).map(|&id| (id, 1.0)).collect();
-    let chunk = Content {
+pub fn truncated(text: &str, vocabulary: &impl Vocabulary) -> Result<(Chunk, usize), TextError> {
+    let units = vocabulary.units(text)?;
+    let mut tokens: Vec<Token> = units.iter().flat_map(|unit| unit.tokens(1.0)).collect();
+    let cut = tokens.len().saturating_sub(CONTENT);
+    tokens.truncate(CONTENT);
+    let mut content = Content {
         tokens,
         last_comma: None,
-    }
-    .close(clip);
-    Ok((chunk, ids.len().saturating_sub(CONTENT)))
+    };
+    Ok((content.close(vocabulary.clip()), cut))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the UNet is told about a picture, put together from its text encoders.
 
-use ndarray::{Array2, Array3, Axis, concatenate};
+use ndarray::{Array2, Array3, Axis, concatenate, s};
 
 use super::{Encoded, TextError};
 
@@ -37,13 +37,48 @@ impl Condition {
         })
     }
 
-    /// The same with no text at all: what SDXL was trained on for empty prompts.
+    /// How many tokens the text encoders saw.
     #[must_use]
-    pub fn without_text(mut self) -> Self {
+    pub fn tokens(&self) -> usize {
+        self.context.dim().1
+    }
+
+    /// Repeats the last token until there are as many as asked for: how A1111 joins prompts of different lengths.
+    pub fn extend_to(&mut self, tokens: usize) {
+        let missing = tokens.saturating_sub(self.tokens());
+        if missing > 0 {
+            let last = self.context.slice(s![.., -1.., ..]);
+            let more = vec![last; missing];
+            let views: Vec<_> = std::iter::once(self.context.view()).chain(more).collect();
+            self.context = concatenate(Axis(1), &views).expect("tokens have one width");
+        }
+    }
+
+    /// Takes the text out: what SDXL was trained on for empty prompts.
+    pub fn clear_text(&mut self) {
         self.context.fill(0.0);
         if let Some(pooled) = &mut self.pooled {
             pooled.fill(0.0);
         }
-        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shorter_prompt_is_extended_by_its_last_token() {
+        let context = Array3::from_shape_vec((1, 2, 2), vec![1.0, 2.0, 3.0, 4.0]);
+        let mut condition = Condition {
+            context: context.unwrap(),
+            pooled: None,
+            time_ids: None,
+        };
+        condition.extend_to(1);
+        assert_eq!(condition.tokens(), 2);
+        condition.extend_to(4);
+        let expected = [1.0, 2.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0];
+        assert!(condition.context.iter().eq(&expected));
     }
 }

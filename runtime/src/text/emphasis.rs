@@ -14,8 +14,12 @@ pub enum Emphasis {
     NoNorm,
     /// A1111's "Ignore": weights are read and do nothing.
     Ignore,
+    /// A1111's "None": brackets, numbers and `BREAK` are text.
+    None,
     /// `ComfyUI`'s: as much of the way from the embedding that the empty prompt has at this place.
     Comfyui,
+    /// compel's: `ComfyUI`'s, and where weights are below 1, also towards the prompt without these words.
+    Compel,
 }
 
 /// A name that is no rule's.
@@ -27,7 +31,14 @@ pub struct UnknownEmphasis {
 
 impl Emphasis {
     /// Every rule.
-    pub const ALL: [Self; 4] = [Self::Original, Self::NoNorm, Self::Ignore, Self::Comfyui];
+    pub const ALL: [Self; 6] = [
+        Self::Original,
+        Self::NoNorm,
+        Self::Ignore,
+        Self::None,
+        Self::Comfyui,
+        Self::Compel,
+    ];
 
     /// The name on command lines.
     #[must_use]
@@ -36,17 +47,38 @@ impl Emphasis {
             Self::Original => "original",
             Self::NoNorm => "no-norm",
             Self::Ignore => "ignore",
+            Self::None => "none",
             Self::Comfyui => "comfyui",
+            Self::Compel => "compel",
         }
+    }
+
+    /// The name in A1111's settings.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Original => "Original",
+            Self::NoNorm => "No norm",
+            Self::Ignore => "Ignore",
+            Self::None => "None",
+            Self::Comfyui => "ComfyUI",
+            Self::Compel => "compel",
+        }
+    }
+
+    /// Whether weights are syntax.
+    #[must_use]
+    pub fn reads_weights(self) -> bool {
+        self != Self::None
     }
 
     /// Whether the rule compares with the empty prompt.
     #[must_use]
     pub fn needs_empty(self) -> bool {
-        self == Self::Comfyui
+        matches!(self, Self::Comfyui | Self::Compel)
     }
 
-    /// Weights the tokens of a chunk.
+    /// Weights the tokens of a chunk; what compel's rule has beside that concerns whole chunks.
     ///
     /// `embeddings`: one chunk, [77, width]; `weights`: one per token; `empty`: the empty prompt's chunk if the rule needs it.
     /// Weights of 1 throughout leave every bit as it is.
@@ -57,7 +89,7 @@ impl Emphasis {
         let width = embeddings.len() / weights.len();
         let tokens = embeddings.chunks_exact_mut(width).zip(weights);
         match self {
-            Self::Ignore => {}
+            Self::Ignore | Self::None => {}
             Self::NoNorm => tokens.for_each(|(token, weight)| scale(token, *weight)),
             Self::Original => {
                 let before = mean(embeddings);
@@ -68,7 +100,7 @@ impl Emphasis {
                     scale(embeddings, ratio as f32);
                 }
             }
-            Self::Comfyui => {
+            Self::Comfyui | Self::Compel => {
                 for ((token, weight), empty) in tokens.zip(empty.chunks_exact(width)) {
                     if *weight != 1.0 {
                         let both = token.iter_mut().zip(empty);

@@ -2,8 +2,9 @@
 
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
+use super::lighter::without_light;
 use super::{Chunk, Emphasis, TextError};
-use crate::engine::{Cancel, Input, Lease, Network};
+use crate::engine::{Cancel, Input, Lease, Network, VECTOR_PLACES, VECTORS};
 
 /// Which state of a text transformer the UNet sees. Layers count from the end: 1 is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +18,6 @@ pub enum Layer {
 /// A prompt as one text encoder sees it.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// Token ids, [chunks, 77].
-    pub token_ids: Array2<i64>,
     /// Hidden states, emphasis applied, [1, 77 chunks, width].
     pub states: Array3<f32>,
     /// Projection of the first chunk's end token, [1, width], of encoders that have one.
@@ -91,20 +90,28 @@ impl TextEncoder {
     ) -> Result<Encoded, TextError> {
         let outputs = Self::outputs(&self.network, layer)?;
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        let mut ids = Array2::zeros((0, chunks.first().map_or(0, |chunk| chunk.ids.len())));
         let (mut encoded, mut pooled) = (Vec::new(), None);
-        let mut run = |row: &Array2<i64>| {
-            let input = [("input_ids", Input::Ids(row.view().into_dyn()))];
-            self.network.run(&input, &outputs, cancel)
+        let width = match self.network.has_input(VECTORS) {
+            true => self.network.width(VECTORS)?,
+            false => None,
+        };
+        let mut run = |chunk: &Chunk| {
+            let row = chunk.row();
+            let mut inputs = vec![("input_ids", Input::Ids(row.view().into_dyn()))];
+            let (vectors, places) = chunk.placed_vectors(width.unwrap_or(0));
+            if width.is_some() {
+                inputs.push((VECTORS, Input::F32(vectors.view().into_dyn())));
+                inputs.push((VECTOR_PLACES, Input::Ids(places.view().into_dyn())));
+            }
+            self.network.run(&inputs, &outputs, cancel)
         };
         let weighted = |chunk: &Chunk| chunk.weights.iter().any(|&weight| weight != 1.0);
         let mut of_empty = Vec::new();
         if emphasis.needs_empty() && chunks.iter().any(weighted) {
-            of_empty = run(&empty.row())?.remove(0).into_iter().collect();
+            of_empty = run(empty)?.remove(0).into_iter().collect();
         }
-        for chunk in chunks {
-            let row = chunk.row();
-            let mut results = run(&row)?.into_iter();
+        let mut weigh = |chunk: &Chunk| {
+            let mut results = run(chunk)?.into_iter();
             let states = results.next().expect("an output for every name");
             let mut states: Array3<f32> = shaped::<Ix3>(states, &[1, chunk.ids.len()])?;
             emphasis.apply(
@@ -112,21 +119,30 @@ impl TextEncoder {
                 &chunk.weights,
                 &of_empty,
             );
-            ids.append(Axis(0), row.view())
-                .expect("every chunk has 77 tokens");
+            let pooled = results.next().map(|output| shaped::<Ix2>(output, &[1]));
+            Ok::<_, TextError>((states, pooled.transpose()?))
+        };
+        for chunk in chunks {
+            let (mut states, of_chunk) = weigh(chunk)?;
+            let lighter = match emphasis {
+                Emphasis::Compel => without_light(chunk, *empty.ids.last().unwrap_or(&0)),
+                _ => Vec::new(),
+            };
+            let total: f64 = lighter.iter().map(|(_, counts)| counts).sum();
+            for (rest, counts) in &lighter {
+                let (rest, _) = weigh(rest)?;
+                states.scaled_add(*counts as f32, &rest);
+            }
+            if total > 0.0 {
+                states /= (1.0 + total) as f32;
+            }
             encoded.push(states);
             // The first chunk speaks for all.
-            if let (None, Some(output)) = (&pooled, results.next()) {
-                pooled = Some(shaped::<Ix2>(output, &[1])?);
-            }
+            pooled = pooled.or(of_chunk);
         }
         let views: Vec<_> = encoded.iter().map(|states| states.view()).collect();
         let states = concatenate(Axis(1), &views).expect("chunks of one network have one width");
-        Ok(Encoded {
-            token_ids: ids,
-            states,
-            pooled,
-        })
+        Ok(Encoded { states, pooled })
     }
 }
 

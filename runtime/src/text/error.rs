@@ -1,5 +1,6 @@
 //! What can be wrong with a prompt or a tokenizer.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -38,15 +39,21 @@ pub enum TextError {
         /// What can be done.
         remedy: Remedy,
     },
-    /// Syntax that A1111 has and this program has not.
-    #[error("the prompt uses {what} (`{text}`), which is not supported yet")]
-    Unsupported {
-        /// What the syntax is for.
-        what: &'static str,
-        /// Where it stands.
-        text: String,
-        /// The same text, literally.
-        escaped: String,
+    /// A textual inversion that cannot be read.
+    #[error("the embedding `{name}` cannot be read: {source}")]
+    ReadEmbedding {
+        /// Its name.
+        name: String,
+        /// Why, with the file.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A textual inversion that does not fit the model, or holds no numbers.
+    #[error("{}: {problem}", path.display())]
+    Embedding {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// A weight with which embeddings would leave the range of numbers.
     #[error("the prompt gives `{text}` a weight of {weight}; the most is {most}")]
@@ -85,9 +92,6 @@ impl TextError {
     pub fn hint(&self) -> Option<Remedy> {
         match self {
             Self::ExtraNetwork { remedy, .. } => Some(remedy.clone()),
-            Self::Unsupported { escaped, .. } => Some(Remedy::Words(
-                format!("escape it with backslashes to take it literally: {escaped}").into(),
-            )),
             Self::ClipSkip { .. } => Some(Remedy::words(
                 "models that other programs converted may return none; use 1 then",
             )),

@@ -1,9 +1,7 @@
 //! A1111's attention syntax: `(more)`, `((much more))`, `[less]`, `(exactly:1.3)`, backslash escapes, and `BREAK`; and
 //! `ComfyUI`'s, which has round brackets only.
 //!
-//! Prompt editing, alternation and `AND` are not here: prompts that use them are refused.
-
-use super::TextError;
+//! Prompt editing, alternation and `AND` come before: [`super::editing`], [`super::composition`].
 
 /// What a prompt consists of.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +15,17 @@ pub enum Part {
     },
     /// The next words start a new chunk.
     Break,
+}
+
+impl Part {
+    /// Text as it stands.
+    #[must_use]
+    pub fn plain(text: &str) -> Self {
+        Self::Text {
+            text: text.to_owned(),
+            weight: 1.0,
+        }
+    }
 }
 
 const ROUND: f64 = 1.1;
@@ -205,7 +214,7 @@ fn push_text(parts: &mut Vec<(Option<String>, f64)>, text: &str) {
 }
 
 /// Where `word` stands with no letter, digit or underscore beside it.
-fn find_word(text: &str, word: &str) -> Option<usize> {
+pub(super) fn find_word(text: &str, word: &str) -> Option<usize> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word)
         .map(|(at, _)| at)
@@ -232,71 +241,6 @@ fn merge(parts: Vec<(Option<String>, f64)>) -> Vec<Part> {
         None => Part::Break,
     };
     merged.into_iter().map(part).collect()
-}
-
-/// Refuses what A1111 would not take literally and [`parse_attention`] does not know. Negative prompts have no `AND`.
-///
-/// # Errors
-/// Prompt editing `[a:b:0.5]`, alternation `[a|b]`, or composition `AND`.
-pub fn refuse_unsupported(prompt: &str, negative: bool) -> Result<(), TextError> {
-    if !negative && find_word(prompt, "AND").is_some() {
-        let (text, escaped) = ("AND".to_owned(), "write it in lower case".to_owned());
-        return Err(TextError::Unsupported {
-            what: "composition of prompts",
-            text,
-            escaped,
-        });
-    }
-    let mut open: Vec<Square> = Vec::new();
-    let mut escaped = false;
-    for (at, c) in prompt.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '[' => open.push(Square {
-                start: at,
-                colon: None,
-                bar: false,
-            }),
-            ':' => open
-                .iter_mut()
-                .last()
-                .into_iter()
-                .for_each(|square| square.colon = Some(at)),
-            '|' => open
-                .iter_mut()
-                .last()
-                .into_iter()
-                .for_each(|square| square.bar = true),
-            ']' => {
-                let Some(square) = open.pop() else { continue };
-                let number = square
-                    .colon
-                    .map(|colon| prompt[colon + 1..at].trim().parse::<f64>());
-                let what = match number {
-                    Some(Ok(_)) => "prompt editing",
-                    _ if square.bar => "alternation",
-                    _ => continue,
-                };
-                let text = prompt[square.start..=at].to_owned();
-                let escaped = format!("\\[{}\\]", &prompt[square.start + 1..at]);
-                return Err(TextError::Unsupported {
-                    what,
-                    text,
-                    escaped,
-                });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// An open square bracket, and what has been seen in it.
-struct Square {
-    start: usize,
-    colon: Option<usize>,
-    bar: bool,
 }
 
 #[cfg(test)]
@@ -399,33 +343,5 @@ mod tests {
             parsed("(a BREAK b:1.2)"),
             [("a".into(), 1.2), ("BREAK".into(), -1.0), ("b".into(), 1.2)]
         );
-    }
-
-    #[test]
-    fn syntax_that_is_not_supported_is_refused_and_its_escaped_form_is_not() {
-        for prompt in [
-            "[cat:dog:0.5]",
-            "a [b:3]",
-            "[a::.5]",
-            "[a|b]",
-            "[[c]|d]",
-            "cat AND dog",
-            "[a: 5 ]",
-        ] {
-            assert!(refuse_unsupported(prompt, false).is_err(), "{prompt}");
-        }
-        for prompt in [
-            "[cat]",
-            "\\[a|b\\]",
-            "a [unbalanced",
-            "SAND and",
-            "(a:1.2)",
-            "[a (b:1.2)]",
-            "a|b",
-            "[x: y]",
-        ] {
-            assert!(refuse_unsupported(prompt, false).is_ok(), "{prompt}");
-        }
-        assert!(refuse_unsupported("cat AND dog", true).is_ok());
     }
 }

@@ -144,6 +144,12 @@ impl ClipTokenizer {
         Ok(with_followers.collect())
     }
 
+    /// Whether this is a token.
+    #[must_use]
+    pub fn has_token(&self, token: &str) -> bool {
+        self.tokenizer.token_to_id(token).is_some()
+    }
+
     /// The token with the largest id.
     #[must_use]
     pub fn last(&self) -> (&str, u32) {

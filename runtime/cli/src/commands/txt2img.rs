@@ -11,11 +11,13 @@ use sd_runtime::profile;
 use sd_runtime::sampler::{self, Options};
 use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
+use sd_runtime::text::styles::Styles;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
 use super::{EngineArgs, cancel_with};
 use crate::demo_model;
+use crate::embeddings;
 use crate::progress::Terminal;
 
 /// Make pictures from text
@@ -25,7 +27,7 @@ pub(crate) struct Txt2ImgArgs {
     /// Model directory, as `sdconvert build` writes it; the demo model if left out
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// What the picture should show; `(word:1.3)` stresses, `BREAK` starts a new chunk
+    /// What the picture should show; `(word:1.3)` stresses, `[from:to:5]` edits after step 5, `[a|b]` alternates, `AND` composes, `BREAK` starts a new chunk
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// What it should not show
@@ -89,9 +91,18 @@ pub(crate) struct Txt2ImgArgs {
     /// How much of the prompt's spread guidance gives back, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "F")]
     guidance_rescale: f64,
-    /// How weights in prompts act: original, no-norm, ignore or comfyui; the profile's own if left out
+    /// How weights in prompts act: original, no-norm, ignore, none, comfyui or compel; the profile's own if left out
     #[arg(long, value_name = "NAME")]
     emphasis: Option<Emphasis>,
+    /// Folder with textual inversions (.pt, .bin, .safetensors), which prompts call by the names of their files; repeat for several
+    #[arg(long, value_name = "DIR")]
+    embeddings: Vec<PathBuf>,
+    /// Table of styles, as A1111's styles.csv; repeat for several
+    #[arg(long, value_name = "CSV")]
+    styles: Vec<PathBuf>,
+    /// Style of a table, put around the prompt or behind it; repeat for several
+    #[arg(long = "style", value_name = "NAME", requires = "styles")]
+    style_names: Vec<String>,
     /// Size before cropping that an SDXL is told; the picture's own if left out
     #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size, help_heading = "SDXL")]
     original_size: Option<[usize; 2]>,
@@ -294,8 +305,9 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         None => demo_model::directory(ui)?,
     };
     let models = Models {
-        base: model,
         refiner: args.refiner.as_deref().map(ModelDir::open).transpose()?,
+        embeddings: embeddings::of(&args.embeddings, &model)?,
+        base: model,
     };
     let engine = args.engine.start(ui)?;
     generate(&request, &engine, &models, &output, ui)
@@ -323,9 +335,10 @@ impl Txt2ImgArgs {
             .into());
         }
         let options = Options::default();
+        let (prompt, negative_prompt) = self.styled()?;
         Ok(Request {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative.clone(),
+            prompt,
+            negative_prompt,
             width: self.width,
             height: self.height,
             steps: self.steps,
@@ -364,6 +377,20 @@ impl Txt2ImgArgs {
             graph: self.graph,
             compute: self.compute,
         })
+    }
+}
+
+impl Txt2ImgArgs {
+    /// Prompt and negative prompt with styles. No negative prompt stays none if no style has one.
+    fn styled(&self) -> anyhow::Result<(String, Option<String>)> {
+        let mut styles = Styles::default();
+        for file in &self.styles {
+            styles.read(file)?;
+        }
+        let negative = self.negative.as_deref().unwrap_or_default();
+        let [prompt, negative] = styles.apply(&self.style_names, &self.prompt, negative)?;
+        let is_none = self.negative.is_none() && negative.is_empty();
+        Ok((prompt, (!is_none).then_some(negative)))
     }
 }
 

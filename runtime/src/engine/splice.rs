@@ -1,0 +1,469 @@
+//! Vectors of a caller's in place of some that a text encoder looks up: how textual inversions enter graphs that were made
+//! without them.
+//!
+//! A graph that looks up `input_ids` in a table gets one node more, behind the lookup, and two inputs: `vectors` [n, width], and
+//! `vector_places` [n, 2], batch and position of each. The file on disk stays as it is. Only those bytes of it are understood
+//! that this takes (field numbers are those of `onnx.proto3`); all others are copied.
+
+/// Name of the input with the vectors.
+pub const VECTORS: &str = "vectors";
+
+/// Name of the input with their places.
+pub const VECTOR_PLACES: &str = "vector_places";
+
+const INT64: u64 = 7;
+
+/// Operators through which ids remain ids.
+const KEEP_IDS: [&str; 5] = ["Cast", "Reshape", "Identity", "Squeeze", "Unsqueeze"];
+
+/// The graph with the additional inputs.
+///
+/// # Errors
+/// It is no ONNX graph, or has no table in which `input_ids` are looked up.
+pub(super) fn with_vectors(model: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let mut spliced = Vec::with_capacity(model.len() + 1024);
+    let mut found = false;
+    for field in Fields(model) {
+        let field = field?;
+        match field {
+            Field {
+                number: 7,
+                bytes: Some(graph),
+                ..
+            } => {
+                bytes(&mut spliced, 7, &splice(graph)?);
+                found = true;
+            }
+            _ => spliced.extend_from_slice(field.raw),
+        }
+    }
+    if found { Ok(spliced) } else { Err(NO_GRAPH) }
+}
+
+const NO_GRAPH: &str = "it is no ONNX graph";
+const NO_TABLE: &str = "it looks up `input_ids` in no table, so textual inversions cannot enter";
+
+/// A node, as far as it matters.
+struct Node<'a> {
+    inputs: Vec<&'a [u8]>,
+    outputs: Vec<&'a [u8]>,
+    operator: &'a [u8],
+    /// What a `Cast` makes.
+    to: Option<u64>,
+}
+
+impl<'a> Node<'a> {
+    fn read(node: &'a [u8]) -> Result<Self, &'static str> {
+        let mut read = Self {
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            operator: b"",
+            to: None,
+        };
+        for field in Fields(node) {
+            match field? {
+                Field {
+                    number: 1,
+                    bytes: Some(name),
+                    ..
+                } => read.inputs.push(name),
+                Field {
+                    number: 2,
+                    bytes: Some(name),
+                    ..
+                } => read.outputs.push(name),
+                Field {
+                    number: 4,
+                    bytes: Some(name),
+                    ..
+                } => read.operator = name,
+                Field {
+                    number: 5,
+                    bytes: Some(attribute),
+                    ..
+                } => {
+                    read.to = read.to.or(attribute_to(attribute)?);
+                }
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+
+    fn is(&self, operators: &[&str]) -> bool {
+        operators
+            .iter()
+            .any(|name| name.as_bytes() == self.operator)
+    }
+
+    fn makes(&self, name: &[u8]) -> bool {
+        self.outputs.contains(&name)
+    }
+}
+
+/// The number of an attribute `to`.
+fn attribute_to(attribute: &[u8]) -> Result<Option<u64>, &'static str> {
+    let (mut is_to, mut value) = (false, None);
+    for field in Fields(attribute) {
+        match field? {
+            Field {
+                number: 1,
+                bytes: Some(name),
+                ..
+            } => is_to = name == b"to",
+            Field {
+                number: 3,
+                number_value,
+                ..
+            } => value = Some(number_value),
+            _ => {}
+        }
+    }
+    Ok(value.filter(|_| is_to))
+}
+
+/// Name, element type and last dimension of a tensor.
+fn tensor(initializer: &[u8]) -> Result<(&[u8], u64, u64), &'static str> {
+    let (mut name, mut element, mut width) = (&b""[..], 0, 0);
+    for field in Fields(initializer) {
+        match field? {
+            Field {
+                number: 1,
+                bytes: Some(packed),
+                ..
+            } => {
+                let mut rest = packed;
+                while !rest.is_empty() {
+                    width = varint(&mut rest)?;
+                }
+            }
+            Field {
+                number: 1,
+                number_value,
+                ..
+            } => width = number_value,
+            Field {
+                number: 2,
+                number_value,
+                ..
+            } => element = number_value,
+            Field {
+                number: 8,
+                bytes: Some(named),
+                ..
+            } => name = named,
+            _ => {}
+        }
+    }
+    Ok((name, element, width))
+}
+
+fn splice(graph: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let (mut nodes, mut tensors) = (Vec::new(), Vec::new());
+    for field in Fields(graph) {
+        match field? {
+            Field {
+                number: 1,
+                bytes: Some(node),
+                ..
+            } => nodes.push(Node::read(node)?),
+            Field {
+                number: 5,
+                bytes: Some(initializer),
+                ..
+            } => tensors.push(tensor(initializer)?),
+            _ => {}
+        }
+    }
+    let (looked_up, element, width) = lookup(&nodes, &tensors).ok_or(NO_TABLE)?;
+    let of_table = [looked_up, b".of_table"].concat();
+    let mut spliced = Vec::with_capacity(graph.len() + 512);
+    for field in Fields(graph) {
+        let field = field?;
+        match field {
+            Field {
+                number: 1,
+                bytes: Some(node),
+                ..
+            } if Node::read(node)?.makes(looked_up) => {
+                bytes(&mut spliced, 1, &renamed(node, looked_up, &of_table)?);
+                let mut scatter = Vec::new();
+                bytes(&mut scatter, 1, &of_table);
+                bytes(&mut scatter, 1, VECTOR_PLACES.as_bytes());
+                bytes(&mut scatter, 1, VECTORS.as_bytes());
+                bytes(&mut scatter, 2, looked_up);
+                bytes(&mut scatter, 3, b"textual_inversions");
+                bytes(&mut scatter, 4, b"ScatterND");
+                bytes(&mut spliced, 1, &scatter);
+            }
+            _ => spliced.extend_from_slice(field.raw),
+        }
+    }
+    bytes(&mut spliced, 11, &input(VECTOR_PLACES, INT64, 2));
+    bytes(&mut spliced, 11, &input(VECTORS, element, width));
+    Ok(spliced)
+}
+
+/// What is looked up for `input_ids`: its name, in the numbers that the network computes in, their type and how many there are.
+fn lookup<'a>(
+    nodes: &[Node<'a>],
+    tensors: &[(&'a [u8], u64, u64)],
+) -> Option<(&'a [u8], u64, u64)> {
+    let mut ids = vec![&b"input_ids"[..]];
+    let mut gather = None;
+    for node in nodes {
+        match (&node.inputs[..], &node.outputs[..]) {
+            ([of, ..], [out]) if node.is(&KEEP_IDS) && ids.contains(of) => ids.push(out),
+            ([table, of], [out]) if node.is(&["Gather"]) && ids.contains(of) => {
+                gather = Some((*table, *out));
+                break;
+            }
+            _ => {}
+        }
+    }
+    let (table, out) = gather?;
+    let cast_of_table = nodes
+        .iter()
+        .find(|node| node.is(&["Cast"]) && node.makes(table));
+    let stored = cast_of_table.map_or(table, |cast| cast.inputs[0]);
+    let (_, element, width) = tensors.iter().find(|(name, ..)| *name == stored)?;
+    let element = cast_of_table.map_or(Some(*element), |cast| cast.to)?;
+    // Tables of half precision may be widened after the lookup.
+    let mut users = nodes.iter().filter(|node| node.inputs.contains(&out));
+    match (users.next(), users.next()) {
+        (Some(cast), None) if cast.is(&["Cast"]) => Some((cast.outputs.first()?, cast.to?, *width)),
+        _ => Some((out, element, *width)),
+    }
+}
+
+/// A node that makes its output under another name.
+fn renamed(node: &[u8], from: &[u8], to: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let mut renamed = Vec::with_capacity(node.len() + to.len());
+    for field in Fields(node) {
+        match field? {
+            Field {
+                number: 2,
+                bytes: Some(name),
+                ..
+            } if name == from => bytes(&mut renamed, 2, to),
+            field => renamed.extend_from_slice(field.raw),
+        }
+    }
+    Ok(renamed)
+}
+
+/// A graph's input [n, width].
+fn input(name: &str, element: u64, width: u64) -> Vec<u8> {
+    let (mut any, mut fixed, mut shape) = (Vec::new(), Vec::new(), Vec::new());
+    bytes(&mut any, 2, b"vector_count");
+    number(&mut fixed, 1, width);
+    bytes(&mut shape, 1, &any);
+    bytes(&mut shape, 1, &fixed);
+    let (mut tensor, mut kind, mut input) = (Vec::new(), Vec::new(), Vec::new());
+    number(&mut tensor, 1, element);
+    bytes(&mut tensor, 2, &shape);
+    bytes(&mut kind, 1, &tensor);
+    bytes(&mut input, 1, name.as_bytes());
+    bytes(&mut input, 2, &kind);
+    input
+}
+
+/// A field of a protobuf message.
+#[derive(Clone, Copy)]
+struct Field<'a> {
+    number: u64,
+    /// All of it.
+    raw: &'a [u8],
+    /// Its content, if it has a length.
+    bytes: Option<&'a [u8]>,
+    /// Its value, if it is a whole number.
+    number_value: u64,
+}
+
+/// The fields of a protobuf message, in order.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<Field<'a>, &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = field(self.0);
+        self.0 = match &field {
+            Ok(field) => &self.0[field.raw.len()..],
+            Err(_) => &[],
+        };
+        Some(field)
+    }
+}
+
+fn field(message: &[u8]) -> Result<Field<'_>, &'static str> {
+    let mut rest = message;
+    let tag = varint(&mut rest)?;
+    let (mut content, mut value) = (None, 0);
+    let length = match tag & 7 {
+        0 => {
+            value = varint(&mut rest)?;
+            0
+        }
+        1 => 8,
+        2 => varint(&mut rest)?,
+        5 => 4,
+        _ => return Err(NO_GRAPH),
+    };
+    let length = usize::try_from(length).map_err(|_| NO_GRAPH)?;
+    let (inside, rest) = rest.split_at_checked(length).ok_or(NO_GRAPH)?;
+    if tag & 7 == 2 {
+        content = Some(inside);
+    }
+    Ok(Field {
+        number: tag >> 3,
+        raw: &message[..message.len() - rest.len()],
+        bytes: content,
+        number_value: value,
+    })
+}
+
+fn varint(bytes: &mut &[u8]) -> Result<u64, &'static str> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first().ok_or(NO_GRAPH)?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(NO_GRAPH)
+}
+
+fn write_varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+/// Writes a field that is a whole number.
+fn number(to: &mut Vec<u8>, field: u64, value: u64) {
+    write_varint(to, field << 3);
+    write_varint(to, value);
+}
+
+/// Writes a field that has a length.
+fn bytes(to: &mut Vec<u8>, field: u64, content: &[u8]) {
+    write_varint(to, field << 3 | 2);
+    write_varint(to, content.len() as u64);
+    to.extend_from_slice(content);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node by operator, inputs and output; casts are to half precision.
+    fn node(operator: &str, inputs: &[&str], output: &str) -> Vec<u8> {
+        let mut node = Vec::new();
+        inputs
+            .iter()
+            .for_each(|name| bytes(&mut node, 1, name.as_bytes()));
+        bytes(&mut node, 2, output.as_bytes());
+        bytes(&mut node, 4, operator.as_bytes());
+        if operator == "Cast" {
+            let mut to = Vec::new();
+            bytes(&mut to, 1, b"to");
+            number(&mut to, 3, 10);
+            bytes(&mut node, 5, &to);
+        }
+        node
+    }
+
+    fn model(nodes: &[Vec<u8>]) -> Vec<u8> {
+        let (mut graph, mut table, mut model) = (Vec::new(), Vec::new(), Vec::new());
+        nodes.iter().for_each(|node| bytes(&mut graph, 1, node));
+        number(&mut table, 1, 49408);
+        number(&mut table, 1, 768);
+        number(&mut table, 2, 1);
+        bytes(&mut table, 8, b"table");
+        bytes(&mut graph, 5, &table);
+        number(&mut model, 1, 8);
+        bytes(&mut model, 7, &graph);
+        model
+    }
+
+    /// Inputs and output of the additional node, and the element type of the vectors.
+    fn spliced(nodes: &[Vec<u8>]) -> Result<(Vec<String>, u64), &'static str> {
+        let model = with_vectors(&model(nodes))?;
+        let graph = Fields(&model)
+            .find_map(|field| field.unwrap().bytes)
+            .unwrap();
+        let text = |name: &[u8]| String::from_utf8(name.to_vec()).unwrap();
+        let (mut names, mut element) = (Vec::new(), 0);
+        for field in Fields(graph).map(Result::unwrap) {
+            match (field.number, field.bytes) {
+                (1, Some(node)) => {
+                    let node = Node::read(node)?;
+                    if node.is(&["ScatterND"]) {
+                        names = node
+                            .inputs
+                            .iter()
+                            .chain(&node.outputs)
+                            .map(|name| text(name))
+                            .collect();
+                    }
+                }
+                (11, Some(found)) if *found == *input(VECTORS, 1, 768) => element = 1,
+                (11, Some(found)) if *found == *input(VECTORS, 10, 768) => element = 10,
+                _ => {}
+            }
+        }
+        Ok((names, element))
+    }
+
+    #[test]
+    fn vectors_enter_behind_the_lookup_in_the_numbers_that_follow() {
+        let places = |of: &str| {
+            [&*format!("{of}.of_table"), "vector_places", "vectors", of]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let gather = node("Gather", &["table", "input_ids"], "rows");
+        let use_rows = node("Add", &["rows", "positions"], "sum");
+        assert_eq!(
+            spliced(&[gather.clone(), use_rows.clone()]),
+            Ok((places("rows"), 1))
+        );
+        let shaped = [
+            node("Gather", &["positions", "constant"], "other"),
+            node("Reshape", &["input_ids", "shape"], "ids"),
+            node("Gather", &["table", "ids"], "rows"),
+            use_rows.clone(),
+        ];
+        assert_eq!(spliced(&shaped), Ok((places("rows"), 1)));
+        let stored = [
+            node("Cast", &["table"], "table:f16"),
+            node("Gather", &["table:f16", "input_ids"], "rows"),
+            use_rows,
+        ];
+        assert_eq!(spliced(&stored), Ok((places("rows"), 10)));
+        let widened = [gather, node("Cast", &["rows"], "wide")];
+        assert_eq!(spliced(&widened), Ok((places("wide"), 10)));
+    }
+
+    #[test]
+    fn other_graphs_and_damaged_ones_are_errors() {
+        assert_eq!(
+            spliced(&[node("ArgMax", &["input_ids"], "end")]),
+            Err(NO_TABLE)
+        );
+        assert_eq!(with_vectors(b""), Err(NO_GRAPH));
+        let whole = model(&[node("Gather", &["table", "input_ids"], "rows")]);
+        for length in 1..whole.len() {
+            // Whatever comes of it.
+            let _ = with_vectors(&whole[..length]);
+        }
+    }
+}
