@@ -1,12 +1,12 @@
 //! `sdbench run`: the networks of a model directory one after the other, as a run uses them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ndarray::ArrayD;
 use sd_runtime::pipeline::Dump;
-use sd_ui::Ui;
+use sd_ui::{Ui, UsageError};
 
 use crate::memory::peak_during;
 use crate::networks::{Networks, NetworksArgs, Place, Said, Tensor};
@@ -26,6 +26,10 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
+    if args.dump.as_deref() == Some(Path::new("-")) {
+        let text = "--dump: the result goes to standard output; a dump needs a file";
+        return Err(UsageError(text.to_owned()).into());
+    }
     let dump_to = args.dump.as_deref().map(Dump::place).transpose()?;
     let networks = Networks::open(&args.networks, ui)?;
     let (mut dump, mut said) = (Dump::default(), Said::default());

@@ -136,7 +136,9 @@ impl fmt::Display for Remedy {
             Self::OtherVae => {
                 "the VAE's weights may be damaged; the model can be converted with another one"
             }
-            Self::CheckWeights => "the model's weights may be damaged; a strict conversion tells",
+            Self::CheckWeights => {
+                "the model's weights may be damaged, as a strict conversion tells, or too large to be computed in anything but f32"
+            }
             Self::Inpaint => "it is made for inpainting, which this version does not do yet",
             Self::Edit => "it edits pictures, which this version does not do yet",
             Self::GivePng => "a PNG with several colours is expected",

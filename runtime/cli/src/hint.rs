@@ -52,7 +52,7 @@ pub(crate) fn words(remedy: &Remedy) -> String {
             "the VAE's weights may be damaged; `sdconvert build --vae FILE` takes another one"
         }
         Remedy::CheckWeights => {
-            "the model's weights may be damaged; `sdconvert build --strict` tells"
+            "the model's weights may be damaged (`sdconvert build --strict` tells), or too large for other numbers than those of `--compute f32`"
         }
         Remedy::Inpaint => {
             "it is made for inpainting: `sdrun inpaint` is the command that will run it; this version does not have it yet"

@@ -107,13 +107,13 @@ impl Compute {
     pub fn needs(self) -> &'static str {
         match self {
             Self::Bf16 => {
-                "this processor does not multiply bf16 numbers (AVX512-BF16); try i16 or auto"
+                "this processor does not multiply bf16 numbers (AVX512-BF16), or shall not; auto takes what it has"
             }
             Self::I16 => {
-                "whole numbers are no faster than f32 on this processor (that takes AVX2 or AVX512-VNNI)"
+                "whole numbers are no faster than f32 with these instructions (that takes AVX2 or AVX512-VNNI); auto takes f32"
             }
             Self::I8 => {
-                "this processor does not multiply 8-bit numbers (AVX512-VNNI); try i16 or auto"
+                "this processor does not multiply 8-bit numbers (AVX512-VNNI), or shall not; auto takes what it has"
             }
             Self::F32 | Self::Auto => "nothing",
         }
@@ -213,7 +213,7 @@ fn obstacle(ep: Ep, isa: Isa, recorded: Option<&Component>) -> Option<&'static s
     }
     if isa < Isa::Avx2 {
         return Some(
-            "this processor lacks the instructions (AVX2, FMA and F16C) that make it fast",
+            "this processor lacks the instructions that make it fast (AVX2, FMA and F16C), or they shall not be used",
         );
     }
     None

@@ -142,7 +142,7 @@ impl EngineError {
                 ))
             }
             Self::NoNativeGraph { .. } => Some(Remedy::words(
-                "convert the checkpoint again if the directory is at fault, or compute in single precision with any graph",
+                "convert the checkpoint again if the directory is at fault, or compute in f32 with any graph",
             )),
             Self::Damaged { .. } => Some(Remedy::words(
                 "the model directory is damaged; copy it again, or convert the checkpoint again",

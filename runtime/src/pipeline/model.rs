@@ -1,5 +1,6 @@
 //! An opened model directory: ours, or any folder in diffusers' ONNX layout.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -111,6 +112,28 @@ impl ModelDir {
     #[must_use]
     pub fn recorded(&self, component: &str) -> Option<&manifest::Component> {
         self.manifest.as_ref()?.components.get(component)
+    }
+
+    /// Components whose portable graph is run although nobody asked for it, by the reason.
+    ///
+    /// # Errors
+    /// As of [`ModelDir::key`].
+    pub fn portable(
+        &self,
+        ep: Ep,
+        wish: (Dialect, Compute),
+    ) -> Result<BTreeMap<&'static str, Vec<&str>>, EngineError> {
+        let mut reasons = BTreeMap::<_, Vec<_>>::new();
+        for component in self.manifest.iter().flat_map(|m| m.components.keys()) {
+            // What a picture of a prompt does not take.
+            if component == "vae_encoder" {
+                continue;
+            }
+            if let Some(reason) = self.key(component, &[], ep, wish)?.1.reason {
+                reasons.entry(reason).or_default().push(component.as_str());
+            }
+        }
+        Ok(reasons)
     }
 
     /// The network of a component that is run for such a wish, with sizes fixed in `dims`, and which graph that is. A native

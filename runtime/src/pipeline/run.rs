@@ -8,7 +8,7 @@ use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Latents, Networks, Relay, Unet};
-use crate::engine::{Cancel, Engine, EngineError, Lease};
+use crate::engine::{Cancel, Engine, EngineError, Ep, Lease};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
 
 /// How long the stages took.
@@ -82,10 +82,7 @@ pub fn run(
         engine.lease(&key, model.manifest.as_ref(), cancel)
     };
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
-    if let Some(reason) = graph.reason {
-        let note = format!("the portable graph is run, not the faster native one: {reason}");
-        listener(Event::Note(&note));
-    }
+    note_portable(first, models, engine.ep(), listener)?;
     let mut timing = Timing::default();
 
     listener(Event::Stage(Stage::Encode));
@@ -250,4 +247,24 @@ impl Dump {
         self.set("negative_prompt", &plan.negative_prompt);
         self.set("profile", plan.profile.name);
     }
+}
+
+/// Tells which networks run slower graphs than they could.
+fn note_portable(
+    plan: &Plan,
+    models: &Models,
+    ep: Ep,
+    listener: &mut Listener<'_>,
+) -> Result<(), EngineError> {
+    for model in models.all() {
+        for (reason, components) in model.portable(ep, (plan.graph, plan.compute))? {
+            let note = format!(
+                "{} of {}: the portable graph is run, not the faster native one: {reason}",
+                components.join(", "),
+                model.path.display()
+            );
+            listener(Event::Note(&note));
+        }
+    }
+    Ok(())
 }
