@@ -19,13 +19,25 @@ use crate::design::{Design, GraphFile, Network};
 use crate::error::some_of;
 use crate::lora;
 use crate::model::{Model, Residue, without_trailing_ones};
-use crate::onnx::{Stored, WeightReader, WriteError, Written, write_model};
+use crate::onnx::{Stored, Weight, WeightReader, WriteError, Written, transpose, write_model};
 use crate::output::StagedDir;
+pub use crate::passes::Rounded;
+use crate::passes::{Groups, quantize};
 use crate::prediction::Prediction;
 use crate::progress::Progress;
 
 /// Version of [`BuildReport::to_json`].
 const REPORT_SCHEMA: u32 = 2;
+
+/// What weights are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// The types that they were published in.
+    #[default]
+    Published,
+    /// Those of linear layers and convolutions as whole numbers of 8 bits with a scale for each output, others as published.
+    Int8,
+}
 
 /// What the user allows and asks for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +50,8 @@ pub struct BuildOptions {
     pub strict: bool,
     /// What the UNet predicts, if the user knows better than the file.
     pub prediction: Option<manifest::PredictionType>,
+    /// What weights are stored in.
+    pub precision: Precision,
 }
 
 /// A conversion that is known to be possible: everything is checked but the values.
@@ -62,6 +76,8 @@ pub struct BuildReport {
     pub loras: Vec<serde_json::Value>,
     /// What the native dialect took together and what it left, by graph file, in JSON.
     pub native: serde_json::Value,
+    /// What rounding to whole numbers did, by component and kind of layer; empty where nothing was rounded.
+    pub rounding: BTreeMap<String, BTreeMap<&'static str, Rounded>>,
     /// Bytes written.
     pub written: u64,
     /// What the model was recognised as.
@@ -80,6 +96,7 @@ impl BuildReport {
             "warnings": self.warnings,
             "loras": self.loras,
             "native": self.native,
+            "rounding": self.rounding,
             "not_converted": {
                 "without_influence": self.residue.ignorable,
                 "ema": self.residue.ema,
@@ -88,6 +105,19 @@ impl BuildReport {
                 "unknown": self.residue.unknown,
             },
         })
+    }
+
+    /// For each component, by how much rounding changed its weights: norms of the errors over norms of the weights.
+    #[must_use]
+    pub fn rounding_lines(&self) -> Vec<String> {
+        let line = |(folder, groups): (&String, &BTreeMap<&str, Rounded>)| {
+            let part = |(name, rounded): (&&str, &Rounded)| {
+                format!("{name} {:.2} %", 100.0 * rounded.relative_error)
+            };
+            let parts: Vec<String> = groups.iter().map(part).collect();
+            format!("{folder}: int8 changes weights by {}", parts.join(", "))
+        };
+        self.rounding.iter().map(line).collect()
     }
 }
 
@@ -98,7 +128,14 @@ impl BuildPlan {
     /// One that is of no supported family, lacks something or has tensors nobody knows.
     pub fn new(model: Box<dyn Model>, options: BuildOptions) -> Result<Self, ConvertError> {
         let prediction = Prediction::choose(options.prediction, &*model)?;
-        let design = Design::of(&*model, &prediction)?;
+        let design = Design::of(&*model, &prediction, options.precision)?;
+        let mut quantized = design.networks.iter().flat_map(|n| &n.quantized);
+        if options.precision == Precision::Int8 && quantized.next().is_none() {
+            return Err(ConvertError::NothingToQuantize {
+                path: model.path().to_owned(),
+                kind: design.kind,
+            });
+        }
         let mut warnings = model.hints().notes.clone();
         for adapter in model.adapters() {
             let notes = adapter.notes().iter();
@@ -177,7 +214,11 @@ impl BuildPlan {
             let sources = sources.join().expect("hashing does not panic");
             Ok::<_, ConvertError>((sources?, components?))
         })?;
-        let (components, non_finite) = components;
+        let Networks {
+            components,
+            non_finite,
+            rounding,
+        } = components;
         let loras = self.finish_loras(&staged)?;
         for (name, count) in non_finite {
             let note = "it will spoil every picture";
@@ -195,31 +236,28 @@ impl BuildPlan {
             warnings: self.warnings,
             loras,
             native: native_reports(&self.design),
+            rounding,
             written,
             kind: self.design.kind,
         })
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "the components by folder, and tensors with NaN: used once, just above"
-    )]
     fn write_networks(
         &self,
         staged: &StagedDir,
         progress: &dyn Progress,
-    ) -> Result<(BTreeMap<String, manifest::Component>, Vec<(String, usize)>), ConvertError> {
-        let mut components = BTreeMap::new();
-        let mut non_finite = Vec::new();
+    ) -> Result<Networks, ConvertError> {
+        let mut networks = Networks::default();
         for network in &self.design.networks {
             let folder = staged.path().join(network.folder);
             fs::create_dir(&folder).map_err(ConvertError::write(&folder))?;
             let reader = Reader {
                 model: &*self.model,
-                component: network.component,
+                network,
                 strict: self.options.strict,
                 progress,
                 non_finite: Mutex::default(),
+                rounding: Mutex::default(),
             };
             let graphs: Vec<(&str, &Graph)> = network
                 .graphs
@@ -234,10 +272,18 @@ impl BuildPlan {
                 WriteError::Weight(error) => error,
             })?;
             let found = reader.non_finite.into_inner();
-            non_finite.extend(found.expect("no panic while the list is held"));
-            components.insert(network.folder.to_owned(), component(network, &written));
+            let found = found.expect("no panic while the list is held");
+            networks.non_finite.extend(found);
+            let name = || network.folder.to_owned();
+            let groups = reader.rounding.into_inner();
+            let groups = groups.expect("no panic while the sums are held").finish();
+            if !groups.is_empty() {
+                networks.rounding.insert(name(), groups);
+            }
+            let files = component(network, &written);
+            networks.components.insert(name(), files);
         }
-        Ok((components, non_finite))
+        Ok(networks)
     }
 
     fn manifest(
@@ -315,6 +361,17 @@ impl BuildPlan {
     }
 }
 
+/// What became of the networks.
+#[derive(Default)]
+struct Networks {
+    /// By folder.
+    components: BTreeMap<String, manifest::Component>,
+    /// Tensors that hold NaN or infinity, and how many values.
+    non_finite: Vec<(String, usize)>,
+    /// By folder and kind of layer.
+    rounding: BTreeMap<String, BTreeMap<&'static str, Rounded>>,
+}
+
 /// Checks that every parameter of the networks is there with the right shape; returns the keys of
 /// weights that no network has.
 fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, ConvertError> {
@@ -356,30 +413,34 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
 /// A component's weights for the graph writer.
 struct Reader<'a> {
     model: &'a dyn Model,
-    component: Component,
+    network: &'a Network,
     strict: bool,
     progress: &'a dyn Progress,
     /// Tensors seen so far that hold NaN or infinity, and how many values.
     non_finite: Mutex<Vec<(String, usize)>>,
+    rounding: Mutex<Groups>,
 }
 
 impl WeightReader for Reader<'_> {
     type Error = ConvertError;
 
-    fn read(&self, param: &Param) -> Result<(Stored, Cow<'_, [u8]>), ConvertError> {
+    fn read(&self, param: &Param) -> Result<Weight<'_>, ConvertError> {
         if self.progress.cancelled() {
             return Err(ConvertError::Interrupted);
         }
-        let name = (self.component, param.name.clone());
+        let name = (self.network.component, param.name.clone());
         let entry = &self.model.entries()[&name];
-        let tensor = match param.transposed {
+        let quantized = self.network.quantized.contains(&param.name);
+        // Scales are found row by row.
+        let tensor = match param.transposed && !quantized {
             true => self.model.read_transposed(&name)?,
             false => self.model.read(&name)?,
         };
         let count = tensor.count_non_finite();
         if count > 0 {
             let name = entry.key.clone();
-            if self.strict {
+            // One such value would be the scale of all of its output's weights.
+            if self.strict || quantized {
                 return Err(ConvertError::NonFinite {
                     path: entry.file.to_path_buf(),
                     name,
@@ -391,20 +452,41 @@ impl WeightReader for Reader<'_> {
             list.push((name, count));
         }
         self.progress.advance(tensor.bytes.len() as u64);
-        Ok(match tensor.dtype {
+        let unfit = |problem| CheckpointError::Convert {
+            path: entry.file.to_path_buf(),
+            name: entry.key.clone(),
+            problem,
+        };
+        if quantized {
+            let outputs = param.shape[0];
+            let weight = quantize(tensor.dtype, &tensor.bytes, outputs).map_err(unfit)?;
+            let sums = self.rounding.lock();
+            let mut sums = sums.expect("no panic while the sums are held");
+            sums.add(&param.name, weight.rounding);
+            let bytes = match param.transposed {
+                true => transpose(&weight.numbers, outputs, param.shape[1], 1),
+                false => weight.numbers,
+            };
+            return Ok(Weight {
+                stored: Stored::I8,
+                bytes: bytes.into(),
+                scales: Some(weight.scales),
+            });
+        }
+        let (stored, bytes) = match tensor.dtype {
             Dtype::F16 => (Stored::F16, tensor.bytes),
             Dtype::Bf16 => (Stored::Bf16, tensor.bytes),
             Dtype::F32 => (Stored::F32, tensor.bytes),
             dtype => {
-                let values = to_f32(dtype, &tensor.bytes);
-                let values = values.map_err(|problem| CheckpointError::Convert {
-                    path: entry.file.to_path_buf(),
-                    name: entry.key.clone(),
-                    problem,
-                })?;
+                let values = to_f32(dtype, &tensor.bytes).map_err(unfit)?;
                 let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
                 (Stored::F32, Cow::Owned(bytes))
             }
+        };
+        Ok(Weight {
+            stored,
+            bytes,
+            scales: None,
         })
     }
 }
@@ -430,10 +512,10 @@ fn component(network: &Network, written: &Written) -> manifest::Component {
         sha256: sha256.clone(),
     };
     let variant = |file: &GraphFile| {
-        let own = file.graph.needs_custom_operators();
+        let own = file.graph.custom_version().map(custom::requirement);
         let variant = Variant {
             opset: OPSET,
-            custom_domains: own.then(custom::requirement).into_iter().collect(),
+            custom_domains: own.into_iter().collect(),
             needs: file.needs.iter().map(|&name| name.to_owned()).collect(),
         };
         (file.name.to_owned(), variant)

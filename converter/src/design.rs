@@ -1,6 +1,6 @@
 //! What a model becomes: its family, graphs and configuration files, from the shapes of its weights and what its files say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use sd_models::arch::{
@@ -18,9 +18,10 @@ use sd_models::tokenizer;
 use sd_models::tokenizer::folder::{Files, Parts};
 use serde_json::Value;
 
+use crate::build::Precision;
 use crate::config::Config;
 use crate::model::Model;
-use crate::passes::{Part, Report, Split, native, split};
+use crate::passes::{Part, Report, Split, native, quantizable, split};
 use crate::prediction::Prediction;
 use crate::{ConvertError, Remedy};
 
@@ -32,6 +33,8 @@ pub(crate) struct Network {
     pub(crate) graphs: Vec<GraphFile>,
     /// What the native dialect took together, by graph file.
     pub(crate) reports: BTreeMap<&'static str, Report>,
+    /// Names of parameters that become whole numbers.
+    pub(crate) quantized: BTreeSet<String>,
 }
 
 /// A graph as a file of its network's folder.
@@ -70,13 +73,18 @@ struct Dialects {
 }
 
 impl Network {
-    fn new(folder: &'static str, component: Component, graph: Graph) -> Result<Self, GraphError> {
+    fn new(
+        folder: &'static str,
+        component: Component,
+        graph: Graph,
+        precision: Precision,
+    ) -> Result<Self, GraphError> {
         let dialects = Dialects {
             portable: "model.onnx",
             native: "native.onnx",
             graph,
         };
-        Self::of(folder, component, &[dialects])
+        Self::of(folder, component, &[dialects], precision)
     }
 
     /// Graphs over the same parameters, whose parts that depend on prompt or time only are the same.
@@ -84,7 +92,12 @@ impl Network {
         folder: &'static str,
         component: Component,
         graphs: &[Dialects],
+        precision: Precision,
     ) -> Result<Self, GraphError> {
+        let quantized = match precision {
+            Precision::Published => BTreeSet::new(),
+            Precision::Int8 => quantizable(&graphs[0].graph, component),
+        };
         let mut files = Vec::new();
         for dialects in graphs {
             files.push(GraphFile {
@@ -95,7 +108,7 @@ impl Network {
         }
         let mut reports = BTreeMap::new();
         for dialects in graphs {
-            let (graph, report) = native(&dialects.graph)?;
+            let (graph, report) = native(&dialects.graph, &quantized)?;
             reports.insert(dialects.native, report);
             let Split { parts, rest } = split(&graph, &PARTS.map(|(_, part)| part))?;
             let mut needs = Vec::new();
@@ -121,6 +134,7 @@ impl Network {
             component,
             graphs: files,
             reports,
+            quantized,
         })
     }
 
@@ -159,13 +173,17 @@ impl Design {
     ///
     /// # Errors
     /// A structure that is not supported, or components that do not fit each other.
-    pub(crate) fn of(model: &dyn Model, prediction: &Prediction) -> Result<Self, ConvertError> {
+    pub(crate) fn of(
+        model: &dyn Model,
+        prediction: &Prediction,
+        precision: Precision,
+    ) -> Result<Self, ConvertError> {
         if model.has(Component::UNet) {
-            pipeline(model, prediction)
+            pipeline(model, prediction, precision)
         } else if model.has(Component::ControlNet) {
-            control(model)
+            control(model, precision)
         } else if model.has(Component::Taesd) {
-            tiny_autoencoder(model)
+            tiny_autoencoder(model, precision)
         } else {
             let mut components = model.entries().keys().map(|(component, _)| *component);
             let remedy = if components.all(|component| component == Component::Vae) {
@@ -182,7 +200,11 @@ impl Design {
     }
 }
 
-fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, ConvertError> {
+fn pipeline(
+    model: &dyn Model,
+    prediction: &Prediction,
+    precision: Precision,
+) -> Result<Design, ConvertError> {
     let config = Config::of(model, Component::UNet)?;
     let unet_cfg = unet_config(model, &config)?;
     let family = ModelFamily::of(&unet_cfg);
@@ -218,7 +240,7 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
     let trunk = Trunk::of(&unet_cfg, family);
     let (evidence, kind) = describe(&unet_cfg, trunk, purpose, family);
 
-    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg).map_err(unfit(model))?;
+    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg, precision).map_err(unfit(model))?;
     let vae_config = diffusers::vae(&vae_cfg, latent.scaling_factor, resolution);
     let mut configs = vec![
         ("vae_encoder/config.json".to_owned(), vae_config.clone()),
@@ -241,7 +263,7 @@ fn pipeline(model: &dyn Model, prediction: &Prediction) -> Result<Design, Conver
     }
     let mut evidence = format!("{evidence}; {}", prediction.evidence);
     if model.has(Component::ControlNet) {
-        let control = control(model)?;
+        let control = control(model, precision)?;
         networks.extend(control.networks);
         configs.extend(control.configs);
         evidence = format!("{evidence}; with a ControlNet");
@@ -307,16 +329,17 @@ fn networks(
     encoders: &[(Component, ClipTextConfig)],
     unet_cfg: &UNetConfig,
     vae_cfg: &VaeConfig,
+    precision: Precision,
 ) -> Result<Vec<Network>, GraphError> {
     let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
     let mut networks = vec![
-        Network::new("vae_encoder", Component::Vae, encoder)?,
-        Network::new("vae_decoder", Component::Vae, decoder)?,
+        Network::new("vae_encoder", Component::Vae, encoder, precision)?,
+        Network::new("vae_decoder", Component::Vae, decoder, precision)?,
     ];
     for (component, cfg) in encoders {
         let (folder, _) = text_folders(*component);
         let graph = clip_text_encoder(cfg)?;
-        networks.push(Network::new(folder, *component, graph)?);
+        networks.push(Network::new(folder, *component, graph, precision)?);
     }
     let graphs = [
         Dialects {
@@ -330,7 +353,7 @@ fn networks(
             graph: controlled_unet(unet_cfg)?,
         },
     ];
-    networks.push(Network::of("unet", Component::UNet, &graphs)?);
+    networks.push(Network::of("unet", Component::UNet, &graphs, precision)?);
     Ok(networks)
 }
 
@@ -371,7 +394,7 @@ fn describe(
     (evidence, kind)
 }
 
-fn control(model: &dyn Model) -> Result<Design, ConvertError> {
+fn control(model: &dyn Model, precision: Precision) -> Result<Design, ConvertError> {
     let mut cfg = structure::controlnet_config(&model.shapes(Component::ControlNet))
         .map_err(in_file(model))?;
     let config = Config::of(model, Component::ControlNet)?;
@@ -383,7 +406,7 @@ fn control(model: &dyn Model) -> Result<Design, ConvertError> {
     config.agrees_by_level("conditioning_embedding_out_channels", &cfg.hint_widths)?;
     let family = ModelFamily::of(&cfg.trunk);
     let network = controlnet(&cfg)
-        .and_then(|graph| Network::new("controlnet", Component::ControlNet, graph))
+        .and_then(|graph| Network::new("controlnet", Component::ControlNet, graph, precision))
         .map_err(unfit(model))?;
     Ok(Design {
         kind: format!("ControlNet for {family}"),
@@ -424,7 +447,7 @@ fn control_evidence(cfg: &ControlNetConfig) -> String {
     )
 }
 
-fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
+fn tiny_autoencoder(model: &dyn Model, precision: Precision) -> Result<Design, ConvertError> {
     let shapes = model.shapes(Component::Taesd);
     let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
     Config::of(model, Component::Taesd)?;
@@ -435,7 +458,7 @@ fn tiny_autoencoder(model: &dyn Model) -> Result<Design, ConvertError> {
         ("decoder.", "vae_decoder", taesd_decoder(cfg)),
     ] {
         if shapes.keys().any(|name| name.starts_with(half)) {
-            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g));
+            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g, precision));
             networks.push(network.map_err(unfit(model))?);
             configs.push((format!("{folder}/config.json"), diffusers::taesd(cfg)));
         }

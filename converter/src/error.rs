@@ -158,7 +158,15 @@ pub enum ConvertError {
         /// The first without partner.
         first: String,
     },
-    /// A weight holds NaN or infinity and the user wants that to be an error.
+    /// None of the model's weights can be whole numbers.
+    #[error("{}: it is {kind}, of which no weight is stored as int8", path.display())]
+    NothingToQuantize {
+        /// The file.
+        path: PathBuf,
+        /// What it was recognised as.
+        kind: String,
+    },
+    /// A weight holds NaN or infinity, and it is to become whole numbers or the user wants that to be an error.
     #[error("{}: {count} values of tensor `{name}` are NaN or infinite", path.display())]
     NonFinite {
         /// The file.
@@ -356,6 +364,9 @@ impl ConvertError {
             Self::Missing { .. } => Remedy::words(
                 "the file may be truncated, pruned too far, or of another architecture",
             ),
+            Self::NothingToQuantize { .. } => {
+                Remedy::words("convert it as it was published: it is small and would lose most")
+            }
             Self::Leftover { .. } => Remedy::AllowPartial {
                 effect: "goes on without them",
             },

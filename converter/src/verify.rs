@@ -1,16 +1,17 @@
 //! Checks model directories: hashes, graph structure, external data, names at the boundary.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
 use sd_models::diffusers::COMPONENTS;
+use sd_models::graph::custom;
 use sd_models::manifest::{self, DATA_FILE, Manifest, Variant};
 
 use crate::ConvertError;
 use crate::build::hash_file;
-use crate::onnx::proto::{EXTERNAL, GraphProto, ModelProto};
+use crate::onnx::proto::{EXTERNAL, GraphProto, ModelProto, TensorProto};
 use crate::progress::Progress;
 
 /// Largest `model.onnx` that is read: weights belong into external data.
@@ -183,6 +184,7 @@ fn verify_graph(path: &Path) -> Result<Boundary, ConvertError> {
         .graph
         .ok_or_else(|| damaged(path, "it has no graph".to_owned()))?;
     verify_external_data(path, &graph)?;
+    verify_scales(path, &graph)?;
     let imported = model.opset_import.iter().filter(|o| !o.domain.is_empty());
     let imported: BTreeMap<&str, i64> = imported.map(|o| (&*o.domain, o.version)).collect();
     let mut domains = BTreeSet::new();
@@ -274,6 +276,47 @@ fn verify_external_data(path: &Path, graph: &GraphProto) -> Result<(), ConvertEr
                 tensor.name
             );
             return Err(damaged(&data, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that weights of whole numbers have a scale for each output.
+fn verify_scales(path: &Path, graph: &GraphProto) -> Result<(), ConvertError> {
+    let tensors = graph.initializer.iter().map(|t| (t.name.as_str(), t));
+    let tensors: HashMap<&str, &TensorProto> = tensors.collect();
+    for node in &graph.node {
+        let number = |name: &str| {
+            let attribute = node.attribute.iter().find(|a| a.name == name);
+            attribute.and_then(|a| a.i)
+        };
+        let (operands, axis) = match (&*node.domain, &*node.op_type) {
+            ("" | "ai.onnx", "DequantizeLinear") => {
+                (node.input.get(..2), number("axis").unwrap_or(1))
+            }
+            (custom::DOMAIN, _) if number("scales") == Some(1) => {
+                (node.input.get(1..3), number("transposed").unwrap_or(0))
+            }
+            _ => continue,
+        };
+        let Some([weight, scales]) = operands else {
+            let problem = format!("node `{}` has no scales", node.name);
+            return Err(damaged(path, problem));
+        };
+        let of = |name: &String| tensors.get(name.as_str());
+        let (Some(weight), Some(scales)) = (of(weight), of(scales)) else {
+            continue;
+        };
+        let outputs = usize::try_from(axis).ok().and_then(|i| weight.dims.get(i));
+        // One scale, or scales of blocks, are as right elsewhere.
+        if let (Some(&outputs), &[count]) = (outputs, &scales.dims[..])
+            && count != outputs
+            && count != 1
+        {
+            let (name, of) = (&scales.name, &weight.name);
+            let problem =
+                format!("tensor `{name}` has {count} scales, but `{of}` has {outputs} outputs");
+            return Err(damaged(path, problem));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ndarray::ArrayD;
 use safetensors::tensor::{Dtype, SafeTensors};
-use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::build::{BuildOptions, BuildPlan, Precision};
 use sd_converter::checkpoint::{SafetensorsFile, TensorSource};
 use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
@@ -65,6 +65,15 @@ pub fn synthetic_model() -> &'static Path {
 /// It cannot be made or converted.
 #[must_use]
 pub fn synthetic(family: &str) -> (TempDir, PathBuf) {
+    synthetic_as(family, Precision::Published)
+}
+
+/// [`synthetic`] with weights of any precision.
+///
+/// # Panics
+/// It cannot be made or converted.
+#[must_use]
+pub fn synthetic_as(family: &str, precision: Precision) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("tiny.safetensors");
     let synth = Synth {
@@ -75,7 +84,8 @@ pub fn synthetic(family: &str) -> (TempDir, PathBuf) {
     synth
         .write(&file, false, &Unwatched)
         .expect("the folder can be written");
-    converted(SafetensorsFile::open(&file).expect("it was just written"))
+    let source = SafetensorsFile::open(&file).expect("it was just written");
+    converted_as(source, precision)
 }
 
 /// Converts a checkpoint into a temporary folder.
@@ -83,11 +93,25 @@ pub fn synthetic(family: &str) -> (TempDir, PathBuf) {
 /// # Panics
 /// It cannot be converted.
 pub fn converted(source: impl TensorSource + 'static) -> (TempDir, PathBuf) {
+    converted_as(source, Precision::Published)
+}
+
+/// [`converted`] to weights of any precision.
+///
+/// # Panics
+/// It cannot be converted.
+pub fn converted_as(
+    source: impl TensorSource + 'static,
+    precision: Precision,
+) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("model");
     let weights = Weights::from_source(Box::new(source)).expect("a checkpoint");
-    let plan =
-        BuildPlan::new(Box::new(weights), BuildOptions::default()).expect("a whole checkpoint");
+    let options = BuildOptions {
+        precision,
+        ..BuildOptions::default()
+    };
+    let plan = BuildPlan::new(Box::new(weights), options).expect("a whole checkpoint");
     plan.write(&path, &Unwatched)
         .expect("the folder can be written");
     (dir, path)

@@ -6,4 +6,4 @@ mod transpose;
 mod writer;
 
 pub(crate) use transpose::{scatter, transpose};
-pub use writer::{Stored, WeightReader, WriteError, Written, write_model};
+pub use writer::{Stored, Weight, WeightReader, WriteError, Written, write_model};

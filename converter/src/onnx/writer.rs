@@ -2,7 +2,8 @@
 //!
 //! Storage and compute type are separate: a weight stays in the 16 bits it was published in. Where a graph reads it in single
 //! precision, a `Cast` node, which runtimes fold when they load the graph, makes it so; where the graph reads it as it is
-//! stored, nothing does. Small tensors are single precision and inline.
+//! stored, nothing does. Whole numbers have scales beside them, and `DequantizeLinear` in place of the `Cast`. Small tensors are
+//! inline and, if they are no whole numbers, single precision.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,8 @@ pub enum Stored {
     Bf16,
     /// IEEE single precision.
     F32,
+    /// Whole numbers with a scale for each output.
+    I8,
 }
 
 impl Stored {
@@ -50,6 +53,7 @@ impl Stored {
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
             Self::F32 => "F32",
+            Self::I8 => "I8",
         }
     }
 
@@ -58,10 +62,12 @@ impl Stored {
             Self::F16 => data_type::FLOAT16,
             Self::Bf16 => data_type::BFLOAT16,
             Self::F32 => data_type::FLOAT,
+            Self::I8 => data_type::INT8,
         }
     }
 
-    fn to_f32(self, bytes: &[u8]) -> Vec<u8> {
+    /// The type and bytes of a small tensor.
+    fn inline(self, bytes: &[u8]) -> (Self, Vec<u8>) {
         let halves = |decode: fn([u8; 2]) -> f32| {
             bytes
                 .as_chunks()
@@ -71,11 +77,22 @@ impl Stored {
                 .collect::<Vec<u8>>()
         };
         match self {
-            Self::F16 => halves(|b| half::f16::from_le_bytes(b).to_f32()),
-            Self::Bf16 => halves(|b| half::bf16::from_le_bytes(b).to_f32()),
-            Self::F32 => bytes.to_vec(),
+            Self::F16 => (Self::F32, halves(|b| half::f16::from_le_bytes(b).to_f32())),
+            Self::Bf16 => (Self::F32, halves(|b| half::bf16::from_le_bytes(b).to_f32())),
+            Self::F32 | Self::I8 => (self, bytes.to_vec()),
         }
     }
+}
+
+/// A parameter's data.
+#[derive(Debug)]
+pub struct Weight<'a> {
+    /// Type of its elements.
+    pub stored: Stored,
+    /// Little-endian bytes of the parameter in its checkpoint shape, or transposed if it is stored so, in C order.
+    pub bytes: Cow<'a, [u8]>,
+    /// One for each output, if its elements are whole numbers.
+    pub scales: Option<Vec<f32>>,
 }
 
 /// Where the bytes of parameters come from.
@@ -83,11 +100,11 @@ pub trait WeightReader {
     /// What can go wrong.
     type Error: Send;
 
-    /// Little-endian bytes of a parameter in its checkpoint shape, or transposed if it is stored so, in C order, and their type.
+    /// A parameter's data.
     ///
     /// # Errors
     /// The tensor cannot be read, or the user interrupted.
-    fn read(&self, param: &Param) -> Result<(Stored, Cow<'_, [u8]>), Self::Error>;
+    fn read(&self, param: &Param) -> Result<Weight<'_>, Self::Error>;
 }
 
 /// A graph that could not be written.
@@ -177,13 +194,18 @@ fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
     let mut casts = Vec::new();
     for param in &graph.params {
         let tensor = &params.tensors[&param.name];
+        tensors.push(tensor.clone());
         let widened = graph.info(param.value).dtype == DType::F32;
         if widened && tensor.data_type != data_type::FLOAT {
             let cast = format!("{}:f32", param.name);
-            casts.push(cast_to_f32(&param.name, &cast));
+            let scales = params.tensors.get(&param.scales_name());
+            tensors.extend(scales.cloned());
+            casts.push(match scales {
+                Some(scales) => dequantize(param, &scales.name, &cast),
+                None => cast_to_f32(&param.name, &cast),
+            });
             names[param.value.index()] = cast;
         }
-        tensors.push(tensor.clone());
     }
     let constants = graph
         .constants
@@ -191,8 +213,8 @@ fn model_proto(graph: &Graph, params: &Params) -> ModelProto {
         .map(|c| constant_tensor(graph, c.value, &c.data));
     let nodes = graph.nodes.iter().map(|node| node_proto(node, &names));
     let mut domains = vec![(String::new(), OPSET)];
-    if graph.needs_custom_operators() {
-        domains.push((custom::DOMAIN.to_owned(), custom::VERSION));
+    if let Some(version) = graph.custom_version() {
+        domains.push((custom::DOMAIN.to_owned(), version));
     }
     ModelProto {
         ir_version: IR_VERSION,
@@ -224,25 +246,37 @@ struct Params {
 }
 
 impl Params {
-    /// Small tensors go into the graph file, in single precision; others to external data as they are stored.
-    fn write<'a>(
-        &mut self,
-        param: &Param,
-        (stored, bytes): (Stored, Cow<'a, [u8]>),
-        data: &mut ExternalData<'a>,
-    ) {
+    fn write<'a>(&mut self, param: &Param, weight: Weight<'a>, data: &mut ExternalData<'a>) {
         let mut dims = param.shape.clone();
         if param.transposed {
             dims.reverse();
         }
+        self.tensor(&param.name, &dims, (weight.stored, weight.bytes), data);
+        if let Some(scales) = weight.scales {
+            let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let stored = (Stored::F32, bytes.into());
+            self.tensor(&param.scales_name(), &[scales.len()], stored, data);
+            self.storage.insert(weight.stored);
+        }
+    }
+
+    /// Small tensors go into the graph file; others to external data as they are stored.
+    fn tensor<'a>(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        (stored, bytes): (Stored, Cow<'a, [u8]>),
+        data: &mut ExternalData<'a>,
+    ) {
         let mut tensor = TensorProto {
             dims: dims.iter().map(|&n| n as i64).collect(),
-            name: param.name.clone(),
+            name: name.to_owned(),
             ..TensorProto::default()
         };
         if bytes.len() < PAGE {
-            tensor.data_type = data_type::FLOAT;
-            tensor.raw_data = Some(stored.to_f32(&bytes));
+            let (stored, bytes) = stored.inline(&bytes);
+            tensor.data_type = stored.onnx();
+            tensor.raw_data = Some(bytes);
         } else {
             let length = bytes.len();
             tensor.data_type = stored.onnx();
@@ -250,7 +284,7 @@ impl Params {
             tensor.external_data = location(data.append(bytes), length);
             self.storage.insert(stored);
         }
-        self.tensors.insert(param.name.clone(), tensor);
+        self.tensors.insert(name.to_owned(), tensor);
     }
 }
 
@@ -289,6 +323,21 @@ fn constant_tensor(graph: &Graph, value: Value, data: &ConstantData) -> TensorPr
         name: info.name.clone(),
         raw_data: Some(bytes),
         ..TensorProto::default()
+    }
+}
+
+/// Whole numbers times the scales of their outputs, which are the first dimension, or the second one of a transposed matrix.
+fn dequantize(param: &Param, scales: &str, to: &str) -> NodeProto {
+    NodeProto {
+        input: vec![param.name.clone(), scales.to_owned()],
+        output: vec![to.to_owned()],
+        name: format!("/{}/DequantizeLinear", param.name),
+        op_type: "DequantizeLinear".to_owned(),
+        attribute: vec![attribute_proto(
+            "axis",
+            &Attr::Int(i64::from(param.transposed)),
+        )],
+        ..NodeProto::default()
     }
 }
 

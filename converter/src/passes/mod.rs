@@ -1,9 +1,12 @@
 //! Passes: graphs to graphs that compute the same.
 
 mod native;
+mod quantize;
 mod split;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use native::{Report, native};
+pub use quantize::Rounded;
+pub(crate) use quantize::{Groups, quantizable, quantize};
 pub(crate) use split::{Part, Split, split};

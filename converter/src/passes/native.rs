@@ -5,7 +5,7 @@
 //! Pictures are [N, h, w, C] everywhere inside, which is the memory of tokens [N, h * w, C]: going from one to the other is a
 //! reshape, and a 1x1 convolution is a linear layer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sd_models::graph::custom::{Activation, ConvNode, GroupNormNode, LinearNode};
 use sd_models::graph::{
@@ -22,12 +22,15 @@ pub(crate) struct Report {
     pub(crate) skipped: Vec<String>,
 }
 
-/// A layered graph in the native dialect.
+/// A layered graph in the native dialect; parameters that are `quantized` have scales.
 ///
 /// # Errors
 /// None in practice: the layers were checked when they were built.
-pub(crate) fn native(graph: &Graph) -> Result<(Graph, Report), GraphError> {
-    let mut pass = Pass::new(graph);
+pub(crate) fn native(
+    graph: &Graph,
+    quantized: &BTreeSet<String>,
+) -> Result<(Graph, Report), GraphError> {
+    let mut pass = Pass::new(graph, quantized);
     for &input in &graph.inputs {
         pass.input(input)?;
     }
@@ -55,6 +58,8 @@ struct Pass<'a> {
     graph: &'a Graph,
     copy: Copier<'a>,
     params: HashMap<Value, &'a Param>,
+    /// Names of parameters that are stored as whole numbers.
+    quantized: &'a BTreeSet<String>,
     /// How many operands each value is.
     uses: HashMap<Value, usize>,
     /// By the value that the layer makes, which one node reads.
@@ -71,7 +76,7 @@ const TO_CHANNELS_LAST: [usize; 4] = [0, 2, 3, 1];
 const TO_CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
 
 impl<'a> Pass<'a> {
-    fn new(graph: &'a Graph) -> Self {
+    fn new(graph: &'a Graph, quantized: &'a BTreeSet<String>) -> Self {
         let mut uses = HashMap::new();
         for &value in graph.nodes.iter().flat_map(|node| &node.inputs).flatten() {
             *uses.entry(value).or_default() += 1;
@@ -80,6 +85,7 @@ impl<'a> Pass<'a> {
             graph,
             copy: Copier::new(graph, &graph.name),
             params: graph.params.iter().map(|p| (p.value, p)).collect(),
+            quantized,
             uses,
             waiting: HashMap::new(),
             widened: HashMap::new(),
@@ -121,6 +127,14 @@ impl<'a> Pass<'a> {
         let new = self.copy.builder.param_like(param, DType::Stored)?;
         self.copy.bind(old, new);
         Ok(new)
+    }
+
+    /// The scales of a weight, if it is stored as whole numbers.
+    fn scales(&mut self, weight: Value) -> Result<Option<Value>, GraphError> {
+        let param = self.params.get(&weight).copied();
+        let scaled = param.filter(|param| self.quantized.contains(&param.name));
+        let declare = |param| self.copy.builder.scales_of(param);
+        scaled.map(declare).transpose()
     }
 
     /// The new value of an old one for an ONNX operator, which reads parameters in single precision.
@@ -290,6 +304,7 @@ impl<'a> Pass<'a> {
             activation: Activation::None,
             x,
             weight: self.value(operands[1])?,
+            scales: self.scales(operands[1])?,
             bias: operands.get(2).map(|&bias| self.value(bias)).transpose()?,
             time: None,
             residual: None,
@@ -303,6 +318,7 @@ impl<'a> Pass<'a> {
             activation: Activation::None,
             x: self.value(operands[0])?,
             weight: self.value(operands[1])?,
+            scales: self.scales(operands[1])?,
             bias: operands.get(2).map(|&bias| self.value(bias)).transpose()?,
             residual: None,
         };

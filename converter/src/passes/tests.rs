@@ -14,7 +14,7 @@ use crate::design::PARTS;
 
 /// The graphs that a layered graph becomes, the rest last.
 fn graphs(layered: &Graph) -> (Vec<Graph>, Report) {
-    let (graph, report) = native(layered).unwrap();
+    let (graph, report) = native(layered, &BTreeSet::new()).unwrap();
     let Split { parts, rest } = split(&graph, &PARTS.map(|(_, part)| part)).unwrap();
     (parts.into_iter().flatten().chain([rest]).collect(), report)
 }

@@ -152,6 +152,15 @@ impl GraphBuilder {
         self.declare(name, shape, transposed, dtype)
     }
 
+    /// Declares the scales of a parameter whose outputs' weights are whole numbers times a scale each, `[out]`.
+    ///
+    /// # Errors
+    /// They were declared before with another shape.
+    pub fn scales_of(&mut self, param: &Param) -> Result<Value> {
+        let outputs = vec![param.shape[0]];
+        self.declare(param.scales_name(), outputs, false, DType::F32)
+    }
+
     fn declare(
         &mut self,
         name: String,

@@ -2,21 +2,34 @@
 //! pictures [N, h, w, C], tokens [N, s, C]. Weights are read in the type and orientation that they are stored in.
 //!
 //! Operands that are absent leave no gap: attributes of their names (`bias`, `time`, `residual`, `like`) say which are there.
-//! Attributes are always written.
+//! Attributes are always written, but for `scales`, which only weights of whole numbers have: graphs without them are what they
+//! were before there were any.
+
+use std::ops::RangeInclusive;
 
 use super::layer::upsampled;
-use super::{Attr, Conv, DType, Dim, GraphBuilder, Op, Result, Value};
+use super::{Attr, Conv, DType, Dim, Graph, GraphBuilder, Node, Op, Result, Value};
 
 /// Their operator domain.
 pub const DOMAIN: &str = "sdrt";
 
-/// Version of the domain.
-pub const VERSION: i64 = 1;
+/// Versions of the domain that graphs may need. The second one has weights of whole numbers, which programs of the first one do not
+/// read; a graph needs the least version that has all of its operators.
+pub const VERSIONS: RangeInclusive<i64> = 1..=SCALED;
 
-/// How manifests write that a graph needs them: `sdrt:1`.
+/// Least version with weights of whole numbers and their scales.
+const SCALED: i64 = 2;
+
+/// How manifests write that a graph needs a version: `sdrt:1`.
 #[must_use]
-pub fn requirement() -> String {
-    format!("{DOMAIN}:{VERSION}")
+pub fn requirement(version: i64) -> String {
+    format!("{DOMAIN}:{version}")
+}
+
+/// Whether a manifest's requirement is a version of [`VERSIONS`].
+#[must_use]
+pub fn is_known(required: &str) -> bool {
+    VERSIONS.map(requirement).any(|known| known == required)
 }
 
 /// Nonlinearity at the end of an operator.
@@ -63,6 +76,8 @@ pub struct ConvNode {
     pub x: Value,
     /// [O, C, k, k].
     pub weight: Value,
+    /// `[O]`, where weights are whole numbers.
+    pub scales: Option<Value>,
     /// `[O]`.
     pub bias: Option<Value>,
     /// [1 or N, O], added to every pixel.
@@ -82,6 +97,8 @@ pub struct LinearNode {
     pub x: Value,
     /// A matrix [K, M], or a 1x1 convolution's [M, K, 1, 1].
     pub weight: Value,
+    /// `[M]`, where weights are whole numbers.
+    pub scales: Option<Value>,
     /// `[M]`.
     pub bias: Option<Value>,
     /// The result's shape; the batch may be 1.
@@ -103,6 +120,19 @@ pub struct GroupNormNode {
     pub weight: Value,
     /// `[C]`.
     pub bias: Value,
+}
+
+impl Graph {
+    /// The version of [`DOMAIN`] that it needs, if any of its operators is our own.
+    #[must_use]
+    pub fn custom_version(&self) -> Option<i64> {
+        let version = |node: &Node| {
+            let custom = matches!(node.op, Op::Custom(_));
+            let scaled = node.attributes.iter().any(|(name, _)| *name == "scales");
+            custom.then_some(if scaled { SCALED } else { 1 })
+        };
+        self.nodes.iter().filter_map(version).max()
+    }
 }
 
 impl GraphBuilder {
@@ -136,8 +166,9 @@ impl GraphBuilder {
             ("pads", Attr::Ints(pads.map(|n| n as i64).to_vec())),
             ("activation", Attr::Text(node.activation.name())),
         ];
+        attributes.extend(scaled(node.scales));
         attributes.extend(presence(&optional));
-        let inputs = present(&[node.x, node.weight], &optional);
+        let inputs = present(&[node.x, node.weight], node.scales, &optional);
         Ok(self.custom("Conv", inputs, shape, attributes))
     }
 
@@ -165,8 +196,9 @@ impl GraphBuilder {
             ("transposed", Attr::Int(transposed)),
             ("activation", Attr::Text(node.activation.name())),
         ];
+        attributes.extend(scaled(node.scales));
         attributes.extend(presence(&optional));
-        let inputs = present(&[node.x, node.weight], &optional);
+        let inputs = present(&[node.x, node.weight], node.scales, &optional);
         Ok(self.custom("Linear", inputs, shape, attributes))
     }
 
@@ -295,10 +327,20 @@ fn presence<'a>(
     optional.iter().map(flag)
 }
 
-/// Operands without gaps.
-fn present(required: &[Value], optional: &[(&str, Option<Value>)]) -> Vec<Option<Value>> {
+/// The attribute that says that a weight has scales.
+fn scaled(scales: Option<Value>) -> Option<(&'static str, Attr)> {
+    scales.map(|_| ("scales", Attr::Int(1)))
+}
+
+/// Operands without gaps: scales follow the weight.
+fn present(
+    required: &[Value],
+    scales: Option<Value>,
+    optional: &[(&str, Option<Value>)],
+) -> Vec<Option<Value>> {
     let there = optional.iter().filter_map(|(_, operand)| *operand);
-    required.iter().copied().chain(there).map(Some).collect()
+    let operands = required.iter().copied().chain(scales).chain(there);
+    operands.map(Some).collect()
 }
 
 /// The size that two batches have together, of which one may be 1.

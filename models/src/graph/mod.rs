@@ -44,7 +44,8 @@ pub enum DType {
     I64,
     /// True or false.
     Bool,
-    /// A parameter in the type that it is stored in: half precision of either kind, or single precision.
+    /// A parameter in the type that it is stored in: half precision of either kind, single precision, or whole numbers with
+    /// scales ([`GraphBuilder::scales_of`]).
     Stored,
 }
 
@@ -134,6 +135,14 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Whether the graph reads the matrix transposed, `[in, out]` instead of `[out, in]`.
     pub transposed: bool,
+}
+
+impl Param {
+    /// Name of its scales, if it is stored as whole numbers.
+    #[must_use]
+    pub fn scales_name(&self) -> String {
+        format!("{}_scale", self.name)
+    }
 }
 
 /// A tensor fixed by the architecture.
@@ -230,13 +239,6 @@ impl Graph {
     #[must_use]
     pub fn info(&self, value: Value) -> &ValueInfo {
         &self.values[value.index()]
-    }
-
-    /// Whether a node is an operator of our own, so that only programs that have it run the graph.
-    #[must_use]
-    pub fn needs_custom_operators(&self) -> bool {
-        let custom = |node: &Node| matches!(node.op, Op::Custom(_));
-        self.nodes.iter().any(custom)
     }
 
     /// Number of weights and biases.

@@ -77,6 +77,7 @@ pub fn linear(
         layer.outputs
     );
     assert_eq!(layer.weight.len(), layer.inputs * columns, "weights");
+    assert!(layer.weight.fit(columns), "scales");
     assert!(layer.bias.is_none_or(|b| b.len() == columns), "bias");
     assert!(
         residual.is_none_or(|r| {
@@ -392,7 +393,7 @@ mod tests {
     /// The formula, in double precision.
     fn twin(layer: &Linear<'_>, x: &[f32], residual: Option<&[f32]>) -> Vec<f64> {
         let columns = layer.outputs * (1 + usize::from(layer.geglu));
-        let w = layer.weight.to_f32();
+        let w = layer.weight.to_f32(layer.order);
         let rows = x.len() / layer.inputs;
         let z = |row: usize, column: usize| {
             let terms = (0..layer.inputs).map(|k| {
@@ -434,10 +435,11 @@ mod tests {
                 random.normals(inputs * columns),
             );
             let bias = random.normals(columns);
-            let w = stored(&w, case);
+            let order = [Order::InputsFirst, Order::OutputsFirst][case / 8 % 2];
+            let w = stored(&w, case, order, columns);
             let layer = Linear {
                 weight: w.floats(),
-                order: [Order::InputsFirst, Order::OutputsFirst][case / 3 % 2],
+                order,
                 inputs,
                 outputs,
                 bias: Some(&bias),
@@ -474,10 +476,11 @@ mod tests {
                 Activation::Gelu,
                 Activation::QuickGelu,
             ];
-            let w = stored(&w, case);
+            let order = [Order::InputsFirst, Order::OutputsFirst][case / 4 % 2];
+            let w = stored(&w, case, order, columns);
             let layer = Linear {
                 weight: w.floats(),
-                order: [Order::InputsFirst, Order::OutputsFirst][case / 3 % 2],
+                order,
                 inputs,
                 outputs,
                 bias: (case % 2 == 0).then_some(&bias),

@@ -30,6 +30,8 @@ pub(crate) trait Stored: Copy {
     unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS];
     /// One of them.
     fn get(self) -> f32;
+    /// Whether they are whole numbers, which outputs have scales for.
+    const SCALED: bool = false;
 }
 
 impl Stored for f32 {
@@ -77,6 +79,23 @@ impl Stored for bf16 {
     }
 }
 
+impl Stored for i8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        unsafe { S::load_i8(from) }
+    }
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(rows: *const *const Self, at: usize) -> [S::V; COLUMNS] {
+        unsafe { S::columns_i8(rows, at) }
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from(self)
+    }
+}
+
 /// Numbers of a row that are turned while the next ones are fetched.
 const TURNED: usize = 64;
 
@@ -108,34 +127,49 @@ impl Matrix<'_> {
     pub(crate) unsafe fn pack<S: Simd>(&self, part: Part, panel: *mut f32) {
         unsafe {
             match self.data {
-                Floats::F32(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
-                Floats::F16(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
-                Floats::Bf16(w) => self.pack_stored::<S, _>(w.as_ptr(), part, panel),
+                Floats::F32(w) => self.pack_stored::<S, _>(w.as_ptr(), &[], part, panel),
+                Floats::F16(w) => self.pack_stored::<S, _>(w.as_ptr(), &[], part, panel),
+                Floats::Bf16(w) => self.pack_stored::<S, _>(w.as_ptr(), &[], part, panel),
+                Floats::Int8 { numbers, scales } => {
+                    self.pack_stored::<S, _>(numbers.as_ptr(), scales, part, panel);
+                }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn pack_stored<S: Simd, T: Stored>(&self, w: *const T, part: Part, panel: *mut f32) {
+    unsafe fn pack_stored<S: Simd, T: Stored>(
+        &self,
+        w: *const T,
+        scales: &[f32],
+        part: Part,
+        panel: *mut f32,
+    ) {
         let columns = panel_columns::<S>();
         unsafe {
             match self.order {
                 Order::InputsFirst if part.outputs == columns => {
+                    let scales = scales.as_ptr().wrapping_add(part.output);
+                    let scaled = |x: S::V, lane: usize| match T::SCALED {
+                        true => S::mul(x, S::load(scales.add(lane))),
+                        false => x,
+                    };
                     for i in 0..part.inputs {
                         let w = w.add((part.input + i) * self.outputs + part.output);
                         let to = panel.add(i * columns);
-                        S::store(to, T::load::<S>(w));
-                        S::store(to.add(S::LANES), T::load::<S>(w.add(S::LANES)));
+                        S::store(to, scaled(T::load::<S>(w), 0));
+                        let second = T::load::<S>(w.add(S::LANES));
+                        S::store(to.add(S::LANES), scaled(second, S::LANES));
                     }
                 }
                 Order::InputsFirst => {
                     for i in 0..part.inputs {
                         let w = w.add((part.input + i) * self.outputs + part.output);
                         for j in 0..columns {
-                            let x = if j < part.outputs {
-                                (*w.add(j)).get()
-                            } else {
-                                0.0
+                            let x = match j < part.outputs {
+                                true if T::SCALED => (*w.add(j)).get() * scales[part.output + j],
+                                true => (*w.add(j)).get(),
+                                false => 0.0,
                             };
                             *panel.add(i * columns + j) = x;
                         }

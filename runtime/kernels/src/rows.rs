@@ -15,6 +15,8 @@ pub(crate) enum Rows {
     F32([*const f32; 16]),
     F16([*const f16; 16]),
     Bf16([*const bf16; 16]),
+    /// With the outputs' scales.
+    Int8([*const i8; 16], [f32; 16]),
 }
 
 impl Rows {
@@ -46,6 +48,13 @@ impl Rows {
             Floats::F32(w) => Self::F32(rows(w, length, outputs, first, start)),
             Floats::F16(w) => Self::F16(rows(w, length, outputs, first, start)),
             Floats::Bf16(w) => Self::Bf16(rows(w, length, outputs, first, start)),
+            Floats::Int8 { numbers, scales } => {
+                let mut factors = [0.0; 16];
+                for (i, factor) in factors.iter_mut().enumerate() {
+                    *factor = scales[(first + i).min(outputs - 1)];
+                }
+                Self::Int8(rows(numbers, length, outputs, first, start), factors)
+            }
         }
     }
 
@@ -63,17 +72,22 @@ impl Rows {
     ) {
         unsafe {
             match self {
-                Self::F32(rows) => turn::<S, _>(rows, start, count, to, stride),
-                Self::F16(rows) => turn::<S, _>(rows, start, count, to, stride),
-                Self::Bf16(rows) => turn::<S, _>(rows, start, count, to, stride),
+                Self::F32(rows) => turn::<S, _>(rows, &UNSCALED, start, count, to, stride),
+                Self::F16(rows) => turn::<S, _>(rows, &UNSCALED, start, count, to, stride),
+                Self::Bf16(rows) => turn::<S, _>(rows, &UNSCALED, start, count, to, stride),
+                Self::Int8(rows, scales) => turn::<S, _>(rows, scales, start, count, to, stride),
             }
         }
     }
 }
 
+/// Scales of numbers that have none; nobody reads them.
+const UNSCALED: [f32; 16] = [1.0; 16];
+
 #[inline(always)]
 unsafe fn turn<S: Simd, T: Stored>(
     rows: &[*const T; 16],
+    scales: &[f32; 16],
     start: usize,
     count: usize,
     to: *mut f32,
@@ -89,17 +103,23 @@ unsafe fn turn<S: Simd, T: Stored>(
         if count < COLUMNS {
             for i in 0..count {
                 for (lane, row) in rows[..S::LANES].iter().enumerate() {
-                    *to.add(i * stride + lane) = (*row.add(start + i)).get();
+                    let x = (*row.add(start + i)).get();
+                    *to.add(i * stride + lane) = if T::SCALED { x * scales[lane] } else { x };
                 }
             }
             return;
         }
+        let scales = S::load(scales.as_ptr());
         let mut i = 0;
         while i < count {
             // The last ones may be turned twice.
             let at = i.min(count - COLUMNS);
             let columns = T::columns::<S>(rows.as_ptr(), start + at);
             for (j, column) in columns.into_iter().enumerate() {
+                let column = match T::SCALED {
+                    true => S::mul(column, scales),
+                    false => column,
+                };
                 S::store(to.add((at + j) * stride), column);
             }
             i += COLUMNS;

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::{Compute, Floats, Isa, Pool, Run, Scratch, Serial, Threads};
+use crate::{Compute, Floats, Isa, Order, Pool, Run, Scratch, Serial, Threads};
 
 /// Random numbers (Marsaglia 2003, xorshift).
 pub(crate) struct Random(u64);
@@ -40,11 +40,12 @@ impl Random {
     }
 }
 
-/// Numbers that were stored in one of three types.
+/// Numbers that were stored in one of four types.
 pub(crate) enum StoredVec {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    Int8(Vec<i8>, Vec<f32>),
 }
 
 impl StoredVec {
@@ -53,16 +54,31 @@ impl StoredVec {
             Self::F32(x) => Floats::F32(x),
             Self::F16(x) => Floats::F16(x),
             Self::Bf16(x) => Floats::Bf16(x),
+            Self::Int8(numbers, scales) => Floats::Int8 { numbers, scales },
         }
     }
 }
 
-/// `x` in the type of number `kind`.
-pub(crate) fn stored(x: &[f32], kind: usize) -> StoredVec {
-    match kind % 3 {
+/// `x`, the weights of so many outputs, in the type of number `kind`.
+pub(crate) fn stored(x: &[f32], kind: usize, order: Order, outputs: usize) -> StoredVec {
+    match kind % 4 {
         0 => StoredVec::F32(x.to_vec()),
         1 => StoredVec::F16(x.iter().map(|&x| f16::from_f32(x)).collect()),
-        _ => StoredVec::Bf16(x.iter().map(|&x| bf16::from_f32(x)).collect()),
+        2 => StoredVec::Bf16(x.iter().map(|&x| bf16::from_f32(x)).collect()),
+        _ => {
+            let output = |i: usize| match order {
+                Order::InputsFirst => i % outputs,
+                Order::OutputsFirst => i * outputs / x.len(),
+            };
+            let mut scales = vec![f32::MIN_POSITIVE; outputs];
+            for (i, x) in x.iter().enumerate() {
+                let scale = &mut scales[output(i)];
+                *scale = scale.max(x.abs() / 127.0);
+            }
+            let whole = |(i, x): (usize, &f32)| (x / scales[output(i)]).round() as i8;
+            let numbers = x.iter().enumerate().map(whole).collect();
+            StoredVec::Int8(numbers, scales)
+        }
     }
 }
 

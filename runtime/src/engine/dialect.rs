@@ -3,10 +3,11 @@
 use std::str::FromStr;
 
 use sd_kernels::Isa;
+use sd_models::graph::custom;
 use sd_models::manifest::{Component, Variant};
 use serde::{Deserialize, Serialize};
 
-use super::{EngineError, Ep, Key, ops};
+use super::{EngineError, Ep, Key};
 
 /// A kind of graph over the same weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,7 +198,7 @@ fn obstacle(ep: Ep, isa: Isa, recorded: Option<&Component>) -> Option<&'static s
             "the model directory has none: it was converted by another program or an older version",
         );
     };
-    let known = |domain: &String| *domain == ops::requirement();
+    let known = |domain: &String| custom::is_known(domain);
     let needed = variant
         .needs
         .iter()
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn a_native_graph_needs_its_operators_a_processor_and_the_cpu() {
         let isa = Isa::Avx2;
-        let ours = component(Some(&ops::requirement()));
+        let ours = component(Some(&custom::requirement(*custom::VERSIONS.end())));
         assert_eq!(obstacle(Ep::Cpu, isa, Some(&ours)), None);
         let why = |ep, isa, recorded| obstacle(ep, isa, recorded).unwrap_or_default();
         assert!(why(Ep::Cuda, isa, Some(&ours)).contains("provider"));

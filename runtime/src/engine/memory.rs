@@ -44,14 +44,15 @@ pub fn network(folder: &Path, variant: &str, recorded: Option<&Component>) -> u6
             .sum();
     };
     let stored: u64 = recorded.files.values().map(|file| file.size).sum();
-    let widened = recorded.storage.iter().any(|storage| storage != "F32");
+    let grows = |storage: &String| match storage.as_str() {
+        "F32" => 1,
+        "I8" => 4,
+        _ => 2,
+    };
+    let widened = recorded.storage.iter().map(grows).max().unwrap_or(1);
     let needs = recorded.variants.get(variant);
     let as_stored = needs.is_some_and(|needs| !needs.custom_domains.is_empty());
-    if widened && !as_stored {
-        2 * stored
-    } else {
-        stored
-    }
+    if as_stored { stored } else { widened * stored }
 }
 
 /// The least limit of a process's control group and those around it. `own` is its `/proc/PID/cgroup`: lines of
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_count_twice_unless_the_graph_reads_them() {
+    fn halves_count_twice_and_bytes_four_times_unless_the_graph_reads_them() {
         let file = |size| manifest::File {
             size,
             sha256: String::new(),
@@ -129,6 +130,9 @@ mod tests {
         let bytes =
             |variant: &str, recorded: Option<&Component>| network(dir.path(), variant, recorded);
         assert_eq!(bytes("model.onnx", Some(&unet)), 22);
+        assert_eq!(bytes("native.onnx", Some(&unet)), 11);
+        unet.storage = vec!["F16".to_owned(), "I8".to_owned()];
+        assert_eq!(bytes("model.onnx", Some(&unet)), 44);
         assert_eq!(bytes("native.onnx", Some(&unet)), 11);
         unet.storage = vec!["F32".to_owned()];
         assert_eq!(bytes("model.onnx", Some(&unet)), 11);

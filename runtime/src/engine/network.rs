@@ -100,12 +100,14 @@ impl Network {
         variant: Option<&Variant>,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
+        let ours = variant.is_some();
+        let load =
+            |file: &str, takes_vectors| Graph::load(engine, key, file, ours, takes_vectors, cancel);
         let needs = variant.map_or(&[][..], |variant| &variant.needs);
-        let part = |file| Ok(Part::new(Graph::load(engine, key, file, false, cancel)?));
-        let parts = needs.iter().map(|file| part(file));
+        let parts = needs.iter().map(|file| Ok(Part::new(load(file, false)?)));
         Ok(Self {
             parts: parts.collect::<Result<_, EngineError>>()?,
-            graph: Graph::load(engine, key, &key.variant, key.takes_vectors, cancel)?,
+            graph: load(&key.variant, key.takes_vectors)?,
             native: variant.is_some_and(|variant| !variant.custom_domains.is_empty()),
         })
     }
@@ -223,10 +225,12 @@ pub(super) struct Graph {
 }
 
 impl Graph {
+    /// `ours` are graphs that `sdconvert` wrote.
     fn load(
         engine: &Engine,
         key: &Key,
         file: &str,
+        ours: bool,
         takes_vectors: bool,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
@@ -248,6 +252,13 @@ impl Graph {
         builder = builder
             .with_log_level(LogLevel::Warning)
             .map_err(|e| say(&e))?;
+        if ours {
+            // Their whole numbers are weights. ONNX Runtime would round activations, too, in its kernel for such; now it widens
+            // the weights when it loads them.
+            builder = builder
+                .with_config_entry("session.disable_quant_qdq", "1")
+                .map_err(|e| say(&e))?;
+        }
         if let Some(dispatch) = engine.ep.dispatch() {
             builder = builder
                 .with_execution_providers([dispatch])

@@ -17,9 +17,6 @@ use sd_kernels::{
 };
 use sd_models::graph::custom;
 
-/// How manifests write that a graph needs these operators.
-pub(super) use sd_models::graph::custom::requirement;
-
 /// The domain's operators for one session.
 pub(super) fn domain(compute: Compute, threads: usize) -> Result<OperatorDomain> {
     let shared = Arc::new(Shared {
@@ -261,11 +258,25 @@ fn stored<'a>(value: &'a ValueRef<'_>) -> Result<Floats<'a>> {
     }
 }
 
+/// Weights as they are stored: whole numbers have scales, others have none.
+fn weights<'a>(weight: &'a ValueRef<'_>, scales: Option<&'a ValueRef<'_>>) -> Result<Floats<'a>> {
+    let dtype = *weight.data_type();
+    match (dtype, scales) {
+        (TensorElementType::Int8, Some(scales)) => Ok(Floats::Int8 {
+            numbers: weight.try_extract_tensor::<i8>()?.1,
+            scales: numbers(scales)?,
+        }),
+        (TensorElementType::Int8, None) => Err(Error::new("weights of int8 lack their scales")),
+        (_, None) => stored(weight),
+        (other, Some(_)) => Err(Error::new(format!("weights of {other} have no scales"))),
+    }
+}
+
 /// A short tensor in single precision.
 fn widened<'a>(value: &'a ValueRef<'_>) -> Result<Cow<'a, [f32]>> {
     Ok(match stored(value)? {
         Floats::F32(numbers) => Cow::Borrowed(numbers),
-        other => Cow::Owned(other.to_f32()),
+        other => Cow::Owned(other.to_f32(Order::OutputsFirst)),
     })
 }
 
@@ -292,9 +303,10 @@ fn repeat(a: usize, b: usize) -> bool {
     a == b || a.min(b) == 1
 }
 
-/// `x` [.., K], weight, bias?, residual? -> [.., M]
+/// `x` [.., K], weight, scales?, bias?, residual? -> [.., M]
 struct Linear {
     order: Order,
+    scales: bool,
     bias: bool,
     residual: bool,
     activation: Activation,
@@ -314,6 +326,7 @@ impl Layer for Linear {
             } else {
                 Order::OutputsFirst
             },
+            scales: node.flag("scales"),
             bias: node.flag("bias"),
             residual: node.flag("residual"),
             activation,
@@ -327,7 +340,8 @@ impl Layer for Linear {
         output: &Output<'_>,
         run: &mut Run<'_>,
     ) -> Result<()> {
-        let [x, weight, bias, residual] = operands(inputs, [true, true, self.bias, self.residual]);
+        let there = [true, true, self.scales, self.bias, self.residual];
+        let [x, weight, scales, bias, residual] = operands(inputs, there);
         let (Some(x), Some(weight)) = (x, weight) else {
             return Err(misfit(inputs));
         };
@@ -348,7 +362,7 @@ impl Layer for Linear {
         *last = outputs;
         let bias = bias.map(widened).transpose()?;
         let layer = kernels::Linear {
-            weight: stored(weight)?,
+            weight: weights(weight, scales)?,
             order: self.order,
             inputs: k,
             outputs,
@@ -361,7 +375,8 @@ impl Layer for Linear {
         // Whole rows, some number of times.
         let repeats =
             |part: usize| part > 0 && part.is_multiple_of(outputs) && length.is_multiple_of(part);
-        if layer.bias.is_some_and(|b| b.len() != columns)
+        if !layer.weight.fit(columns)
+            || layer.bias.is_some_and(|b| b.len() != columns)
             || !residual.is_none_or(|r| repeats(r.len()))
         {
             return Err(misfit(inputs));
@@ -370,12 +385,13 @@ impl Layer for Linear {
     }
 }
 
-/// `x` [N, h, w, C], weight [O, C, k, k], bias?, time?, residual?, like? -> [N, h', w', O]
+/// `x` [N, h, w, C], weight [O, C, k, k], scales?, bias?, time?, residual?, like? -> [N, h', w', O]
 struct Conv {
     kernel: usize,
     stride: usize,
     pads: [usize; 4],
     activation: Activation,
+    scales: bool,
     bias: bool,
     time: bool,
     residual: bool,
@@ -393,6 +409,7 @@ impl Layer for Conv {
             stride: node.int("stride")?,
             pads: node.four("pads")?,
             activation: node.activation()?.0,
+            scales: node.flag("scales"),
             bias: node.flag("bias"),
             time: node.flag("time"),
             residual: node.flag("residual"),
@@ -406,8 +423,9 @@ impl Layer for Conv {
         output: &Output<'_>,
         run: &mut Run<'_>,
     ) -> Result<()> {
-        let there = [true, true, self.bias, self.time, self.residual, self.like];
-        let [x, weight, bias, time, residual, like] = operands(inputs, there);
+        let (scales, bias, time) = (self.scales, self.bias, self.time);
+        let there = [true, true, scales, bias, time, self.residual, self.like];
+        let [x, weight, scales, bias, time, residual, like] = operands(inputs, there);
         let (Some(x), Some(weight)) = (x, weight) else {
             return Err(misfit(inputs));
         };
@@ -424,7 +442,7 @@ impl Layer for Conv {
         );
         let residual = residual.map(numbers).transpose()?;
         let layer = kernels::Conv {
-            weight: stored(weight)?,
+            weight: weights(weight, scales)?,
             bias: bias.as_deref(),
             inputs: c,
             outputs: o,
@@ -447,6 +465,7 @@ impl Layer for Conv {
             || c == 0
             || picture == 0
             || (enlarge.is_some() && h * w == 0)
+            || !layer.weight.fit(o)
             || !fits(n)
             || bias.as_ref().is_some_and(|b| b.len() != o)
             || !time

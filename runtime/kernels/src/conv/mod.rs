@@ -86,6 +86,7 @@ pub fn conv(
     assert_eq!(x.len(), pictures * height * width * inputs, "x");
     let weights = outputs * inputs * layer.kernel * layer.kernel;
     assert_eq!(layer.weight.len(), weights, "weights");
+    assert!(layer.weight.fit(outputs), "scales");
     assert!(layer.bias.is_none_or(|b| b.len() == outputs), "bias");
     let size = layer.output_size((height, width));
     let picture = size.0 * size.1 * outputs;

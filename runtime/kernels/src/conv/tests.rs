@@ -17,7 +17,7 @@ fn twin(layer: &Conv<'_>, case: &Case) -> Vec<f64> {
     let (large_h, large_w) = layer.enlarge.unwrap_or((h, w));
     let (out_h, out_w) = layer.output_size((h, w));
     let (c, o, k) = (layer.inputs, layer.outputs, layer.kernel);
-    let weight = layer.weight.to_f32();
+    let weight = layer.weight.to_f32(Order::OutputsFirst);
     let mut y = vec![];
     for n in 0..case.many {
         for i in 0..out_h {
@@ -115,7 +115,12 @@ fn random_case_in(
         None,
         Some((h + 1, 3 * w)),
     ][number % 7];
-    let w_stored = stored(&random.normals(outputs * inputs * kernel * kernel), number);
+    let w_stored = stored(
+        &random.normals(outputs * inputs * kernel * kernel),
+        number,
+        Order::OutputsFirst,
+        outputs,
+    );
     let bias = random.normals(outputs);
     let layer = Conv {
         weight: w_stored.floats(),
@@ -190,7 +195,12 @@ fn many_tiles_equal_the_formula() {
     }
     // 256 tiles: weights are transformed first.
     let (h, w, inputs, outputs) = (61, 67, 37, 71);
-    let weight = stored(&random.normals(outputs * inputs * 9), 1);
+    let weight = stored(
+        &random.normals(outputs * inputs * 9),
+        1,
+        Order::OutputsFirst,
+        outputs,
+    );
     let layer = Conv {
         weight: weight.floats(),
         bias: None,
@@ -218,7 +228,12 @@ fn tiny_and_huge_numbers_are_numbers() {
     let mut random = Random::new(5);
     let (h, w, inputs, outputs) = (9, 10, 33, 35);
     for scale in [1e-40f32, 1e-37, 1e30, 1e35] {
-        let weight = stored(&random.normals(outputs * inputs * 9), 0);
+        let weight = stored(
+            &random.normals(outputs * inputs * 9),
+            0,
+            Order::OutputsFirst,
+            outputs,
+        );
         let layer = Conv {
             weight: weight.floats(),
             bias: None,
@@ -273,7 +288,7 @@ fn twenty_layers_stay_within_1e_5() {
         let gain = 1.0 / (9.0 * channels as f32).sqrt();
         let normals = random.normals(channels * channels * 9);
         let weight: Vec<f32> = normals.iter().map(|w| w * gain).collect();
-        let weight = stored(&weight, number);
+        let weight = stored(&weight, number, Order::OutputsFirst, channels);
         let layer = Conv {
             weight: weight.floats(),
             bias: None,
@@ -304,7 +319,7 @@ fn twenty_layers_stay_within_1e_5() {
 
 /// One layer of 3 x 3 over one square picture, in double precision throughout.
 fn exact_layer(layer: &Conv<'_>, x: &[f64], size: usize) -> Vec<f64> {
-    let weight = layer.weight.to_f32();
+    let weight = layer.weight.to_f32(Order::OutputsFirst);
     let (c, o) = (layer.inputs, layer.outputs);
     let mut y = vec![0.0; size * size * o];
     for (place, sum) in y.iter_mut().enumerate() {

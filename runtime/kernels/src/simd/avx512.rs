@@ -43,6 +43,27 @@ unsafe fn turn(rows: *const *const u16, at: usize) -> [__m256i; COLUMNS] {
     }
 }
 
+/// 16 rows of 8 bytes become columns: rows 2i and 2i + 1 side by side, four perfect shuffles.
+#[inline(always)]
+unsafe fn turn_bytes(rows: *const *const i8, at: usize) -> [__m128i; COLUMNS] {
+    unsafe {
+        let mut r = [_mm_setzero_si128(); COLUMNS];
+        for (i, r) in r.iter_mut().enumerate() {
+            let low = _mm_loadl_epi64((*rows.add(2 * i)).add(at).cast());
+            let high = _mm_loadl_epi64((*rows.add(2 * i + 1)).add(at).cast());
+            *r = _mm_unpacklo_epi64(low, high);
+        }
+        for _ in 0..4 {
+            let s = r;
+            for i in 0..COLUMNS / 2 {
+                r[2 * i] = _mm_unpacklo_epi8(s[i], s[i + COLUMNS / 2]);
+                r[2 * i + 1] = _mm_unpackhi_epi8(s[i], s[i + COLUMNS / 2]);
+            }
+        }
+        r
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Avx512>() }
@@ -115,6 +136,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
     unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [__m512; COLUMNS] {
         unsafe {
             let mut columns = [_mm512_setzero_ps(); COLUMNS];
@@ -157,6 +182,16 @@ impl Simd for Avx512 {
             for (column, h) in columns.iter_mut().zip(turn(rows.cast(), at)) {
                 let wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
                 *column = _mm512_castsi512_ps(wide);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_i8(rows: *const *const i8, at: usize) -> [__m512; COLUMNS] {
+        unsafe {
+            let mut columns = [_mm512_setzero_ps(); COLUMNS];
+            for (column, bytes) in columns.iter_mut().zip(turn_bytes(rows, at)) {
+                *column = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
             }
             columns
         }

@@ -127,6 +127,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_f16(from: *const half::f16) -> Self::V;
     /// Truncated single-precision numbers from memory.
     unsafe fn load_bf16(from: *const half::bf16) -> Self::V;
+    /// Whole 8-bit numbers from memory.
+    unsafe fn load_i8(from: *const i8) -> Self::V;
 
     /// Numbers `at..at + 8` of `LANES` rows, as 8 vectors over rows.
     unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS];
@@ -134,6 +136,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn columns_f16(rows: *const *const half::f16, at: usize) -> [Self::V; COLUMNS];
     /// The same of truncated single-precision numbers.
     unsafe fn columns_bf16(rows: *const *const half::bf16, at: usize) -> [Self::V; COLUMNS];
+    /// The same of whole 8-bit numbers.
+    unsafe fn columns_i8(rows: *const *const i8, at: usize) -> [Self::V; COLUMNS];
 
     /// `a + b`
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;

@@ -79,6 +79,10 @@ impl Simd for Scalar {
     unsafe fn load_bf16(from: *const bf16) -> Self::V {
         std::array::from_fn(|i| unsafe { *from.add(i) }.to_f32())
     }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        std::array::from_fn(|i| f32::from(unsafe { *from.add(i) }))
+    }
 
     #[inline(always)]
     unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS] {
@@ -94,6 +98,12 @@ impl Simd for Scalar {
     unsafe fn columns_bf16(rows: *const *const bf16, at: usize) -> [Self::V; COLUMNS] {
         std::array::from_fn(|j| {
             std::array::from_fn(|i| unsafe { *(*rows.add(i)).add(at + j) }.to_f32())
+        })
+    }
+    #[inline(always)]
+    unsafe fn columns_i8(rows: *const *const i8, at: usize) -> [Self::V; COLUMNS] {
+        std::array::from_fn(|j| {
+            std::array::from_fn(|i| f32::from(unsafe { *(*rows.add(i)).add(at + j) }))
         })
     }
 

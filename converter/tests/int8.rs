@@ -1,0 +1,369 @@
+//! `build --precision int8`: what becomes whole numbers, how it is stored and told, and what is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Raw, sdconvert, synthetic, text, write_raw};
+use prost::Message;
+use safetensors::SafeTensors;
+use sd_converter::onnx::proto::{EXTERNAL, ModelProto, TensorProto, data_type};
+use serde_json::Value;
+
+fn build(input: &Path, target: &Path, more: &[&str]) -> (Option<i32>, Value, String) {
+    let [input, out] = [input, target].map(|path| path.to_str().unwrap());
+    let args = ["build", input, "-o", out, "--json"];
+    let output = sdconvert(&[&args[..], more].concat());
+    let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code(), json, text(&output.stderr))
+}
+
+fn int8(input: &Path, target: &Path) -> (Option<i32>, Value, String) {
+    build(input, target, &["--precision", "int8"])
+}
+
+fn built(dir: &Path, family: &str) -> (PathBuf, Value) {
+    let target = dir.join("model");
+    let (code, json, said) = int8(&synthetic(dir, family, 0), &target);
+    assert_eq!(code, Some(0), "{said}");
+    (target, json)
+}
+
+fn graph(path: &Path) -> ModelProto {
+    ModelProto::decode(&*fs::read(path).unwrap()).unwrap()
+}
+
+/// Tensors of a graph by name.
+fn tensors(model: &ModelProto) -> BTreeMap<String, TensorProto> {
+    let graph = model.graph.as_ref().unwrap();
+    let named = |t: &TensorProto| (t.name.clone(), t.clone());
+    graph.initializer.iter().map(named).collect()
+}
+
+#[test]
+fn weights_of_layers_are_whole_numbers_and_all_else_is_as_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, _) = built(dir.path(), "sdxl");
+    for (folder, stay, become_whole) in [
+        (
+            "unet",
+            &[
+                "conv_in.weight",
+                "conv_out.weight",
+                "time_embedding.linear_1.weight",
+                "add_embedding.linear_1.weight",
+                "down_blocks.0.resnets.0.time_emb_proj.weight",
+                "down_blocks.1.resnets.0.conv_shortcut.weight",
+                "down_blocks.0.resnets.0.norm1.weight",
+                "down_blocks.0.resnets.0.conv1.bias",
+            ][..],
+            &[
+                "down_blocks.0.resnets.0.conv1.weight",
+                "down_blocks.0.downsamplers.0.conv.weight",
+                "mid_block.attentions.0.proj_in.weight",
+                "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+            ][..],
+        ),
+        (
+            "text_encoder_2",
+            &[
+                "text_model.embeddings.token_embedding.weight",
+                "text_model.embeddings.position_embedding.weight",
+            ],
+            &[
+                "text_model.encoder.layers.0.mlp.fc1.weight",
+                "text_projection.weight",
+            ],
+        ),
+        (
+            "vae_decoder",
+            &[
+                "post_quant_conv.weight",
+                "decoder.conv_in.weight",
+                "decoder.up_blocks.0.upsamplers.0.conv.weight",
+            ],
+            &["decoder.mid_block.attentions.0.to_q.weight"],
+        ),
+    ] {
+        let found = tensors(&graph(&target.join(folder).join("model.onnx")));
+        for name in stay {
+            assert_ne!(found[*name].data_type, data_type::INT8, "{name}");
+            assert!(!found.contains_key(&format!("{name}_scale")), "{name}");
+        }
+        for name in become_whole {
+            assert_eq!(found[*name].data_type, data_type::INT8, "{name}");
+            let scales = &found[&format!("{name}_scale")];
+            assert_eq!(scales.data_type, data_type::FLOAT);
+            assert_eq!(scales.dims.len(), 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn portable_graphs_widen_by_onnx_operators_and_native_ones_read_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, json) = built(dir.path(), "sd15");
+    let unet = target.join("unet");
+    let portable = graph(&unet.join("model.onnx"));
+    let declared = tensors(&portable);
+    let nodes = &portable.graph.as_ref().unwrap().node;
+    let widened: Vec<_> = nodes
+        .iter()
+        .filter(|node| node.op_type == "DequantizeLinear")
+        .collect();
+    assert!(widened.len() > 20);
+    for node in &widened {
+        let (weight, scales) = (&declared[&node.input[0]], &declared[&node.input[1]]);
+        let axis = node.attribute[0].i.unwrap() as usize;
+        assert_eq!(weight.dims[axis], scales.dims[0], "{}", node.name);
+    }
+    assert_eq!(portable.opset_import.len(), 1);
+
+    let mut scaled = 0;
+    for name in ["native.onnx", "native.prompt.onnx"] {
+        let native = graph(&unet.join(name));
+        assert_eq!(native.opset_import[1].version, 2, "{name}");
+        for (name, tensor) in tensors(&native) {
+            if !name.starts_with("constant.") {
+                assert_eq!(tensor, declared[&name]);
+            }
+        }
+        let nodes = native.graph.unwrap().node;
+        assert!(nodes.iter().all(|node| node.op_type != "DequantizeLinear"));
+        let nodes = nodes.iter().flat_map(|node| &node.attribute);
+        scaled += nodes.filter(|a| a.name == "scales").count();
+    }
+    assert_eq!(scaled, widened.len());
+    let time = graph(&unet.join("native.time.onnx"));
+    assert_eq!(time.opset_import[1].version, 1, "it has no whole numbers");
+
+    let components = &json["manifest"]["components"];
+    assert_eq!(
+        components["unet"]["storage"],
+        serde_json::json!(["F16", "I8"])
+    );
+    let variants = &components["unet"]["variants"];
+    assert_eq!(variants["native.onnx"]["custom_domains"][0], "sdrt:2");
+    let listed = text(&sdconvert(&["inspect", target.to_str().unwrap()]).stdout);
+    assert!(
+        listed.contains("unet: fp32 over F16 and I8 weights"),
+        "{listed}"
+    );
+}
+
+#[test]
+fn the_report_tells_what_rounding_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let (_, json, _) = int8(&checkpoint, &dir.path().join("a"));
+    let rounding = json["rounding"].as_object().unwrap();
+    let folders: Vec<&String> = rounding.keys().collect();
+    assert_eq!(
+        folders,
+        ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    );
+    for group in [
+        "convolution",
+        "cross-attention",
+        "feed-forward",
+        "projection",
+    ] {
+        let rounded = &rounding["unet"][group];
+        let error = rounded["relative_error"].as_f64().unwrap();
+        assert!((1e-3..1e-2).contains(&error), "{group}: {error}");
+        assert!(rounded["weights"].as_u64().unwrap() > 100);
+    }
+    let args = [
+        "build",
+        checkpoint.to_str().unwrap(),
+        "--precision",
+        "int8",
+        "-o",
+    ];
+    let target = dir.path().join("b");
+    let said = text(&sdconvert(&[&args[..], &[target.to_str().unwrap()]].concat()).stderr);
+    assert!(
+        said.contains("unet: int8 changes weights by convolution 0."),
+        "{said}"
+    );
+    let (_, json, _) = build(&checkpoint, &dir.path().join("c"), &[]);
+    assert_eq!(json["rounding"], serde_json::json!({}));
+}
+
+/// A checkpoint some of whose tensors were changed.
+fn changed(path: &Path, change: impl Fn(&str, &mut [u8])) -> PathBuf {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.iter().map(|(name, view)| {
+        let mut data = view.data().to_vec();
+        change(name, &mut data);
+        let raw: Raw = (view.dtype(), view.shape().to_vec(), data);
+        (name.to_owned(), raw)
+    });
+    let target = path.with_extension("changed.safetensors");
+    write_raw(&target, &tensors.collect());
+    target
+}
+
+const CONV: &str = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight";
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    // Half precision's infinity and NaN.
+    for bits in [0x7C00u16, 0x7E00] {
+        let bad = changed(&checkpoint, |name, data| {
+            if name == CONV {
+                data[10..12].copy_from_slice(&bits.to_le_bytes());
+            }
+        });
+        let target = dir.path().join("model");
+        let (code, _, said) = int8(&bad, &target);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains(CONV) && said.contains("NaN or infinite"),
+            "{said}"
+        );
+        assert!(!target.exists());
+    }
+}
+
+#[test]
+fn layers_of_zeros_and_outliers_have_scales_that_are_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let odd = changed(&checkpoint, |name, data| {
+        if name == CONV {
+            data.fill(0);
+            // 1e4 in the first output.
+            data[..2].copy_from_slice(&0x70E2u16.to_le_bytes());
+        }
+    });
+    let target = dir.path().join("model");
+    assert_eq!(int8(&odd, &target).0, Some(0));
+    let found = tensors(&graph(&target.join("unet/model.onnx")));
+    let scales = &found["down_blocks.0.resnets.0.conv1.weight_scale"];
+    let scales = scales.raw_data.as_ref().unwrap().as_chunks().0;
+    let scales: Vec<f32> = scales.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    assert!((scales[0] - 1e4 / 127.0).abs() < 0.1, "{}", scales[0]);
+    assert!(scales.iter().all(|&s| s.is_finite() && s > 0.0));
+}
+
+#[test]
+fn what_has_no_weights_to_round_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "taesd", 0);
+    let (code, _, said) = int8(&checkpoint, &dir.path().join("model"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("int8") && said.contains("hint:"), "{said}");
+    let (code, _, said) = build(
+        &checkpoint,
+        &dir.path().join("model"),
+        &["--precision", "int4"],
+    );
+    assert_eq!(code, Some(2), "{said}");
+}
+
+#[test]
+fn loras_and_recipes_change_weights_before_they_are_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let demo = |name: &str| {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+        demo.join(name).to_str().unwrap().to_owned()
+    };
+    let (base, lora) = (
+        demo("tiny-shapes.safetensors"),
+        demo("pixel-style.safetensors"),
+    );
+    let recipe = path("recipe.toml");
+    let content = format!(
+        "schema = 1\nmodels = {{ a = '{base}' }}\n[[step]]\nmethod = 'lora'\n\
+         inputs = ['a']\nlora = '{lora}'\nalpha = 1.0\n"
+    );
+    fs::write(&recipe, content).unwrap();
+    let recipe = recipe.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = sdconvert(args);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    let [given, recipes, merged, from] = ["given", "recipes", "merged.safetensors", "from"]
+        .map(|name| path(name).to_str().unwrap().to_owned());
+    let int8 = ["--precision", "int8"];
+    run(&[&["build", &base, "--lora", &lora, "-o", &given], &int8[..]].concat());
+    run(&[&["build", "--recipe", recipe, "-o", &recipes], &int8[..]].concat());
+    run(&["merge", "--recipe", recipe, "-o", &merged]);
+    run(&[&["build", &merged, "-o", &from], &int8[..]].concat());
+    for folder in ["unet", "text_encoder"] {
+        let data =
+            |dir: &str| fs::read(Path::new(dir).join(folder).join("model.onnx_data")).unwrap();
+        assert!(data(&given) == data(&recipes), "{folder}");
+        assert!(data(&given) == data(&from), "{folder}");
+    }
+}
+
+/// Rewrites a graph.
+fn rewrite(path: &Path, change: impl FnOnce(&mut ModelProto)) {
+    let mut model = graph(path);
+    change(&mut model);
+    fs::write(path, model.encode_to_vec()).unwrap();
+}
+
+#[test]
+fn scales_that_are_missing_or_too_few_are_named() {
+    const WEIGHT: &str = "down_blocks.0.resnets.0.conv1.weight";
+    let scales = format!("{WEIGHT}_scale");
+    let dir = tempfile::tempdir().unwrap();
+    let (target, _) = built(dir.path(), "sd15");
+    // Without its manifest, whose hashes would tell first.
+    fs::remove_file(target.join("sdrt.json")).unwrap();
+    let verify = || {
+        let output = sdconvert(&["verify", target.to_str().unwrap()]);
+        (output.status.code(), text(&output.stderr))
+    };
+    assert_eq!(verify().0, Some(0), "{}", verify().1);
+    for file in ["model.onnx", "native.onnx"] {
+        let path = target.join("unet").join(file);
+        let whole = fs::read(&path).unwrap();
+        rewrite(&path, |model| {
+            let graph = model.graph.as_mut().unwrap();
+            graph.initializer.retain(|t| t.name != scales);
+        });
+        let (code, said) = verify();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(file) && said.contains(&scales), "{said}");
+        fs::write(&path, &whole).unwrap();
+        rewrite(&path, |model| {
+            let graph = model.graph.as_mut().unwrap();
+            let found = graph.initializer.iter_mut().find(|t| t.name == scales);
+            let found = found.unwrap();
+            found.dims[0] -= 1;
+            found
+                .raw_data
+                .as_mut()
+                .unwrap()
+                .truncate(4 * found.dims[0] as usize);
+        });
+        let (code, said) = verify();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(file) && said.contains(&scales), "{said}");
+        fs::write(&path, &whole).unwrap();
+    }
+    // The last tensor of the data is cut off.
+    let data = target.join("unet/model.onnx_data");
+    let length = fs::metadata(&data).unwrap().len();
+    let cut = fs::File::options().write(true).open(&data).unwrap();
+    cut.set_len(length - 1).unwrap();
+    let (code, said) = verify();
+    assert_eq!(code, Some(1), "{said}");
+    let found = tensors(&graph(&target.join("unet/model.onnx")));
+    let external = found.values().filter(|t| t.data_location == EXTERNAL);
+    let named = external.filter(|t| said.contains(&format!("`{}`", t.name)));
+    assert_eq!(named.count(), 1, "{said}");
+    assert!(said.contains("model.onnx_data"), "{said}");
+}
