@@ -95,7 +95,13 @@ fn what_a_program_does_in_another_way_than_asked_is_said() {
         profile: &A1111,
         ..idle
     };
-    assert!(run(&cfgpp, None).notes.is_empty());
+    // It makes use of guidance of 1, but draws nothing after the first noise.
+    let notes = run(&cfgpp, None).notes;
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(
+        notes[0].starts_with("another seed for later noise"),
+        "{notes:?}"
+    );
 
     let a1111 = Request {
         sampler: Some(&DDIM),
