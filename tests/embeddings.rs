@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Axis, Slice};
 use sd_converter::embedding::Embedding;
-use sd_runtime::engine::{Cancel, Dialect, memory};
-use sd_runtime::pipeline::{Destination, Dump, ModelDir, Models, Plans, Request};
+use sd_runtime::engine::{Dialect, memory};
+use sd_runtime::pipeline::{ModelDir, Models, Plans, Request};
 use sd_runtime::sampler::EULER;
 use sd_runtime::text::Embeddings;
-use sdrt_tests::{Made, Reference, make_with, relative_l2, repository, synthetic};
+use sdrt_tests::{Reference, dumped, relative_l2, repository, synthetic};
 
 /// Single precision adds up in another order in every library.
 const EMBEDDINGS: f64 = 1e-5;
@@ -51,16 +51,6 @@ fn request(prompt: &str, negative: &str) -> Request {
         sampler: Some(&EULER),
         ..Request::default()
     }
-}
-
-fn dumped(models: &Models, request: &Request) -> (Made, Reference) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("dump.safetensors");
-    let mut dump = Dump::default();
-    let made = make_with(models, request, Some(&mut dump)).unwrap();
-    let to = Destination::find(&file).unwrap();
-    dump.write(&to, &Cancel::new()).unwrap();
-    (made, Reference::open(&file))
 }
 
 /// Name, prompt and negative prompt: those of the generator.

@@ -6,11 +6,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sd_runtime::engine::Cancel;
-use sd_runtime::pipeline::{Destination, Dump, Micro, ModelDir, Models, Request};
+use sd_runtime::pipeline::{Micro, ModelDir, Models, Request};
 use sd_runtime::profile::DIFFUSERS;
 use sd_runtime::sampler;
-use sdrt_tests::{Made, Reference, make_with, psnr, relative_l2, repository, synthetic};
+use sdrt_tests::{Reference, dumped, psnr, relative_l2, repository, synthetic};
 use serde_json::Value;
 
 /// Single precision adds up in another order in every library; a wrong timestep or size is 1e-3 and more.
@@ -60,17 +59,6 @@ fn request(asked: &Value, case: &Value) -> Request {
         clip_skip: number("clip_skip", 1.0) as usize,
         ..Request::default()
     }
-}
-
-/// Makes the picture, and reads the inside of the run.
-fn dumped(models: &Models, request: &Request) -> (Made, Reference) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("dump.safetensors");
-    let mut dump = Dump::default();
-    let made = make_with(models, request, Some(&mut dump)).unwrap();
-    dump.write(&Destination::find(&file).unwrap(), &Cancel::new())
-        .unwrap();
-    (made, Reference::open(&file))
 }
 
 /// Changes values of the folder's `scheduler_config.json`; gives what it was.

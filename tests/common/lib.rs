@@ -13,7 +13,7 @@ use sd_converter::weights::Weights;
 use sd_models::demo;
 use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, setup};
 use sd_runtime::pipeline::{
-    self, Dump, Event, ModelDir, Models, Picture, PipelineError, Plan, Plans, Request,
+    self, Destination, Dump, Event, ModelDir, Models, Picture, PipelineError, Plan, Plans, Request,
 };
 use tempfile::TempDir;
 
@@ -282,6 +282,22 @@ pub fn make_with(
         notes,
         calls: last,
     })
+}
+
+/// Makes the picture, and reads the inside of the run.
+///
+/// # Panics
+///
+/// The run fails, or there is no room for its tensors.
+pub fn dumped(models: &Models, request: &Request) -> (Made, Reference) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("dump.safetensors");
+    let mut dump = Dump::default();
+    let made = make_with(models, request, Some(&mut dump)).expect("the picture is made");
+    let to = Destination::find(&file).expect("the folder is there");
+    dump.write(&to, &Cancel::new())
+        .expect("the dump is written");
+    (made, Reference::open(&file))
 }
 
 /// A request that the demo model fulfils well in few steps.
