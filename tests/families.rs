@@ -33,23 +33,6 @@ fn assert_close(found: &ArrayD<f32>, expected: &ArrayD<f32>, what: &str) {
     assert!(error <= FORWARD, "{what}: relative L2 {error:.2e}");
 }
 
-/// Inputs of a UNet or ControlNet in the reference, by name.
-fn inputs(reference: &Reference, family: &str) -> Vec<(String, ArrayD<f32>)> {
-    let names = [
-        "sample",
-        "timestep",
-        "encoder_hidden_states",
-        "text_embeds",
-        "time_ids",
-        "timestep_cond",
-    ];
-    let get = |name: &str| {
-        let value = reference.find(&format!("{family}.unet.{name}"))?;
-        Some((name.to_owned(), value))
-    };
-    names.into_iter().filter_map(get).collect()
-}
-
 fn run(
     network: &mut Network,
     inputs: &[(String, ArrayD<f32>)],
@@ -65,7 +48,7 @@ fn run(
 fn unet_is_right(family: &str) {
     let reference = reference();
     let (_dir, model) = synthetic(family);
-    let inputs = inputs(&reference, family);
+    let inputs = reference.unet_inputs(family);
     let expected = reference.get(&format!("{family}.unet.out_sample"));
     for graph in GRAPHS {
         let found = run(&mut load(&model, "unet", graph), &inputs, &["out_sample"]);
@@ -138,7 +121,7 @@ fn control_is_right(family: &str, skips: usize) {
     let name = format!("controlnet-{family}");
     let get = |key: &str| reference.get(&format!("{name}.{key}"));
     let (_dir, control) = synthetic(&name);
-    let mut inputs = inputs(&reference, &name);
+    let mut inputs = reference.unet_inputs(&name);
     let unet_inputs = inputs.clone();
     inputs.push(("controlnet_cond".to_owned(), get("controlnet_cond")));
     let scale = ndarray::arr0(0.75).into_dyn();

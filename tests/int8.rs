@@ -45,12 +45,12 @@ fn run(
 fn agree(
     model: &Path,
     component: &str,
-    inputs: &[(&str, ArrayD<f32>)],
+    inputs: &[(String, ArrayD<f32>)],
     (outputs, expected): (&[&str], &[ArrayD<f32>]),
 ) {
     let inputs: Vec<_> = inputs
         .iter()
-        .map(|(name, x)| (*name, Input::F32(x.view())))
+        .map(|(name, x)| (name.as_str(), Input::F32(x.view())))
         .collect();
     let of = |graph: &str, compute| run(model, (component, graph), compute, &inputs, outputs);
     let portable = of("model.onnx", Compute::F32);
@@ -83,16 +83,7 @@ fn agree(
 fn unet_agrees(family: &str) {
     let reference = Reference::open(&repository("tests/golden/families.safetensors"));
     let (_dir, model) = synthetic_as(family, Precision::Int8);
-    let names = [
-        "sample",
-        "timestep",
-        "encoder_hidden_states",
-        "text_embeds",
-        "time_ids",
-        "timestep_cond",
-    ];
-    let input = |name| Some((name, reference.find(&format!("{family}.unet.{name}"))?));
-    let inputs: Vec<_> = names.into_iter().filter_map(input).collect();
+    let inputs = reference.unet_inputs(family);
     let expected = reference.get(&format!("{family}.unet.out_sample"));
     agree(&model, "unet", &inputs, (&["out_sample"], &[expected]));
 }
@@ -126,19 +117,11 @@ fn unet_of_sdxl_lcm() {
 fn controlnet_of_sdxl() {
     let reference = Reference::open(&repository("tests/golden/families.safetensors"));
     let (_dir, model) = synthetic_as("controlnet-sdxl", Precision::Int8);
-    let get = |name: &str| reference.find(&format!("controlnet-sdxl.unet.{name}"));
-    let names = [
-        "sample",
-        "timestep",
-        "encoder_hidden_states",
-        "text_embeds",
-        "time_ids",
-    ];
-    let input = |name| Some((name, get(name)?));
-    let mut inputs: Vec<_> = names.into_iter().filter_map(input).collect();
+    let mut inputs = reference.unet_inputs("controlnet-sdxl");
     let hint = reference.get("controlnet-sdxl.controlnet_cond");
-    inputs.push(("controlnet_cond", hint));
-    inputs.push(("conditioning_scale", ndarray::arr0(0.75).into_dyn()));
+    inputs.push(("controlnet_cond".to_owned(), hint));
+    let scale = ndarray::arr0(0.75).into_dyn();
+    inputs.push(("conditioning_scale".to_owned(), scale));
     let outputs = ["down_block_res_samples.4", "mid_block_res_sample"];
     let expected = outputs.map(|name| reference.get(&format!("controlnet-sdxl.{name}")));
     agree(&model, "controlnet", &inputs, (&outputs, &expected));

@@ -163,6 +163,24 @@ impl Reference {
         Some(self.get(name))
     }
 
+    /// Inputs of a family's UNet or ControlNet, by name.
+    #[must_use]
+    pub fn unet_inputs(&self, family: &str) -> Vec<(String, ArrayD<f32>)> {
+        let names = [
+            "sample",
+            "timestep",
+            "encoder_hidden_states",
+            "text_embeds",
+            "time_ids",
+            "timestep_cond",
+        ];
+        let get = |name: &str| {
+            let value = self.find(&format!("{family}.unet.{name}"))?;
+            Some((name.to_owned(), value))
+        };
+        names.into_iter().filter_map(get).collect()
+    }
+
     /// A tensor of token ids.
     ///
     /// # Panics

@@ -44,11 +44,14 @@ pub(crate) trait Factors: 'static {
     /// The word can be read; the machine has the instructions of `S`.
     unsafe fn multiply<S: Simd, const N: usize>(a: *const f32, b: &[S::V; N], sums: &mut [S::V; N]);
 
-    /// Sums of products as numbers, `row` and `columns` being the words after the last factors.
+    /// Sums of products as numbers, given the words after the last factors: what they are unless factors are scaled.
     ///
     /// # Safety
     /// They can be read; the machine has the instructions of `S`.
-    unsafe fn sums<S: Simd>(sums: S::V, row: *const f32, columns: *const f32) -> S::V;
+    #[inline(always)]
+    unsafe fn sums<S: Simd>(sums: S::V, _row: *const f32, _columns: *const f32) -> S::V {
+        sums
+    }
 
     /// Rounds a row of numbers to factors; it may be done in place.
     ///
@@ -195,11 +198,6 @@ impl Factors for Single {
     }
 
     #[inline(always)]
-    unsafe fn sums<S: Simd>(sums: S::V, _: *const f32, _: *const f32) -> S::V {
-        sums
-    }
-
-    #[inline(always)]
     unsafe fn row<S: Simd>(from: *const f32, count: usize, to: *mut f32) {
         if !std::ptr::eq(from, to) {
             unsafe { from.copy_to(to, count) }
@@ -228,11 +226,6 @@ impl Factors for Bf16 {
         sums: &mut [S::V; N],
     ) {
         unsafe { S::bf16_row(a, b, sums) }
-    }
-
-    #[inline(always)]
-    unsafe fn sums<S: Simd>(sums: S::V, _: *const f32, _: *const f32) -> S::V {
-        sums
     }
 
     #[inline(always)]

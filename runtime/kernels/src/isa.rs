@@ -43,7 +43,7 @@ impl Isa {
         Self::of_machine().min(Self::ALL[limit - 1])
     }
 
-    /// Lets this process use no better level: it computes what a processor of that level does, with the same rounding.
+    /// Lets this process use no better level: kernels compute what a processor of that level does, with the same rounding.
     pub fn limit(self) {
         let levels = Self::ALL.iter().filter(|&&isa| isa <= self).count();
         LIMIT.store(levels, Ordering::Relaxed);

@@ -33,10 +33,10 @@ pub(crate) struct Txt2ImgArgs {
     /// What it should not show
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     negative: Option<String>,
-    /// Width in pixels, a multiple of 8; the model's own if left out
+    /// Width in pixels, a multiple of 8 from 64 to 4096; the model's own if left out
     #[arg(short = 'W', long, value_name = "N")]
     width: Option<usize>,
-    /// Height in pixels, a multiple of 8; the model's own if left out
+    /// Height in pixels, a multiple of 8 from 64 to 4096; the model's own if left out
     #[arg(short = 'H', long, value_name = "N")]
     height: Option<usize>,
     /// Steps of the sampler; 20, or what the model is made for, if left out
