@@ -25,6 +25,9 @@ pub(crate) trait Factors: 'static {
     /// Whether factors are the numbers themselves.
     const PLAIN: bool = Self::IN_WORD == 1;
 
+    /// Whether stored whole 8-bit numbers can be factors as they are.
+    const STORED: bool = false;
+
     /// Words that `count` factors of a sum take.
     #[inline(always)]
     fn words(count: usize) -> usize {
@@ -77,12 +80,12 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// Split as equal as may be, of at most about `most` numbers; pairs are not torn.
+    /// Split as equal as may be, of at most about `most` numbers; words are not torn.
     pub(crate) fn new(count: usize, most: usize) -> Self {
         let depth = count.div_ceil(count.div_ceil(most));
         Self {
             count,
-            depth: depth.next_multiple_of(2),
+            depth: depth.next_multiple_of(4),
         }
     }
 
@@ -397,6 +400,7 @@ impl Factors for Int8 {
     const SCALES: usize = 2;
     /// The fewer numbers share a scale, the smaller is the largest one.
     const DEPTH: usize = 160;
+    const STORED: bool = true;
 
     #[inline(always)]
     unsafe fn multiply<S: Simd, const N: usize>(

@@ -333,7 +333,7 @@ impl Block<'_> {
                     unsafe {
                         if F::PLAIN {
                             matrix.pack::<S>(part, to);
-                        } else {
+                        } else if !(F::STORED && matrix.pack_whole::<S>(part, to)) {
                             matrix.pack::<S>(part, self.widened);
                             F::panel::<S>(self.widened, inputs, 2, to);
                         }
@@ -455,6 +455,47 @@ mod tests {
                 y
             });
         }
+    }
+
+    /// Rounding them again would not be.
+    #[test]
+    fn stored_whole_numbers_are_multiplied_as_they_are() {
+        let mut random = Random::new(3);
+        let (rows, inputs, outputs) = (9, 644, 96);
+        let mut whole = |count: usize| -> Vec<i8> {
+            let number = |x: f32| (x * 40.0).round().clamp(-120.0, 120.0) as i8;
+            random.normals(count).into_iter().map(number).collect()
+        };
+        let numbers = whole(inputs * outputs);
+        // Rows whose scale is 1.
+        let mut x: Vec<f32> = whole(rows * inputs).into_iter().map(f32::from).collect();
+        x.iter_mut().step_by(4).for_each(|x| *x = 127.0);
+        let scales: Vec<f32> = (0..outputs).map(|i| 0.5f32.powi(i as i32 % 9)).collect();
+        let layer = Linear {
+            weight: Floats::Int8 {
+                numbers: &numbers,
+                scales: &scales,
+            },
+            order: Order::OutputsFirst,
+            inputs,
+            outputs,
+            bias: None,
+            activation: Activation::None,
+            geglu: false,
+        };
+        let expected = twin(&layer, &x, None);
+        every_level(|run| {
+            run.compute = Compute::Int8;
+            let mut y = vec![f32::NAN; rows * outputs];
+            linear(run, &layer, &x, None, &mut y).unwrap();
+            let tolerance = if run.isa.multiplies_int8() {
+                1e-6
+            } else {
+                5e-4
+            };
+            close(&y, &expected, tolerance);
+            y
+        });
     }
 
     #[test]

@@ -137,6 +137,47 @@ impl Matrix<'_> {
         }
     }
 
+    /// Writes a part of a matrix of whole 8-bit numbers as a panel of [`Int8`](crate::factors::Int8), whose scales are the
+    /// outputs'. Returns whether it did: if not, the matrix has other numbers or another order, or the part has less than a
+    /// panel's columns, or torn or few words.
+    ///
+    /// # Safety
+    /// As of [`Matrix::pack`]; the level has products of 8-bit numbers.
+    #[inline(always)]
+    pub(crate) unsafe fn pack_whole<S: Simd>(&self, part: Part, panel: *mut f32) -> bool {
+        let (Floats::Int8 { numbers, scales }, Order::OutputsFirst) = (self.data, self.order)
+        else {
+            return false;
+        };
+        let columns = panel_columns::<S>();
+        let words = part.inputs / 4;
+        if part.outputs < columns || !part.inputs.is_multiple_of(4) || words < COLUMNS {
+            return false;
+        }
+        for half in 0..2 {
+            let first = part.output + half * S::LANES;
+            let panel = panel.wrapping_add(half * S::LANES);
+            let mut rows = [numbers.as_ptr().cast::<f32>(); 16];
+            // SAFETY: the part lies in the matrix, which has a scale for each output.
+            unsafe {
+                for (i, row) in rows[..S::LANES].iter_mut().enumerate() {
+                    *row = row.byte_add((first + i) * self.inputs + part.input);
+                }
+                for word in (0..words).step_by(COLUMNS) {
+                    // The last ones may be turned twice.
+                    let at = word.min(words - COLUMNS);
+                    let turned = S::columns_f32(rows.as_ptr(), at);
+                    for (i, fours) in turned.into_iter().enumerate() {
+                        S::store(panel.add((at + i) * columns), S::int8_raise(fours));
+                    }
+                }
+                let scales = S::load(scales.as_ptr().add(first));
+                S::store(panel.add(words * columns), scales);
+            }
+        }
+        true
+    }
+
     #[inline(always)]
     unsafe fn pack_stored<S: Simd, T: Stored>(
         &self,

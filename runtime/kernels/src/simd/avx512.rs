@@ -297,8 +297,15 @@ impl Simd for Avx512 {
             let d = _mm512_slli_epi32(_mm512_cvtps_epi32(d), 24);
             let high = _mm512_or_si512(_mm512_slli_epi32(c, 16), d);
             let all = _mm512_or_si512(low, high);
-            // The uppermost bits are turned: 128 more.
-            _mm512_castsi512_ps(_mm512_xor_si512(all, _mm512_set1_epi8(-128)))
+            // The uppermost bits are turned.
+            Self::int8_raise(_mm512_castsi512_ps(all))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_raise(x: __m512) -> __m512 {
+        unsafe {
+            let raised = _mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi8(-128));
+            _mm512_castsi512_ps(raised)
         }
     }
     #[inline(always)]

@@ -130,7 +130,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whole 8-bit numbers from memory.
     unsafe fn load_i8(from: *const i8) -> Self::V;
 
-    /// Numbers `at..at + 8` of `LANES` rows, as 8 vectors over rows.
+    /// Numbers `at..at + 8` of `LANES` rows, as 8 vectors over rows; any words of that size.
     unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS];
     /// The same of half-precision numbers.
     unsafe fn columns_f16(rows: *const *const half::f16, at: usize) -> [Self::V; COLUMNS];
@@ -195,6 +195,11 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rounds four vectors' numbers to whole ones between -127 and 127 and adds 128, each lane's four side by side.
     #[inline(always)]
     unsafe fn int8_by_lane(_: [Self::V; 4]) -> Self::V {
+        unreachable!("this level has no products of 8-bit numbers");
+    }
+    /// 128 more to each whole 8-bit number.
+    #[inline(always)]
+    unsafe fn int8_raise(_: Self::V) -> Self::V {
         unreachable!("this level has no products of 8-bit numbers");
     }
     /// Whole 32-bit numbers as single-precision ones.

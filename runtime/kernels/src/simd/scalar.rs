@@ -86,7 +86,8 @@ impl Simd for Scalar {
 
     #[inline(always)]
     unsafe fn columns_f32(rows: *const *const f32, at: usize) -> [Self::V; COLUMNS] {
-        std::array::from_fn(|j| std::array::from_fn(|i| unsafe { *(*rows.add(i)).add(at + j) }))
+        let word = |i, j| unsafe { (*rows.add(i)).add(at + j).read_unaligned() };
+        std::array::from_fn(|j| std::array::from_fn(|i| word(i, j)))
     }
     #[inline(always)]
     unsafe fn columns_f16(rows: *const *const f16, at: usize) -> [Self::V; COLUMNS] {
@@ -167,6 +168,10 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn int8_by_lane(x: [Self::V; 4]) -> Self::V {
         std::array::from_fn(|i| four(x.map(|numbers| numbers[i]), 128))
+    }
+    #[inline(always)]
+    unsafe fn int8_raise(x: Self::V) -> Self::V {
+        x.map(|x| f32::from_bits(x.to_bits() ^ 0x8080_8080))
     }
     #[inline(always)]
     unsafe fn whole(sums: Self::V) -> Self::V {
