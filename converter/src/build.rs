@@ -14,7 +14,7 @@ use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
-use crate::checkpoint::{CheckpointError, Dtype, TensorSource, to_f32};
+use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, narrow, to_f32};
 use crate::design::{Design, GraphFile, Network};
 use crate::error::some_of;
 use crate::lora;
@@ -35,8 +35,23 @@ pub enum Precision {
     /// The types that they were published in.
     #[default]
     Published,
-    /// Those of linear layers and convolutions as whole numbers of 8 bits with a scale for each output, others as published.
+    /// Single precision.
+    Fp32,
+    /// Half precision.
+    Fp16,
+    /// Those of linear layers and convolutions as whole numbers of 8 bits with a scale for each output, others in 16 bits.
     Int8,
+}
+
+impl Precision {
+    /// The type of weights that do not become whole numbers.
+    fn floats(self, published: Dtype) -> Dtype {
+        match (self, published) {
+            (Self::Published | Self::Int8, Dtype::F16 | Dtype::Bf16) => published,
+            (Self::Published | Self::Fp32, _) => Dtype::F32,
+            (Self::Fp16 | Self::Int8, _) => Dtype::F16,
+        }
+    }
 }
 
 /// What the user allows and asks for.
@@ -217,6 +232,7 @@ impl BuildPlan {
         let Networks {
             components,
             non_finite,
+            too_large,
             rounding,
         } = components;
         let loras = self.finish_loras(&staged)?;
@@ -224,6 +240,12 @@ impl BuildPlan {
             let note = "it will spoil every picture";
             self.warnings.push(format!(
                 "{count} values of tensor `{name}` are NaN or infinite; {note}"
+            ));
+        }
+        if !too_large.is_empty() {
+            self.warnings.push(format!(
+                "too large for half precision, so in single precision: {}",
+                some_of(&too_large)
             ));
         }
         let manifest = self.manifest(sources, components);
@@ -254,9 +276,11 @@ impl BuildPlan {
             let reader = Reader {
                 model: &*self.model,
                 network,
+                precision: self.options.precision,
                 strict: self.options.strict,
                 progress,
                 non_finite: Mutex::default(),
+                too_large: Mutex::default(),
                 rounding: Mutex::default(),
             };
             let graphs: Vec<(&str, &Graph)> = network
@@ -274,6 +298,9 @@ impl BuildPlan {
             let found = reader.non_finite.into_inner();
             let found = found.expect("no panic while the list is held");
             networks.non_finite.extend(found);
+            let found = reader.too_large.into_inner();
+            let found = found.expect("no panic while the list is held");
+            networks.too_large.extend(found);
             let name = || network.folder.to_owned();
             let groups = reader.rounding.into_inner();
             let groups = groups.expect("no panic while the sums are held").finish();
@@ -368,6 +395,8 @@ struct Networks {
     components: BTreeMap<String, manifest::Component>,
     /// Tensors that hold NaN or infinity, and how many values.
     non_finite: Vec<(String, usize)>,
+    /// Tensors that half precision was asked for and cannot hold.
+    too_large: Vec<String>,
     /// By folder and kind of layer.
     rounding: BTreeMap<String, BTreeMap<&'static str, Rounded>>,
 }
@@ -414,10 +443,13 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
 struct Reader<'a> {
     model: &'a dyn Model,
     network: &'a Network,
+    precision: Precision,
     strict: bool,
     progress: &'a dyn Progress,
     /// Tensors seen so far that hold NaN or infinity, and how many values.
     non_finite: Mutex<Vec<(String, usize)>>,
+    /// Those that half precision cannot hold.
+    too_large: Mutex<Vec<String>>,
     rounding: Mutex<Groups>,
 }
 
@@ -473,15 +505,35 @@ impl WeightReader for Reader<'_> {
                 scales: Some(weight.scales),
             });
         }
-        let (stored, bytes) = match tensor.dtype {
-            Dtype::F16 => (Stored::F16, tensor.bytes),
-            Dtype::Bf16 => (Stored::Bf16, tensor.bytes),
-            Dtype::F32 => (Stored::F32, tensor.bytes),
-            dtype => {
-                let values = to_f32(dtype, &tensor.bytes).map_err(unfit)?;
-                let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-                (Stored::F32, Cow::Owned(bytes))
+        let wanted = self.precision.floats(tensor.dtype);
+        let (dtype, bytes) = if tensor.dtype == wanted {
+            (wanted, tensor.bytes)
+        } else {
+            let values = to_f32(tensor.dtype, &tensor.bytes).map_err(unfit)?;
+            let halves = (wanted == Dtype::F16).then(|| {
+                let mut halves = vec![0; 2 * values.len()];
+                narrow(&values, &mut halves);
+                halves
+            });
+            match halves {
+                Some(halves) if count_non_finite(Dtype::F16, &halves) == count => {
+                    (Dtype::F16, Cow::Owned(halves))
+                }
+                too_large => {
+                    if too_large.is_some() {
+                        let list = self.too_large.lock();
+                        let mut list = list.expect("no panic while the list is held");
+                        list.push(entry.key.clone());
+                    }
+                    let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    (Dtype::F32, Cow::Owned(bytes))
+                }
             }
+        };
+        let stored = match dtype {
+            Dtype::F16 => Stored::F16,
+            Dtype::Bf16 => Stored::Bf16,
+            _ => Stored::F32,
         };
         Ok(Weight {
             stored,

@@ -95,8 +95,8 @@ impl Network {
         precision: Precision,
     ) -> Result<Self, GraphError> {
         let quantized = match precision {
-            Precision::Published => BTreeSet::new(),
             Precision::Int8 => quantizable(&graphs[0].graph, component),
+            Precision::Published | Precision::Fp32 | Precision::Fp16 => BTreeSet::new(),
         };
         let mut files = Vec::new();
         for dialects in graphs {

@@ -60,9 +60,9 @@ pub(crate) struct BuildArgs {
     /// What the UNet predicts, if the file does not tell: `epsilon`, `v_prediction` or `sample`
     #[arg(long, value_name = "TYPE", value_parser = prediction)]
     prediction_type: Option<PredictionType>,
-    /// What weights are stored in: `published`, or `int8` for those of linear layers and convolutions, which makes files half
-    /// as large as fp16 does and pictures a little different. Norms, embeddings, layers of time, shortcuts, and first and
-    /// last convolutions stay as published
+    /// What weights are stored in: `published` for the types they have in the file, `fp32`, `fp16`, or `int8` for those of
+    /// linear layers and convolutions, which makes files half as large as fp16 does and pictures a little different. Norms,
+    /// embeddings, layers of time, shortcuts, and first and last convolutions have 16 bits then
     #[arg(long, value_name = "NAME", value_parser = precision, default_value = "published")]
     precision: Precision,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
@@ -90,8 +90,10 @@ fn prediction(name: &str) -> Result<PredictionType, String> {
 fn precision(name: &str) -> Result<Precision, String> {
     match name {
         "published" => Ok(Precision::Published),
+        "fp32" => Ok(Precision::Fp32),
+        "fp16" => Ok(Precision::Fp16),
         "int8" => Ok(Precision::Int8),
-        _ => Err("published or int8 expected".to_owned()),
+        _ => Err("published, fp32, fp16 or int8 expected".to_owned()),
     }
 }
 
