@@ -167,3 +167,18 @@ fn pictures_stay_what_they_are() {
     let published = psnr(&native.rgb, &picture(demo_model(), Dialect::Auto).rgb);
     assert!(published >= 40.0, "{published:.1} dB");
 }
+
+#[test]
+fn pictures_say_that_weights_are_whole_numbers() {
+    let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT).unwrap();
+    let (_dir, whole) = converted_as(file, Precision::Int8);
+    let request = Request {
+        steps: Some(1),
+        ..circle()
+    };
+    let says = |model: &Path| {
+        let made = make(model, &request, None).unwrap();
+        made.plans[0].infotext.contains(", Weights: int8")
+    };
+    assert!(says(&whole) && !says(demo_model()));
+}

@@ -25,6 +25,9 @@ pub(crate) trait Factors: 'static {
     /// Whether factors are the numbers themselves.
     const PLAIN: bool = Self::IN_WORD == 1;
 
+    /// How many times larger than the median's a channel's numbers must be to be an outlier of a linear layer.
+    const OUTLIER: f32 = f32::INFINITY;
+
     /// Whether stored whole 8-bit numbers can be factors as they are.
     const STORED: bool = false;
 
@@ -284,6 +287,7 @@ impl Int16 {
 impl Factors for Int16 {
     const IN_WORD: usize = 2;
     const SCALES: usize = 1;
+    const OUTLIER: f32 = 64.0;
 
     #[inline(always)]
     fn spare<S: Simd>() -> usize {
@@ -400,6 +404,7 @@ impl Factors for Int8 {
     const SCALES: usize = 2;
     /// The fewer numbers share a scale, the smaller is the largest one.
     const DEPTH: usize = 160;
+    const OUTLIER: f32 = 16.0;
     const STORED: bool = true;
 
     #[inline(always)]

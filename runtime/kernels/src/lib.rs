@@ -26,6 +26,7 @@ mod group_norm;
 mod isa;
 mod layer_norm;
 mod linear;
+mod outliers;
 mod pack;
 mod pool;
 mod product;

@@ -6,6 +6,7 @@
 use crate::activation::Activation;
 use crate::factors::{FactorTask, Factors, Kind, Split, vectorize};
 use crate::isa::Task;
+use crate::outliers::{self, MOST};
 use crate::pack::{Matrix, Part};
 use crate::pool::for_each_task;
 use crate::product::{Product, panel_columns};
@@ -158,25 +159,50 @@ impl FactorTask for Rows<'_, '_> {
             split,
         };
 
+        let tasks = rows.div_ceil(TASK_ROWS);
+        let scaled = F::OUTLIER.is_finite();
         let factors = if F::PLAIN { 0 } else { rows * words };
+        let largest = if scaled { tasks * layer.inputs } else { 0 };
         let weights = words * columns * halves;
         let sums = ROWS * columns * halves;
         let widened = if F::PLAIN { 0 } else { split.depth * panel };
-        let (shared, own) = run
-            .scratch
-            .take(factors, weights + sums + widened, workers)?;
-        if !F::PLAIN {
-            for_each_task(run.pool, rows.div_ceil(TASK_ROWS), &|task, _| {
+        let outlying = if scaled { MOST * columns * halves } else { 0 };
+        let row = if scaled { layer.inputs } else { 0 };
+        let all = weights + sums + widened + outlying + row;
+        let (shared, own) = run.scratch.take(factors + largest, all, workers)?;
+        let round = |outliers: &[usize]| {
+            for_each_task(run.pool, tasks, &|task, worker| {
                 let first = task * TASK_ROWS;
                 let round = Round {
                     x: &x[first * layer.inputs..],
                     rows: TASK_ROWS.min(rows - first),
                     split,
+                    outliers,
+                    row: own[worker].at(all - row),
+                    largest: scaled.then(|| shared.at(factors + task * layer.inputs)),
                     to: shared.at(first * words),
                 };
-                // SAFETY: tasks are different rows; the level was chosen by `dispatch`.
+                // SAFETY: tasks are different rows; scratch is the worker's own; the level was chosen by `dispatch`.
                 unsafe { vectorize::<S, F, _>(round) };
             });
+        };
+        let mut outliers = Vec::new();
+        if !F::PLAIN {
+            round(&[]);
+        }
+        if scaled {
+            let mut of_all = vec![0.0f32; layer.inputs];
+            for task in 0..tasks {
+                for (k, largest) in of_all.iter_mut().enumerate() {
+                    // SAFETY: every task wrote its numbers.
+                    let of_task = unsafe { *shared.at(factors + task * layer.inputs + k) };
+                    *largest = largest.max(of_task);
+                }
+            }
+            outliers = outliers::outliers(&of_all, F::OUTLIER);
+            if !outliers.is_empty() {
+                round(&outliers);
+            }
         }
         let y = Shared::new(y);
         for_each_task(run.pool, column_blocks * row_blocks, &|task, worker| {
@@ -189,12 +215,15 @@ impl FactorTask for Rows<'_, '_> {
                 first_column,
                 columns: columns.min(left),
                 x: if F::PLAIN { x.as_ptr() } else { shared.at(0) },
+                numbers: x,
+                outliers: &outliers,
                 all_rows: rows,
                 residual,
                 y: &y,
                 panels: own[worker].at(0),
                 sums: own[worker].at(weights),
                 widened: own[worker].at(weights + sums),
+                outlying: own[worker].at(weights + sums + widened),
             };
             // SAFETY: tasks are different blocks of y; scratch is the worker's own; the level was chosen by `dispatch`.
             unsafe { vectorize::<S, F, _>(block) };
@@ -208,6 +237,12 @@ struct Round<'a> {
     x: &'a [f32],
     rows: usize,
     split: Split,
+    /// Channels that are taken for zero.
+    outliers: &'a [usize],
+    /// Where a row without them fits.
+    row: *mut f32,
+    /// Where each channel's largest number goes.
+    largest: Option<*mut f32>,
     to: *mut f32,
 }
 
@@ -216,17 +251,49 @@ impl FactorTask for Round<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd, F: Factors>(self) {
-        let Self { x, rows, split, to } = self;
-        let words = split.words::<F>();
-        for row in 0..rows {
-            for (start, count) in split.each() {
-                // SAFETY: the rows are there.
-                unsafe {
-                    let from = x.as_ptr().add(row * split.count + start);
-                    let to = to.add(row * words + split.words_before::<F>(start));
-                    F::row::<S>(from, count, to);
+        let words = self.split.words::<F>();
+        let inputs = self.split.count;
+        for row in 0..self.rows {
+            let mut from = self.x[row * inputs..].as_ptr();
+            // SAFETY: the rows are there, and scratch holds one.
+            unsafe {
+                if !self.outliers.is_empty() {
+                    from.copy_to(self.row, inputs);
+                    for &k in self.outliers {
+                        *self.row.add(k) = 0.0;
+                    }
+                    from = self.row;
+                }
+                for (start, count) in self.split.each() {
+                    let to = self
+                        .to
+                        .add(row * words + self.split.words_before::<F>(start));
+                    F::row::<S>(from.add(start), count, to);
                 }
             }
+        }
+        if let Some(largest) = self.largest {
+            // SAFETY: so many numbers of each row are there.
+            unsafe { largest_of_channels::<S>(self.x, self.rows, inputs, largest) };
+        }
+    }
+}
+
+/// Each channel's largest absolute value in `rows` rows.
+///
+/// # Safety
+/// The rows are there, and `channels` numbers can be written.
+#[inline(always)]
+unsafe fn largest_of_channels<S: Simd>(x: &[f32], rows: usize, channels: usize, to: *mut f32) {
+    for k in (0..channels).step_by(S::LANES) {
+        let n = S::LANES.min(channels - k);
+        unsafe {
+            let mut largest = S::splat(0.0);
+            for row in 0..rows {
+                let x = S::load_first(x[row * channels + k..].as_ptr(), n);
+                largest = S::max(S::abs(x), largest);
+            }
+            S::store_first(to.add(k), largest, n);
         }
     }
 }
@@ -250,6 +317,10 @@ struct Block<'a> {
     columns: usize,
     /// Rows of factors.
     x: *const f32,
+    /// Rows of numbers.
+    numbers: &'a [f32],
+    /// Channels that are no factors.
+    outliers: &'a [usize],
     all_rows: usize,
     residual: Option<&'a [f32]>,
     y: &'a Shared<'a, f32>,
@@ -257,6 +328,8 @@ struct Block<'a> {
     sums: *mut f32,
     /// A panel in single precision.
     widened: *mut f32,
+    /// Weights of outliers.
+    outlying: *mut f32,
 }
 
 impl FactorTask for Block<'_> {
@@ -299,7 +372,9 @@ impl FactorTask for Block<'_> {
                     }
                 }
                 for i in 0..rows {
-                    self.finish::<S>(row + i, self.sums.add(i * panels * panel));
+                    let sums = self.sums.add(i * panels * panel);
+                    self.add_outliers::<S>(row + i, sums, panels * panel);
+                    self.finish::<S>(row + i, sums);
                 }
             }
         }
@@ -318,17 +393,32 @@ impl Block<'_> {
             inputs: layer.inputs,
             outputs: layer.outputs * shape.halves,
         };
+        let part = |input, inputs, half: usize, column: usize| {
+            let column = self.first_column + column;
+            Part {
+                input,
+                inputs,
+                output: half * layer.outputs + column,
+                outputs: layer.outputs.saturating_sub(column).min(panel),
+            }
+        };
+        let mut to = self.outlying;
+        for &k in self.outliers {
+            for half in 0..shape.halves {
+                for column in (0..self.columns).step_by(panel) {
+                    // SAFETY: the part lies in the matrix, and scratch holds these rows.
+                    unsafe {
+                        matrix.pack::<S>(part(k, 1, half, column), to);
+                        to = to.add(panel);
+                    }
+                }
+            }
+        }
         let mut to = self.panels;
         for (input, inputs) in shape.split.each() {
             for half in 0..shape.halves {
                 for column in (0..self.columns).step_by(panel) {
-                    let column = self.first_column + column;
-                    let part = Part {
-                        input,
-                        inputs,
-                        output: half * layer.outputs + column,
-                        outputs: layer.outputs.saturating_sub(column).min(panel),
-                    };
+                    let part = part(input, inputs, half, column);
                     // SAFETY: the part lies in the matrix, and scratch holds all panels.
                     unsafe {
                         if F::PLAIN {
@@ -339,6 +429,22 @@ impl Block<'_> {
                         }
                         to = to.add(F::words(inputs) * panel);
                     }
+                }
+            }
+        }
+    }
+
+    /// Adds the products of a row's outliers to its sums.
+    #[inline(always)]
+    unsafe fn add_outliers<S: Simd>(&self, row: usize, sums: *mut f32, columns: usize) {
+        for (i, &k) in self.outliers.iter().enumerate() {
+            // SAFETY: sums and weights have so many columns.
+            unsafe {
+                let x = S::splat(self.numbers[row * self.layer.inputs + k]);
+                for column in (0..columns).step_by(S::LANES) {
+                    let weights = S::load(self.outlying.add(i * columns + column));
+                    let sum = sums.add(column);
+                    S::store(sum, S::fma(x, weights, S::load(sum)));
                 }
             }
         }
@@ -496,6 +602,45 @@ mod tests {
             close(&y, &expected, tolerance);
             y
         });
+    }
+
+    /// They would be all that is left of whole numbers with one scale. Their weights are small, so that results need the others.
+    #[test]
+    fn outlying_channels_cost_the_others_nothing() {
+        let mut random = Random::new(4);
+        let (rows, inputs, outputs) = (37, 330, 70);
+        for (case, geglu) in [(0, false), (3, true)] {
+            let columns = outputs * (1 + usize::from(geglu));
+            let mut x = random.normals(rows * inputs);
+            let mut w = random.normals(inputs * columns);
+            for k in [0, 3, 329] {
+                x.iter_mut().skip(k).step_by(inputs).for_each(|x| *x *= 1e4);
+                w.iter_mut()
+                    .skip(k)
+                    .step_by(inputs)
+                    .for_each(|w| *w *= 1e-4);
+            }
+            let w = stored(&w, case, Order::OutputsFirst, columns);
+            let layer = Linear {
+                weight: w.floats(),
+                order: Order::OutputsFirst,
+                inputs,
+                outputs,
+                bias: None,
+                activation: Activation::None,
+                geglu,
+            };
+            let expected = twin(&layer, &x, None);
+            for (compute, tolerance) in [(Compute::Int16, 5e-4), (Compute::Int8, 2e-2)] {
+                every_level(|run| {
+                    run.compute = compute;
+                    let mut y = vec![f32::NAN; rows * outputs];
+                    linear(run, &layer, &x, None, &mut y).unwrap();
+                    close(&y, &expected, tolerance);
+                    y
+                });
+            }
+        }
     }
 
     #[test]

@@ -157,16 +157,16 @@ impl Matrix<'_> {
         for half in 0..2 {
             let first = part.output + half * S::LANES;
             let panel = panel.wrapping_add(half * S::LANES);
-            let mut rows = [numbers.as_ptr().cast::<f32>(); 16];
+            let mut rows = [numbers.as_ptr(); 16];
             // SAFETY: the part lies in the matrix, which has a scale for each output.
             unsafe {
                 for (i, row) in rows[..S::LANES].iter_mut().enumerate() {
-                    *row = row.byte_add((first + i) * self.inputs + part.input);
+                    *row = row.add((first + i) * self.inputs + part.input);
                 }
                 for word in (0..words).step_by(COLUMNS) {
                     // The last ones may be turned twice.
                     let at = word.min(words - COLUMNS);
-                    let turned = S::columns_f32(rows.as_ptr(), at);
+                    let turned = S::columns_f32(rows.as_ptr().cast(), at);
                     for (i, fours) in turned.into_iter().enumerate() {
                         S::store(panel.add((at + i) * columns), S::int8_raise(fours));
                     }

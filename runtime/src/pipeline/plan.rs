@@ -458,6 +458,22 @@ fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Laye
     [layer(skip), layer(negative)]
 }
 
+/// What products and weights of the UNet are, where they are no single-precision numbers and no published ones.
+fn arithmetic(request: &Request, model: &ModelDir) -> Vec<(&'static str, String)> {
+    let mut pairs = Vec::new();
+    let wish = (request.graph, request.compute);
+    if let Ok((unet, _)) = model.key("unet", &[], Ep::Cpu, wish)
+        && unet.compute != sd_kernels::Compute::F32
+    {
+        pairs.push(("Compute", unet.compute.name().to_owned()));
+    }
+    let storage = model.recorded("unet").map(|unet| &unet.storage[..]);
+    if storage.is_some_and(|types| types.iter().any(|name| name == "I8")) {
+        pairs.push(("Weights", "int8".to_owned()));
+    }
+    pairs
+}
+
 /// The settings in A1111's words and order.
 fn settings(
     request: &Request,
@@ -529,12 +545,7 @@ fn settings(
     if request.profile != Request::default().profile {
         pairs.push(("Profile", request.profile.name.to_owned()));
     }
-    let wish = (request.graph, request.compute);
-    if let Ok((unet, _)) = model.key("unet", &[], Ep::Cpu, wish)
-        && unet.compute != sd_kernels::Compute::F32
-    {
-        pairs.push(("Compute", unet.compute.name().to_owned()));
-    }
+    pairs.extend(arithmetic(request, model));
     let (options, default) = (request.options, Options::default());
     if let Some(eta) = options.eta {
         pairs.push(("Eta", eta.to_string()));
