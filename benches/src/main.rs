@@ -6,6 +6,7 @@ mod memory;
 mod networks;
 mod ops;
 mod peak;
+mod quality;
 mod report;
 mod run;
 
@@ -32,6 +33,7 @@ enum Command {
     Run(run::RunArgs),
     Ops(ops::OpsArgs),
     Convert(convert::ConvertArgs),
+    Quality(quality::QualityArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, &ui),
         Command::Ops(args) => ops::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
+        Command::Quality(args) => quality::run(args, &ui),
     };
     ui.finish(outcome.map_err(marked), hint)
 }

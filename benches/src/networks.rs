@@ -16,6 +16,8 @@ use sd_runtime::text::chunks::truncated;
 use sd_runtime::text::{Condition, Encoded, TextEncoder};
 use sd_ui::Ui;
 
+use crate::report::{Figures, Report};
+
 /// Which model, at which size, and who computes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct NetworksArgs {
@@ -161,6 +163,11 @@ impl Networks {
             kind: Kind::Decoder,
         });
         places
+    }
+
+    /// Figures, and where they were taken.
+    pub(crate) fn report(&self, figures: Figures) -> Report {
+        Report::new(&self.engine, &self.models, self.plan.size, figures)
     }
 
     /// A place's model, and what that is told of the picture.

@@ -114,7 +114,7 @@ pub(crate) fn run(args: &OpsArgs, ui: &Ui) -> anyhow::Result<()> {
         pass_s: Spread::of(seconds.split_off(1)),
         graphs: profiles.into_iter().map(graph).collect(),
     };
-    let report = Report::new(&networks, Figures::Ops(ops));
+    let report = networks.report(Figures::Ops(ops));
     let text = if args.json {
         serde_json::to_string(&report)?
     } else {

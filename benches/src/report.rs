@@ -5,9 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use sd_kernels::Isa;
+use sd_runtime::engine::Engine;
+use sd_runtime::pipeline::Models;
 use serde::{Deserialize, Serialize};
 
-use crate::networks::Networks;
+use crate::quality::Difference;
 
 /// Version of the layout: changes when a name goes or means something else.
 pub(crate) const SCHEMA: u32 = 1;
@@ -49,6 +51,82 @@ pub(crate) enum Figures {
     /// Networks by name: `text_encoder`, `unet`, `vae_decoder`, those of a refiner with `_refiner` behind it.
     Run(BTreeMap<String, Network>),
     Ops(Ops),
+    Quality(Quality),
+}
+
+/// Pictures of several ways of storing and computing a model, against those of the reference.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Quality {
+    pub(crate) prompts: Vec<String>,
+    /// Every prompt has a picture of each.
+    pub(crate) seeds: Vec<u64>,
+    /// The solver's name.
+    pub(crate) sampler: String,
+    pub(crate) steps: usize,
+    pub(crate) guidance_scale: f64,
+    pub(crate) reference: Way,
+    /// In the order in which they were made. Whoever is interrupted has those that were finished.
+    pub(crate) variants: Vec<Variant>,
+}
+
+/// A model directory and what it was computed in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Way {
+    /// Model directory.
+    pub(crate) model: PathBuf,
+    /// What products are computed in: `f32`, `bf16`, `i16` or `i8`.
+    pub(crate) compute: String,
+    /// Dialect of its graph: `portable` or `native`.
+    pub(crate) graph: String,
+    /// Median over the prompts, with text encoders and decoder; loading counts in the first prompt's alone where networks stay.
+    pub(crate) seconds_per_picture: f64,
+    /// How often wishes came true, where the demo model's pixel rules can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hits: Option<Hits>,
+    /// Folder of its pictures beside the report, called `PROMPT-SEED.png`, and `PROMPT-SEED-difference.png` for what differs from the
+    /// reference; prompts count from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) folder: Option<String>,
+}
+
+/// A way, and how far its pictures are from the reference's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Variant {
+    #[serde(flatten)]
+    pub(crate) way: Way,
+    /// Pictures that are equal to the reference's.
+    pub(crate) equal: usize,
+    /// Mean over those that are not; none if there are none.
+    pub(crate) psnr_mean_db: Option<f64>,
+    pub(crate) psnr_worst_db: Option<f64>,
+    pub(crate) ssim_mean: f64,
+    pub(crate) ssim_worst: f64,
+    /// Mean share of pixels with a channel that is more than 8 levels off.
+    pub(crate) off_percent: f64,
+    /// By prompts, and by seeds within them.
+    pub(crate) pictures: Vec<Pair>,
+}
+
+/// A picture against the reference's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Pair {
+    /// Number of the prompt.
+    pub(crate) prompt: usize,
+    pub(crate) seed: u64,
+    #[serde(flatten)]
+    pub(crate) difference: Difference,
+}
+
+/// Shares of pictures that show what was asked for, in percent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Hits {
+    /// Pictures that were judged.
+    pub(crate) judged: usize,
+    pub(crate) background_percent: f64,
+    pub(crate) colour_percent: f64,
+    pub(crate) shape_percent: f64,
+    pub(crate) position_percent: f64,
+    pub(crate) size_percent: f64,
 }
 
 /// Loading and passes of one network.
@@ -143,8 +221,12 @@ pub(crate) struct Row {
 }
 
 impl Report {
-    pub(crate) fn new(networks: &Networks, figures: Figures) -> Self {
-        let (engine, models) = (&networks.engine, &networks.models);
+    pub(crate) fn new(
+        engine: &Engine,
+        models: &Models,
+        size: [usize; 2],
+        figures: Figures,
+    ) -> Self {
         Self {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -155,7 +237,7 @@ impl Report {
             onnxruntime: engine.build_info().to_owned(),
             model: models.base.path.clone(),
             refiner: models.refiner.as_ref().map(|model| model.path.clone()),
-            size: networks.plan.size,
+            size,
             peak_bytes: crate::memory::status_bytes("VmHWM"),
             figures,
         }

@@ -10,7 +10,7 @@ use sd_ui::{Ui, UsageError};
 
 use crate::memory::peak_during;
 use crate::networks::{Networks, NetworksArgs, Place, Said, Tensor};
-use crate::report::{Figures, Network, Report, Spread};
+use crate::report::{Figures, Network, Spread};
 
 /// Time loading and passes of the text encoders, the UNet and the VAE decoder
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
     if let Some(to) = &dump_to {
         dump.write(to, &networks.cancel)?;
     }
-    let report = Report::new(&networks, Figures::Run(figures));
+    let report = networks.report(Figures::Run(figures));
     Ok(ui.result(serde_json::to_string(&report)?)?)
 }
 

@@ -8,6 +8,9 @@ pub static CHECKPOINT: &[u8] = include_bytes!("../demo/tiny-shapes.safetensors")
 /// File name of [`CHECKPOINT`], for messages and manifests.
 pub const FILE_NAME: &str = "tiny-shapes.safetensors";
 
+/// SHA-256 of [`CHECKPOINT`], by which directories that were made of it are known.
+pub const SHA256: &str = "30398d282e57f81882df6de895010a2afefad338eb945eea963a0a293ecb3589";
+
 /// A prompt it follows well.
 pub const PROMPT: &str = "a large red circle on a blue background";
 

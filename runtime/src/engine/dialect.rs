@@ -87,6 +87,18 @@ impl FromStr for Compute {
 }
 
 impl Compute {
+    /// The name in options.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::I16 => "i16",
+            Self::I8 => "i8",
+            Self::Auto => "auto",
+        }
+    }
+
     /// What is computed in on a processor; none where it lacks the instructions.
     #[must_use]
     pub fn on(self, isa: Isa) -> Option<sd_kernels::Compute> {
