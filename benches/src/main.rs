@@ -14,6 +14,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sd_runtime::engine::{Ep, EpOptionError};
 use sd_runtime::pipeline::RequestError;
 use sd_ui::{Ui, UiArgs, UsageError};
 
@@ -50,8 +51,12 @@ fn main() -> ExitCode {
 
 /// An error of the command line is one of usage, wherever it was found.
 fn marked(error: anyhow::Error) -> anyhow::Error {
-    let wrong = error.chain().find_map(RequestError::of);
-    match wrong.map(|wrong| UsageError(wrong.to_string())) {
+    let wrong = error.chain().find_map(|cause| {
+        let of_request = RequestError::of(cause).map(ToString::to_string);
+        let of_option = || Some(cause.downcast_ref::<EpOptionError>()?.to_string());
+        of_request.or_else(of_option)
+    });
+    match wrong.map(UsageError) {
         Some(usage) => error.context(usage),
         None => error,
     }
@@ -64,7 +69,13 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
         return Some(sd_converter::Remedy::of(error)?.to_string());
     };
     Some(match &remedy {
-        Remedy::Setup => "`sdrun setup` fetches ONNX Runtime; `--lib` names a library".to_owned(),
+        Remedy::Setup { ep: Ep::Cpu } => {
+            "`sdrun setup` fetches ONNX Runtime; `--lib` names a library".to_owned()
+        }
+        Remedy::Setup { ep } => {
+            format!("`sdrun setup --ep {ep}` fetches it; `--lib` names a library")
+        }
+        Remedy::AllowFallback => format!("{remedy} (`--strict-ep`)"),
         Remedy::LibraryOf { .. } => format!("{remedy} with `--lib`"),
         Remedy::Convert { .. } => {
             "`sdconvert build CHECKPOINT -o DIR` makes model directories".to_owned()

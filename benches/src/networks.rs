@@ -8,11 +8,11 @@ use ndarray::{Array4, ArrayD, Ix2, Ix3};
 use sd_kernels::Isa;
 use sd_runtime::denoise::Unet;
 use sd_runtime::engine::{
-    Cancel, Compute, Dialect, Engine, EngineOptions, Ep, Input, Lease, memory,
+    Cancel, Compute, Dialect, Engine, EngineOptions, Ep, EpOption, Input, Lease, memory,
 };
 use sd_runtime::noise::Rng;
 use sd_runtime::pipeline::{ModelDir, Models, Plan, Plans, Request, Told};
-use sd_runtime::text::chunks::truncated;
+use sd_runtime::text::chunks::{empty, truncated};
 use sd_runtime::text::{Condition, Encoded, TextEncoder};
 use sd_ui::Ui;
 
@@ -33,6 +33,12 @@ pub(crate) struct NetworksArgs {
     /// Who computes
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     ep: Ep,
+    /// Option of the provider; repeat for several. A wrong one lists them all
+    #[arg(long = "ep-option", value_name = "KEY=VALUE")]
+    ep_options: Vec<EpOption>,
+    /// Fail if the provider leaves operators to ONNX Runtime's own kernels
+    #[arg(long)]
+    strict_ep: bool,
     /// Which graphs to run
     #[arg(long, value_name = "portable|native|auto", default_value = "auto")]
     graph: Dialect,
@@ -105,6 +111,8 @@ impl Networks {
         if let Some(instructions) = args.instructions {
             instructions.limit();
         }
+        let ep_options = args.ep.check(&args.ep_options)?;
+        let compute = ep_options.compute(args.compute)?;
         let refiner = args.refiner.as_deref().map(ModelDir::open).transpose()?;
         let models = Models {
             refiner,
@@ -115,7 +123,7 @@ impl Networks {
             width: args.size,
             height: args.size,
             graph: args.graph,
-            compute: args.compute,
+            compute,
             ..Request::default()
         };
         let mut plans = Plans::resolve(&request, &models, memory::limit())?.plans;
@@ -123,6 +131,8 @@ impl Networks {
         let options = EngineOptions {
             library: args.lib.clone(),
             ep: args.ep,
+            ep_options,
+            strict: args.strict_ep,
             threads: args.threads,
         };
         let engine = Engine::start(&options)?;
@@ -139,7 +149,7 @@ impl Networks {
             cancel,
             plan,
             graph: args.graph,
-            compute: args.compute,
+            compute,
             latents,
         })
     }
@@ -186,7 +196,20 @@ impl Networks {
             Kind::Decoder => "vae_decoder",
         };
         let [_, _, height, width] = self.plan.latent_shape;
-        let dims = [("batch", 1), ("height", height), ("width", width)];
+        // Of one chunk of the prompt.
+        let sequence = match place.kind {
+            Kind::Text(i) => empty(&model.texts[i].tokenizer).ids.len(),
+            _ => {
+                let encoded = said.0[place.model].first();
+                encoded.map_or(0, |encoded| encoded.states.shape()[1])
+            }
+        };
+        let dims = [
+            ("batch", 1),
+            ("height", height),
+            ("width", width),
+            ("sequence", sequence),
+        ];
         let wish = (self.graph, self.compute);
         let (key, graph) = model.key(component, &dims, self.engine.ep(), wish)?;
         let compute = key.compute;

@@ -1,11 +1,11 @@
 //! What `sdbench` prints, as types: whoever compares figures of two versions reads these.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 
 use sd_kernels::Isa;
 use sd_runtime::engine::Engine;
+use sd_runtime::engine::measured::processor;
 use sd_runtime::pipeline::Models;
 use serde::{Deserialize, Serialize};
 
@@ -242,14 +242,6 @@ impl Report {
             figures,
         }
     }
-}
-
-/// The processor's name, where Linux tells it.
-fn processor() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = cpus.lines().find(|line| line.starts_with("model name"));
-    let name = line.and_then(|line| line.split_once(':'));
-    name.map_or("unknown", |(_, name)| name.trim()).to_owned()
 }
 
 #[cfg(test)]

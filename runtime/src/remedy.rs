@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::denoise::DenoiseError;
-use crate::engine::{EngineError, setup};
+use crate::engine::{EngineError, Ep, setup};
 use crate::noise::texture::TextureError;
 use crate::pipeline::{PipelineError, RequestError};
 use crate::sampler::UnknownSampler;
@@ -22,9 +22,17 @@ pub enum Remedy {
     /// These words.
     Words(Cow<'static, str>),
     /// Fetch ONNX Runtime's library.
-    Setup,
+    Setup {
+        /// With this provider.
+        ep: Ep,
+    },
     /// Fetch the library on a machine with a connection.
-    SetupByHand,
+    SetupByHand {
+        /// With this provider.
+        ep: Ep,
+    },
+    /// Let the processor compute what a provider does not take.
+    AllowFallback,
     /// Install a library that was got otherwise.
     OwnLibrary,
     /// Load the library of a Python package.
@@ -97,13 +105,22 @@ impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Words(words) => words,
-            Self::Setup => return write!(f, "fetch ONNX Runtime {}", setup::VERSION),
-            Self::SetupByHand => {
+            Self::Setup { ep: Ep::Cpu } => {
+                return write!(f, "fetch ONNX Runtime {}", setup::version(Ep::Cpu));
+            }
+            Self::Setup { ep } => {
+                let version = setup::version(*ep);
+                return write!(f, "fetch ONNX Runtime {version} with the {ep} provider");
+            }
+            Self::SetupByHand { ep } => {
+                let (package, version) = (setup::package(*ep), setup::version(*ep));
                 return write!(
                     f,
-                    "fetch Python's `onnxruntime` {} on a machine with a connection, and install that wheel here",
-                    setup::VERSION
+                    "fetch Python's `{package}` {version} on a machine with a connection, and install that wheel here"
                 );
+            }
+            Self::AllowFallback => {
+                "the processor computes them unless the provider is to take all of them"
             }
             Self::OwnLibrary => "install a library or a wheel that you have",
             Self::LibraryOf { package } => {

@@ -11,7 +11,7 @@ use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
 use sd_models::demo;
-use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, setup};
+use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, Ep, setup};
 use sd_runtime::pipeline::{
     self, Destination, Dump, Event, ModelDir, Models, Picture, PipelineError, Plan, Plans, Request,
 };
@@ -27,7 +27,7 @@ pub fn engine() -> &'static Engine {
         let start = || Engine::start(&EngineOptions::default());
         match start() {
             Err(EngineError::NoLibrary { .. }) => {
-                setup::fetch().expect("ONNX Runtime can be fetched");
+                setup::fetch(Ep::Cpu).expect("ONNX Runtime can be fetched");
                 start().expect("the fetched library works")
             }
             other => other.expect("the installed library works"),

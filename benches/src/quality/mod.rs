@@ -123,8 +123,8 @@ pub(crate) fn run(args: &QualityArgs, ui: &Ui) -> anyhow::Result<()> {
     };
     let options = EngineOptions {
         library: args.lib.clone(),
-        ep: Ep::Cpu,
         threads: args.threads,
+        ..EngineOptions::default()
     };
     let engine = Engine::start(&options)?;
     let cancel = Cancel::new();

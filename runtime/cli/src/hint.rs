@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use sd_converter::Remedy as Conversion;
-use sd_runtime::engine::setup;
+use sd_runtime::engine::{Ep, setup};
 use sd_runtime::{Remedy, WantedLora};
 
 /// What can be done about an error of the libraries, if that is known.
@@ -16,15 +16,26 @@ pub(crate) fn hint(error: &(dyn Error + 'static)) -> Option<String> {
 /// How a remedy is asked for here.
 pub(crate) fn words(remedy: &Remedy) -> String {
     let fixed = match remedy {
-        Remedy::Setup => {
-            return format!("`sdrun setup` fetches ONNX Runtime {}", setup::VERSION);
-        }
-        Remedy::SetupByHand => {
+        Remedy::Setup { ep: Ep::Cpu } => {
             return format!(
-                "on a machine with a connection, `pip download --no-deps onnxruntime=={}`; then here `sdrun setup --lib WHEEL`",
-                setup::VERSION
+                "`sdrun setup` fetches ONNX Runtime {}",
+                setup::version(Ep::Cpu)
             );
         }
+        Remedy::Setup { ep } => {
+            let version = setup::version(*ep);
+            return format!(
+                "`sdrun setup --ep {ep}` fetches ONNX Runtime {version} with it, beside the one that is there"
+            );
+        }
+        Remedy::SetupByHand { ep } => {
+            return format!(
+                "on a machine with a connection, `pip download --no-deps {}=={}`; then here `sdrun setup --lib WHEEL`",
+                setup::package(*ep),
+                setup::version(*ep)
+            );
+        }
+        Remedy::AllowFallback => "without `--strict-ep`, the processor computes them",
         Remedy::OwnLibrary => "give a library or a wheel with `sdrun setup --lib FILE`",
         Remedy::LibraryOf { package } => {
             return format!("give the library of Python's {package} with `--lib`");

@@ -1,5 +1,6 @@
 //! Makes pictures with Stable Diffusion model directories.
 
+mod auto;
 mod commands;
 mod demo_model;
 mod embeddings;

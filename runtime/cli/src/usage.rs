@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use sd_runtime::engine::EpOptionError;
 use sd_runtime::noise::UnknownRng;
 use sd_runtime::pipeline::{PipelineError, RequestError};
 use sd_runtime::profile::UnknownProfile;
@@ -25,6 +26,9 @@ fn wrong(error: &(dyn Error + 'static)) -> Option<String> {
             Some(field) => format!("{}: {wrong}", option_of(field)),
             None => wrong.to_string(),
         });
+    }
+    if let Some(wrong) = error.downcast_ref::<EpOptionError>() {
+        return Some(format!("--ep-option: {wrong}"));
     }
     let is_name = error.is::<UnknownSampler>()
         || error.is::<UnknownSpread>()

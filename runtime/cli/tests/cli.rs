@@ -8,15 +8,15 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use sd_runtime::engine::{EngineError, library, setup};
+use sd_runtime::engine::{EngineError, Ep, library, setup};
 use tempfile::TempDir;
 
 /// The library of this machine; fetched as `sdrun setup` does it if there is none.
 fn runtime_library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| match library::find(None) {
+    LIBRARY.get_or_init(|| match library::find(None, Ep::Cpu) {
         Ok(found) => found.path,
-        Err(EngineError::NoLibrary { .. }) => setup::fetch().unwrap(),
+        Err(EngineError::NoLibrary { .. }) => setup::fetch(Ep::Cpu).unwrap(),
         Err(e) => panic!("{e}"),
     })
 }
@@ -671,4 +671,53 @@ fn a_processor_without_the_instructions_runs_portable_graphs_and_says_so() {
     let (code, told) = make(&native);
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("AVX2"), "{told}");
+}
+
+#[test]
+fn the_only_provider_is_chosen_without_measuring_and_said() {
+    let dir = folder();
+    let args = [
+        "txt2img", "-p", "x", "--steps", "1", "--ep", "auto", "--json",
+    ];
+    let (code, stdout, stderr) = run(sdrun(dir.path()).args(args));
+    assert_eq!(code, Some(0), "{stderr}");
+    let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(result["ep"], "cpu");
+    let choice = &result["ep_choice"];
+    // Where the machine's library has OpenVINO, both were measured.
+    let said = choice["why"].as_str().unwrap();
+    assert!(said.contains("no library with another") || said.contains("openvino"));
+}
+
+#[test]
+fn wrong_options_of_a_provider_are_answered_with_2() {
+    let dir = folder();
+    for (args, said) in [
+        (vec!["--ep-option", "precision"], "KEY=VALUE"),
+        (vec!["--ep-option", "precision=bf16"], "takes no options"),
+        (
+            vec!["--ep", "openvino", "--ep-option", "speed=high"],
+            "num_of_threads",
+        ),
+        (
+            vec!["--ep", "auto", "--ep-option", "num_streams=0"],
+            "1 to 1024",
+        ),
+        (
+            vec![
+                "--ep",
+                "openvino",
+                "--ep-option",
+                "precision=fp32",
+                "--compute",
+                "bf16",
+            ],
+            "contradict",
+        ),
+    ] {
+        let mut command = sdrun(dir.path());
+        let (code, _, stderr) = run(command.args(["txt2img", "-p", "x"]).args(args));
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
 }

@@ -7,6 +7,7 @@ use sd_models::graph::custom;
 use sd_models::manifest::{Component, Variant};
 use serde::{Deserialize, Serialize};
 
+use super::openvino::lacks_bf16;
 use super::{EngineError, Ep, Key};
 
 /// A kind of graph over the same weights.
@@ -183,6 +184,12 @@ pub fn choose(
         file: Key::PLAIN,
         reason,
     };
+    if ep == Ep::OpenVino && compute == Compute::Bf16 && dialect != Dialect::Native {
+        return match lacks_bf16() {
+            true => Err(EngineError::NoSuchNumbers(compute.needs())),
+            false => Ok(portable(None)),
+        };
+    }
     let isa = Isa::detect();
     let reason = match obstacle(ep, isa, recorded) {
         _ if dialect == Dialect::Portable => "the portable graph was asked for",
@@ -198,7 +205,8 @@ pub fn choose(
         Dialect::Native => Err(EngineError::NoNativeGraph { reason }),
         _ if compute.is_native() => Err(EngineError::NoNativeGraph { reason }),
         Dialect::Portable => Ok(portable(None)),
-        Dialect::Auto => Ok(portable(recorded.map(|_| reason))),
+        // Other providers have kernels of their own.
+        Dialect::Auto => Ok(portable(recorded.filter(|_| ep == Ep::Cpu).map(|_| reason))),
     }
 }
 
@@ -268,6 +276,19 @@ mod tests {
         let older = component(None);
         assert!(why(Ep::Cpu, isa, Some(&older)).contains("older"));
         assert!(why(Ep::Cpu, isa, None).contains("another program"));
+    }
+
+    #[test]
+    fn other_providers_run_portable_graphs_without_a_word_and_openvino_in_bf16_too() {
+        let ours = component(Some(&custom::requirement(*custom::VERSIONS.end())));
+        let choose = |ep, dialect, compute| choose(ep, Some(&ours), dialect, compute);
+        let chosen = choose(Ep::OpenVino, Dialect::Auto, Compute::F32).unwrap();
+        assert_eq!((chosen.dialect(), chosen.reason), ("portable", None));
+        assert!(choose(Ep::OpenVino, Dialect::Native, Compute::F32).is_err());
+        assert!(choose(Ep::OpenVino, Dialect::Auto, Compute::I16).is_err());
+        let bf16 = choose(Ep::OpenVino, Dialect::Auto, Compute::Bf16);
+        assert_eq!(bf16.is_ok(), !lacks_bf16());
+        assert!(choose(Ep::Cuda, Dialect::Auto, Compute::Bf16).is_err());
     }
 
     #[test]

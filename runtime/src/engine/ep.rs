@@ -4,9 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use sd_kernels::Compute;
 
-use super::EngineError;
 use super::library::Found;
+use super::openvino::{EpOption, EpOptionError, OpenVino};
+use super::{EngineError, setup};
 use crate::Remedy;
 
 /// An execution provider. Except for the CPU's, it must be in the library.
@@ -64,8 +66,11 @@ impl Ep {
     #[must_use]
     pub fn remedy(self) -> Remedy {
         let package = match self {
-            Self::Cpu => return Remedy::Setup,
-            Self::OpenVino => "`onnxruntime-openvino`",
+            _ if setup::fetches(self) => return Remedy::Setup { ep: self },
+            Self::Cpu => return Remedy::OwnLibrary,
+            Self::OpenVino => {
+                "`onnxruntime-openvino` for this system, which brings its own OpenVINO on Linux and x86-64 only,"
+            }
             Self::Cuda => "`onnxruntime-gpu`",
             Self::MiGraphX => "`onnxruntime-migraphx`",
             Self::Rocm => "`onnxruntime-rocm` 1.22.2, the last with this provider,",
@@ -81,11 +86,32 @@ impl Ep {
         Err(EngineError::NoProvider { path, ep: self })
     }
 
-    /// What a session registers. A provider that does not load is an error, never a silent fallback.
-    pub(super) fn dispatch(self) -> Option<ExecutionProviderDispatch> {
+    /// Whether the provider takes such options.
+    ///
+    /// # Errors
+    /// The first that it does not take, or a value that means nothing.
+    pub fn check(self, options: &[EpOption]) -> Result<OpenVino, EpOptionError> {
+        match (self, options.first()) {
+            (Self::OpenVino, _) => OpenVino::read(options),
+            (_, None) => Ok(OpenVino::default()),
+            (ep, Some(option)) => {
+                let key = option.key.clone();
+                Err(EpOptionError::NotTaken { key, ep })
+            }
+        }
+    }
+
+    /// What a session registers for a network whose products are computed in `compute`. A provider that does not load is an
+    /// error, never a silent fallback.
+    pub(super) fn dispatch(
+        self,
+        options: &OpenVino,
+        compute: Compute,
+        threads: usize,
+    ) -> Option<ExecutionProviderDispatch> {
         let dispatch = match self {
             Self::Cpu => return None,
-            Self::OpenVino => ep::OpenVINO::default().build(),
+            Self::OpenVino => options.dispatch(compute, threads),
             Self::Cuda => ep::CUDA::default().build(),
             Self::MiGraphX => ep::MIGraphX::default().build(),
             Self::Rocm => ep::ROCm::default().build(),

@@ -16,6 +16,8 @@ pub enum EngineError {
     NoLibrary {
         /// The places.
         looked: String,
+        /// The provider that it should have.
+        ep: Ep,
     },
     /// The named library does not exist.
     #[error("ONNX Runtime's library {} is not there ({origin})", path.display())]
@@ -32,6 +34,8 @@ pub enum EngineError {
         path: PathBuf,
         /// Why.
         problem: String,
+        /// The provider that it should have.
+        ep: Ep,
     },
     /// The library is older than this program needs.
     #[error("{} is ONNX Runtime {found}, but at least 1.{} is needed", path.display(), ort::MINOR_VERSION)]
@@ -52,6 +56,29 @@ pub enum EngineError {
         /// The provider.
         ep: Ep,
     },
+    /// The provider is in the library, but does not load.
+    #[error("the {ep} provider of {} cannot be loaded: {problem}", path.display())]
+    ProviderBroken {
+        /// The library.
+        path: PathBuf,
+        /// The provider.
+        ep: Ep,
+        /// Which file or symbol is missing.
+        problem: String,
+    },
+    /// Nodes of a graph are not taken by the provider, although all should be.
+    #[error("{}: {}", path.display(), fell_back(*ep, nodes))]
+    FellBack {
+        /// The graph.
+        path: PathBuf,
+        /// The provider.
+        ep: Ep,
+        /// The nodes, as ONNX Runtime describes them; none where it does not tell.
+        nodes: Vec<String>,
+    },
+    /// The processor does not compute in the numbers that were asked of the provider.
+    #[error("{0}")]
+    NoSuchNumbers(&'static str),
     /// A model file is not as the manifest says.
     #[error("{}: {problem}", path.display())]
     Damaged {
@@ -103,21 +130,43 @@ pub enum EngineError {
     Interrupted,
     /// No library is known that could be fetched for this machine.
     #[error(
-        "there is no ONNX Runtime {} to fetch for {os} on {arch}",
-        setup::VERSION
+        "there is no ONNX Runtime {} with the {ep} provider to fetch for {os} on {arch}",
+        setup::version(*ep)
     )]
     NoWheel {
+        /// The provider.
+        ep: Ep,
         /// The system.
         os: &'static str,
         /// The processor.
         arch: &'static str,
     },
     /// The library could not be fetched.
-    #[error("{0}")]
-    NotFetched(String),
+    #[error("{problem}")]
+    NotFetched {
+        /// The provider.
+        ep: Ep,
+        /// Why.
+        problem: String,
+    },
     /// The library could not be unpacked.
     #[error("{0}")]
     Setup(String),
+}
+
+fn fell_back(ep: Ep, nodes: &[String]) -> String {
+    /// More are counted.
+    const SHOWN: usize = 8;
+    if nodes.is_empty() {
+        return format!("ONNX Runtime does not tell whether {ep} takes all of its nodes");
+    }
+    let shown = nodes.iter().take(SHOWN).map(String::as_str);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let more = match nodes.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{} nodes are not taken by {ep}: {shown}{more}", nodes.len())
 }
 
 /// Whether ONNX Runtime or a kernel of ours got no memory.
@@ -130,12 +179,14 @@ impl EngineError {
     #[must_use]
     pub fn hint(&self) -> Option<Remedy> {
         match self {
-            Self::NoLibrary { .. } | Self::LibraryBroken { .. } | Self::LibraryOld { .. } => {
-                Some(Remedy::Setup)
-            }
-            Self::NoProvider { ep, .. } => Some(ep.remedy()),
+            Self::NoLibrary { ep, .. }
+            | Self::LibraryBroken { ep, .. }
+            | Self::ProviderBroken { ep, .. }
+            | Self::NoProvider { ep, .. } => Some(ep.remedy()),
+            Self::LibraryOld { .. } => Some(Remedy::Setup { ep: Ep::Cpu }),
+            Self::FellBack { .. } => Some(Remedy::AllowFallback),
             Self::NoWheel { .. } => Some(Remedy::OwnLibrary),
-            Self::NotFetched(_) => Some(Remedy::SetupByHand),
+            Self::NotFetched { ep, .. } => Some(Remedy::SetupByHand { ep: *ep }),
             Self::Load { problem, .. } | Self::Run { problem, .. } if lacks_memory(problem) => {
                 Some(Remedy::words(
                     "memory ran out; a smaller picture needs less",

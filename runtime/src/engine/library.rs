@@ -1,7 +1,7 @@
 //! Which ONNX Runtime library is loaded.
 //!
-//! In order: the one that is named (by the caller, then by `ORT_DYLIB_PATH`); beside the executable; where [`super::setup`] puts it; in
-//! an installed Python package `onnxruntime`.
+//! In order: the one that is named (by the caller, then by `ORT_DYLIB_PATH`); where [`super::setup`] puts that of the provider, if
+//! it is not the CPU's; beside the executable; where [`super::setup`] puts the CPU's; in an installed Python package `onnxruntime`.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use ort::environment::EnvironmentBuilder;
 
-use super::EngineError;
+use super::{EngineError, Ep};
 
 /// The variable that names a library, as for every program that uses the `ort` crate.
 pub const VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -68,24 +68,33 @@ pub fn data_dir() -> PathBuf {
     }
 }
 
-/// The folder of [`super::setup`].
+/// The folder of [`super::setup`] for a provider. Each has its own, so that libraries can be there side by side.
 #[must_use]
-pub fn setup_dir() -> PathBuf {
-    data_dir().join("onnxruntime")
+pub fn setup_dir(ep: Ep) -> PathBuf {
+    let name = match ep {
+        Ep::Cpu => "onnxruntime".to_owned(),
+        ep => format!("onnxruntime-{ep}"),
+    };
+    data_dir().join(name)
 }
 
-/// Finds the library.
+/// Finds the library for a provider.
 ///
 /// # Errors
 /// A named library is not there, or there is none anywhere.
-pub fn find(named: Option<&Path>) -> Result<Found, EngineError> {
+pub fn find(named: Option<&Path>, ep: Ep) -> Result<Found, EngineError> {
+    let executable = env::current_exe().ok();
+    let beside = executable.and_then(|exe| Some(exe.parent()?.to_owned()));
+    let of_provider = (ep != Ep::Cpu).then(|| (setup_dir(ep), Origin::Setup));
+    let folders = of_provider
+        .into_iter()
+        .chain(beside.map(|dir| (dir, Origin::Executable)))
+        .chain([(setup_dir(Ep::Cpu), Origin::Setup)]);
     let places = Places {
         named: named.map(Path::to_owned),
         variable: env::var_os(VARIABLE).filter(|v| !v.is_empty()),
-        executable: env::current_exe()
-            .ok()
-            .and_then(|exe| Some(exe.parent()?.to_owned())),
-        setup: setup_dir(),
+        folders: folders.collect(),
+        ep,
     };
     places.find(python_package)
 }
@@ -93,8 +102,8 @@ pub fn find(named: Option<&Path>) -> Result<Found, EngineError> {
 struct Places {
     named: Option<PathBuf>,
     variable: Option<OsString>,
-    executable: Option<PathBuf>,
-    setup: PathBuf,
+    folders: Vec<(PathBuf, Origin)>,
+    ep: Ep,
 }
 
 impl Places {
@@ -104,12 +113,11 @@ impl Places {
             (self.variable.map(PathBuf::from), Origin::Variable),
         ] {
             if let Some(path) = path {
-                return named(path, origin);
+                return named(path, origin, self.ep);
             }
         }
         let mut looked = vec![VARIABLE.to_owned()];
-        let beside = self.executable.map(|dir| (dir, Origin::Executable));
-        for (dir, origin) in beside.into_iter().chain([(self.setup, Origin::Setup)]) {
+        for (dir, origin) in self.folders {
             if let Some(path) = library_in(&dir) {
                 return Ok(Found { path, origin });
             }
@@ -123,13 +131,34 @@ impl Places {
             }),
             None => Err(EngineError::NoLibrary {
                 looked: looked.join(", "),
+                ep: self.ep,
             }),
         }
     }
 }
 
+impl Found {
+    /// Whether OpenVINO's provider lies beside the library, which need not be loaded to tell.
+    #[must_use]
+    pub fn has_openvino(&self) -> bool {
+        let folder = self.path.parent();
+        folder.is_some_and(has_openvino)
+    }
+}
+
+/// Whether OpenVINO's provider lies in a folder.
+pub(super) fn has_openvino(folder: &Path) -> bool {
+    const PROVIDER: &str = "onnxruntime_providers_openvino";
+    let names = [
+        format!("lib{PROVIDER}.so"),
+        format!("{PROVIDER}.dll"),
+        format!("lib{PROVIDER}.dylib"),
+    ];
+    names.iter().any(|name| folder.join(name).is_file())
+}
+
 /// A library that somebody named is that one or none; a folder stands for the library in it.
-fn named(path: PathBuf, origin: Origin) -> Result<Found, EngineError> {
+fn named(path: PathBuf, origin: Origin, ep: Ep) -> Result<Found, EngineError> {
     let file = if path.is_dir() {
         library_in(&path)
     } else {
@@ -140,6 +169,7 @@ fn named(path: PathBuf, origin: Origin) -> Result<Found, EngineError> {
         None if path.is_dir() => Err(EngineError::LibraryBroken {
             path,
             problem: "no ONNX Runtime library lies in it".to_owned(),
+            ep,
         }),
         None => Err(EngineError::LibraryMissing { path, origin }),
     }
@@ -186,7 +216,7 @@ fn python_package() -> Option<PathBuf> {
 }
 
 /// Loads the library.
-pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
+pub(super) fn load(library: &Found, ep: Ep) -> Result<EnvironmentBuilder, EngineError> {
     let path = library.path.clone();
     // Relative names would be looked up beside the executable and in the system's folders, too.
     let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
@@ -194,6 +224,7 @@ pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
         ort::LoadDynamicError::Dlopen { error, .. } => EngineError::LibraryBroken {
             path,
             problem: loaders_reason(&error),
+            ep,
         },
         ort::LoadDynamicError::BadVersion { version_str, .. } => EngineError::LibraryOld {
             path,
@@ -202,10 +233,12 @@ pub(super) fn load(library: &Found) -> Result<EnvironmentBuilder, EngineError> {
         ort::LoadDynamicError::MissingApi { .. } => EngineError::LibraryBroken {
             path,
             problem: "it is a library, but not ONNX Runtime".to_owned(),
+            ep,
         },
         other @ ort::LoadDynamicError::InvalidVersionString => EngineError::LibraryBroken {
             path,
             problem: other.to_string(),
+            ep,
         },
     })
 }
@@ -250,8 +283,14 @@ mod tests {
             let places = Places {
                 named: at(0, &named),
                 variable: at(1, &variable).map(OsString::from),
-                executable: at(2, &executable),
-                setup: at(3, &setup).unwrap_or(empty.clone()),
+                folders: vec![
+                    (
+                        at(2, &executable).unwrap_or(empty.clone()),
+                        Origin::Executable,
+                    ),
+                    (at(3, &setup).unwrap_or(empty.clone()), Origin::Setup),
+                ],
+                ep: Ep::Cpu,
             };
             places.find(|| at(4, &python)).map(|found| found.origin)
         };
@@ -266,7 +305,7 @@ mod tests {
         assert_eq!(origins, expected);
         let error = origin(5).unwrap_err();
         assert!(error.to_string().contains("empty"), "{error}");
-        assert_eq!(error.hint(), Some(Remedy::Setup));
+        assert_eq!(error.hint(), Some(Remedy::Setup { ep: Ep::Cpu }));
     }
 
     #[test]
@@ -276,8 +315,8 @@ mod tests {
         let places = Places {
             named: None,
             variable: Some("no/such.so".into()),
-            executable: None,
-            setup,
+            folders: vec![(setup, Origin::Setup)],
+            ep: Ep::Cpu,
         };
         let error = places.find(|| None).unwrap_err().to_string();
         assert!(
@@ -309,9 +348,9 @@ mod tests {
     fn files_that_are_no_library_are_said_to_be_broken() {
         let root = tempfile::tempdir().unwrap();
         let dir = folder(root.path(), "lib", Some("libonnxruntime.so"));
-        let found = find(Some(&dir)).unwrap();
-        let error = load(&found).err().unwrap();
+        let found = find(Some(&dir), Ep::Cpu).unwrap();
+        let error = load(&found, Ep::Cpu).err().unwrap();
         assert!(error.to_string().contains("cannot be loaded"), "{error}");
-        assert_eq!(error.hint(), Some(Remedy::Setup));
+        assert_eq!(error.hint(), Some(Remedy::Setup { ep: Ep::Cpu }));
     }
 }

@@ -5,10 +5,13 @@ mod dialect;
 mod ep;
 mod error;
 pub mod library;
+pub mod measured;
 pub mod memory;
 mod network;
+mod openvino;
 mod ops;
 mod parts;
+mod placement;
 mod pool;
 mod profile;
 pub mod setup;
@@ -17,7 +20,7 @@ mod verified;
 
 use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
@@ -26,9 +29,10 @@ use tempfile::TempDir;
 
 pub use cancel::Cancel;
 pub use dialect::{Chosen, Compute, Dialect, UnknownName, choose};
-pub use ep::Ep;
+pub use ep::{Ep, UnknownEp};
 pub use error::EngineError;
 pub use network::{Input, Network};
+pub use openvino::{EpOption, EpOptionError, OpenVino};
 pub use pool::{Key, Lease, Pool, Usage};
 pub use profile::{NodeRun, Profile};
 pub use splice::{VECTOR_PLACES, VECTORS};
@@ -41,6 +45,10 @@ pub struct EngineOptions {
     pub library: Option<PathBuf>,
     /// Who computes.
     pub ep: Ep,
+    /// Options of that provider, which [`Ep::check`] reads.
+    pub ep_options: OpenVino,
+    /// Whether it is an error if the provider leaves nodes of a graph to ONNX Runtime's own kernels.
+    pub strict: bool,
     /// Threads of the pool that all graphs share; as many as the process may use if absent, and never more.
     pub threads: Option<NonZero<usize>>,
 }
@@ -56,11 +64,15 @@ pub struct Engine {
     environment: Environment,
     library: library::Found,
     ep: Ep,
+    ep_options: OpenVino,
+    strict: bool,
     threads: usize,
     /// Where the profiles of networks grow, if they are wanted.
     profiles: Option<TempDir>,
     verified: Verified,
     pool: Pool,
+    /// The latest error in ONNX Runtime's log, which tells more than what it returns.
+    complaint: Arc<Mutex<String>>,
 }
 
 impl Engine {
@@ -81,8 +93,8 @@ impl Engine {
     /// }
     /// ```
     pub fn start(options: &EngineOptions) -> Result<Self, EngineError> {
-        let library = library::find(options.library.as_deref())?;
-        let builder = library::load(&library)?;
+        let library = library::find(options.library.as_deref(), options.ep)?;
+        let builder = library::load(&library, options.ep)?;
         let available = std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = options
             .threads
@@ -92,23 +104,78 @@ impl Engine {
             .with_intra_threads(threads)
             .and_then(|pool| pool.with_inter_threads(1))
             .map_err(EngineError::start)?;
+        let complaint = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&complaint);
+        let listener = move |level: LogLevel, category: &str, id: &str, place: &str, text: &str| {
+            if matches!(level, LogLevel::Error | LogLevel::Fatal) {
+                text.clone_into(&mut heard.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            log(level, category, id, place, text);
+        };
         let environment = builder
             .with_name("sdrt")
             .with_telemetry(false)
-            .with_logger(Arc::new(log))
+            .with_logger(Arc::new(listener))
             .with_global_thread_pool(pool)
             .build()
             .map_err(EngineError::start)?;
-        options.ep.require(&library)?;
-        Ok(Self {
+        let mut engine = Self {
             environment,
             library,
-            ep: options.ep,
+            ep: Ep::Cpu,
+            ep_options: OpenVino::default(),
+            strict: false,
             threads,
             profiles: None,
             verified: Verified::new(),
             pool: Pool::new(0),
+            complaint,
+        };
+        engine.provide(options.ep, &options.ep_options, options.strict)?;
+        Ok(engine)
+    }
+
+    /// Lets another provider compute what is loaded from now on, as [`EngineOptions`] describe it. Networks that were kept go.
+    ///
+    /// # Errors
+    /// The library does not have the provider, or that does not load.
+    pub fn provide(
+        &mut self,
+        ep: Ep,
+        ep_options: &OpenVino,
+        strict: bool,
+    ) -> Result<(), EngineError> {
+        ep.require(&self.library)?;
+        self.ep = ep;
+        self.ep_options = ep_options.clone();
+        self.strict = strict;
+        self.pool = Pool::new(0);
+        // Libraries of a provider are files of their own, which a session loads.
+        let Some(dispatch) = self.dispatch(sd_kernels::Compute::F32) else {
+            return Ok(());
+        };
+        let builder =
+            ort::session::Session::builder(&self.environment).map_err(EngineError::start)?;
+        let said = || {
+            self.complaint
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        said().clear();
+        let registered = builder.with_execution_providers([dispatch]).map(drop);
+        registered.map_err(|error| EngineError::ProviderBroken {
+            path: self.library.path.clone(),
+            ep: self.ep,
+            problem: match said().as_str() {
+                "" => error.to_string(),
+                complaint => complaint.to_owned(),
+            },
         })
+    }
+
+    /// What a session registers for a network whose products are computed in `compute`.
+    fn dispatch(&self, compute: sd_kernels::Compute) -> Option<ort::ep::ExecutionProviderDispatch> {
+        self.ep.dispatch(&self.ep_options, compute, self.threads)
     }
 
     /// The library that was loaded.

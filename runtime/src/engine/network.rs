@@ -17,8 +17,9 @@ use sd_models::manifest::{self, Variant};
 use sha2::{Digest, Sha256};
 
 use super::parts::Part;
+use super::placement::Placement;
 use super::profile::{self, Profile};
-use super::{Cancel, Engine, EngineError, Key, Verified, ops, splice};
+use super::{Cancel, Engine, EngineError, Ep, Key, Verified, ops, splice};
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -175,6 +176,12 @@ impl Network {
         graphs.map(Graph::end_profiling).collect()
     }
 
+    /// Nodes that the provider left to ONNX Runtime's own kernels, as ONNX Runtime describes them.
+    #[must_use]
+    pub fn left_to_cpu(&self) -> &[String] {
+        &self.graph.left
+    }
+
     /// Names of the graph's outputs.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
         let outputs = self.graph.session.outputs();
@@ -218,6 +225,8 @@ impl Network {
 pub(super) struct Graph {
     session: Session,
     path: PathBuf,
+    /// Nodes that the provider left to ONNX Runtime's own kernels.
+    left: Vec<String>,
     /// Whether it was told that fractions are rounded.
     rounds: AtomicBool,
     /// Whether it holds nothing but its weights between runs.
@@ -241,8 +250,13 @@ impl Graph {
         };
         let say = |error: &dyn std::fmt::Display| failed(error.to_string());
         let mut builder = Session::builder(&engine.environment).map_err(|e| say(&e))?;
+        let level = match engine.ep {
+            // It has passes of its own, which know weights of 16 or 8 bits only while nobody has widened them.
+            Ep::OpenVino => GraphOptimizationLevel::Disable,
+            _ => optimization_level(path),
+        };
         builder = builder
-            .with_optimization_level(optimization_level(path))
+            .with_optimization_level(level)
             .map_err(|e| say(&e))?;
         // A plan made in the first run keeps that run's memory beside its own: 0.8 GB for nothing.
         builder = builder.with_memory_pattern(false).map_err(|e| say(&e))?;
@@ -259,10 +273,12 @@ impl Graph {
                 .with_config_entry("session.disable_quant_qdq", "1")
                 .map_err(|e| say(&e))?;
         }
-        if let Some(dispatch) = engine.ep.dispatch() {
+        let placement = Placement::default();
+        if let Some(dispatch) = engine.dispatch(key.compute) {
             builder = builder
                 .with_execution_providers([dispatch])
                 .map_err(|e| say(&e))?;
+            builder = placement.listen(builder).map_err(|e| say(&e))?;
         }
         let operators = ops::domain(key.compute, engine.threads).map_err(|e| say(&e))?;
         builder = builder.with_operators(operators).map_err(|e| say(&e))?;
@@ -293,8 +309,13 @@ impl Graph {
             None => builder.commit_from_file(path),
         })?;
         let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
+        let left = match engine.ep {
+            Ep::Cpu => Vec::new(),
+            ep => placement.left(ep, path, engine.strict)?,
+        };
         Ok(Self {
             session,
+            left,
             path: path.to_owned(),
             rounds: AtomicBool::new(false),
             compact: engine.pool.keeps(),

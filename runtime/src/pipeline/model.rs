@@ -137,7 +137,8 @@ impl ModelDir {
     }
 
     /// The network of a component that is run for such a wish, with sizes fixed in `dims`, and which graph that is. A native
-    /// graph takes prompt and negative prompt at once, so its batch stays open.
+    /// graph takes prompt and negative prompt at once, so its batch stays open. The length of a sequence stays open but for
+    /// providers that compile graphs for sizes.
     ///
     /// # Errors
     /// The native graph was asked for, or numbers that only it can compute in, and it cannot be run.
@@ -149,7 +150,11 @@ impl ModelDir {
         (dialect, compute): (Dialect, Compute),
     ) -> Result<(Key, Chosen), EngineError> {
         let chosen = choose(ep, self.recorded(component), dialect, compute)?;
-        let open = |name: &str| chosen.is_native() && name == "batch";
+        let open = |name: &str| match name {
+            "batch" => chosen.is_native(),
+            "sequence" => ep == Ep::Cpu,
+            _ => false,
+        };
         let fixed: Vec<_> = dims
             .iter()
             .copied()
@@ -159,6 +164,7 @@ impl ModelDir {
             .variant(chosen.file)
             .compute(match chosen.is_native() {
                 true => compute.on(Isa::detect()).unwrap_or_default(),
+                false if compute == Compute::Bf16 => sd_kernels::Compute::Bf16,
                 false => sd_kernels::Compute::F32,
             });
         Ok((key, chosen))

@@ -102,6 +102,8 @@ pub fn run(
             .all()
             .nth(number)
             .expect("what is called was planned");
+        let mut dims = dims.to_vec();
+        dims.extend(sequence(&conditions[number]).map(|length| ("sequence", length)));
         Ok(Unet::new(
             lease(model, "unet", &dims, false)?,
             model.prediction,
@@ -167,6 +169,13 @@ pub fn run(
     })
 }
 
+/// Tokens of all conditions, if they are equally long.
+fn sequence(conditions: &Guides<Condition>) -> Option<usize> {
+    let mut lengths = conditions.values().map(|(condition, _)| condition.tokens());
+    let first = lengths.next()?;
+    lengths.all(|length| length == first).then_some(first)
+}
+
 /// The pictures of plans, and a word on those that are none.
 fn decoded(
     plans: &[Plan],
@@ -208,10 +217,10 @@ fn encode(
         for (text, tokens) in model.texts.iter().zip(tokens) {
             let mut chunks = tokens.values().flat_map(|(chunks, _)| chunks);
             let takes_vectors = chunks.any(|chunk| !chunk.vectors.is_empty());
-            let dims = [("batch", 1)];
+            let empty = chunks::empty(&text.tokenizer);
+            let dims = [("batch", 1), ("sequence", empty.ids.len())];
             let network = lease(model, text.component, &dims, takes_vectors)?;
             let mut encoder = TextEncoder::new(network);
-            let empty = chunks::empty(&text.tokenizer);
             let weighting = (plan.emphasis, &empty);
             stages::encode(
                 tokens,

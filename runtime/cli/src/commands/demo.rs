@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use sd_models::demo::PROMPT;
-use sd_runtime::engine::{EngineError, setup};
+use sd_runtime::engine::{EngineError, Ep, library, setup};
 use sd_runtime::pipeline::{Models, Request};
 use sd_ui::Ui;
 
-use super::EngineArgs;
 use super::txt2img::{Output, generate};
-use crate::demo_model;
+use super::{EngineArgs, Provider};
+use crate::{auto, demo_model};
 
 /// Fetch what is needed, convert the model that ships with this program, make a picture
 #[derive(Debug, clap::Args)]
@@ -23,25 +23,31 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
     let output = Output::find(Some(&args.output), 1, None, false)?;
-    let engine = match args.engine.start(ui) {
-        Err(EngineError::NoLibrary { .. }) => {
-            ui.note(format!(
-                "no ONNX Runtime here yet: fetching {} with pip ..",
-                setup::VERSION
-            ));
-            setup::fetch()?;
-            args.engine.start(ui)?
-        }
-        other => other?,
-    };
-    let models = Models::one(demo_model::directory(ui)?);
-    let request = Request {
+    let mut request = Request {
         prompt: PROMPT.to_owned(),
         guidance_scale: Some(5.0),
         seed: 1,
         ..Request::default()
     };
-    generate(&request, &engine, &models, &output, ui)?;
+    args.engine.apply(&mut request)?;
+    let wanted = match args.engine.ep {
+        Provider::Named(ep) => ep,
+        Provider::Auto => Ep::Cpu,
+    };
+    let found = library::find(args.engine.lib.as_deref(), wanted);
+    if let Err(EngineError::NoLibrary { .. }) = found {
+        ui.note(format!(
+            "no ONNX Runtime here yet: fetching {} {} with pip ..",
+            setup::package(wanted),
+            setup::version(wanted)
+        ));
+        setup::fetch(wanted)?;
+    }
+    let models = Models::one(demo_model::directory(ui)?);
+    let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
+    engine.apply(&mut request)?;
+    let engine = engine.start(ui)?;
+    generate(&request, &engine, &models, &output, choice.as_ref(), ui)?;
     ui.note(format!(
         "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
         args.output.display()

@@ -5,12 +5,17 @@ mod doctor;
 mod setup;
 mod txt2img;
 
+use std::ffi::{OsStr, OsString};
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use sd_kernels::Isa;
-use sd_runtime::engine::{Cancel, Engine, EngineError, EngineOptions, Ep};
-use sd_ui::Ui;
+use sd_runtime::engine::{
+    Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, OpenVino, UnknownEp,
+};
+use sd_runtime::pipeline::Request;
+use sd_ui::{Ui, UsageError};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -32,17 +37,49 @@ impl Command {
     }
 }
 
+/// What `--ep` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Provider {
+    /// This one.
+    Named(Ep),
+    /// The fastest of those that are there.
+    Auto,
+}
+
+impl Default for Provider {
+    fn default() -> Self {
+        Self::Named(Ep::default())
+    }
+}
+
+impl FromStr for Provider {
+    type Err = UnknownEp;
+
+    fn from_str(name: &str) -> Result<Self, UnknownEp> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            name => name.parse().map(Self::Named),
+        }
+    }
+}
+
 /// Options of every command that computes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
-    /// Who computes: cpu, openvino, cuda, migraphx or rocm
+    /// Who computes: cpu, openvino, cuda, migraphx, rocm, or auto, the faster one of cpu and openvino by measurement
     #[arg(
         long,
         default_value = "cpu",
         value_name = "NAME",
         help_heading = "Engine"
     )]
-    ep: Ep,
+    pub(crate) ep: Provider,
+    /// Option of the provider, such as precision=bf16; repeat for several. A wrong one lists them all
+    #[arg(long = "ep-option", value_name = "KEY=VALUE", help_heading = "Engine")]
+    ep_options: Vec<EpOption>,
+    /// Fail if the provider leaves operators to ONNX Runtime's own kernels, instead of warning
+    #[arg(long, help_heading = "Engine")]
+    strict_ep: bool,
     /// Threads; as many as there are processors if left out, and never more
     #[arg(long, value_name = "N", help_heading = "Engine")]
     threads: Option<NonZero<usize>>,
@@ -52,18 +89,119 @@ pub(crate) struct EngineArgs {
     instructions: Option<Isa>,
     /// ONNX Runtime library to load instead of the one that `sdrun setup` fetched
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
-    lib: Option<PathBuf>,
+    pub(crate) lib: Option<PathBuf>,
 }
 
 impl EngineArgs {
-    /// Starts ONNX Runtime and says which library and provider are used.
-    pub(crate) fn start(&self, ui: &Ui) -> Result<Engine, EngineError> {
+    /// The library of a file for a provider, and everything else as usual.
+    pub(crate) fn of(ep: Ep, lib: PathBuf) -> Self {
+        Self {
+            ep: Provider::Named(ep),
+            lib: Some(lib),
+            ..Self::default()
+        }
+    }
+
+    /// The same with this provider; options are OpenVINO's and go with it.
+    pub(crate) fn with(&self, ep: Ep) -> Self {
+        let ep_options = match ep {
+            Ep::OpenVino => self.ep_options.clone(),
+            _ => Vec::new(),
+        };
+        Self {
+            ep: Provider::Named(ep),
+            ep_options,
+            ..self.clone()
+        }
+    }
+
+    /// The provider that is asked for by name.
+    pub(crate) fn named(&self) -> anyhow::Result<Ep> {
+        match self.ep {
+            Provider::Named(ep) => Ok(ep),
+            Provider::Auto => {
+                let text = "--ep auto measures when a picture is made; this command needs the name of a provider";
+                Err(UsageError(text.to_owned()).into())
+            }
+        }
+    }
+
+    /// The provider's options, as they are written.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let written = |EpOption { key, value }: &EpOption| format!("{key}={value}");
+        self.ep_options.iter().map(written).collect()
+    }
+
+    /// These arguments for another process.
+    pub(crate) fn as_options(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: &dyn AsRef<OsStr>| {
+            words.extend([name.into(), value.as_ref().to_owned()]);
+        };
+        if let Provider::Named(ep) = self.ep {
+            add("--ep", &ep.name());
+        }
+        for option in self.options() {
+            add("--ep-option", &option);
+        }
+        if let Some(threads) = self.threads {
+            add("--threads", &threads.to_string());
+        }
+        if let Some(instructions) = self.instructions {
+            add("--instructions", &instructions.name());
+        }
+        if let Some(lib) = &self.lib {
+            add("--lib", lib);
+        }
+        if self.strict_ep {
+            words.push("--strict-ep".into());
+        }
+        words
+    }
+
+    /// Reads the provider's options.
+    fn provider_options(&self) -> Result<OpenVino, EpOptionError> {
+        match self.ep {
+            Provider::Named(ep) => ep.check(&self.ep_options),
+            Provider::Auto => OpenVino::read(&self.ep_options),
+        }
+    }
+
+    /// Checks the provider's options, and lets a request be computed in the numbers that they say.
+    pub(crate) fn apply(&self, request: &mut Request) -> Result<(), EpOptionError> {
+        let options = self.provider_options()?;
+        if self.ep == Provider::Named(Ep::OpenVino) {
+            request.compute = options.compute(request.compute)?;
+        }
+        Ok(())
+    }
+
+    /// Threads that are computed with.
+    pub(crate) fn processors(&self) -> usize {
+        let available = std::thread::available_parallelism().map_or(1, NonZero::get);
+        self.threads.map_or(available, NonZero::get).min(available)
+    }
+
+    /// Lets this process use no better instructions than it shall.
+    pub(crate) fn limit_instructions(&self) {
         if let Some(instructions) = self.instructions {
             instructions.limit();
         }
+    }
+
+    /// Lets a running engine compute with the provider that is asked for.
+    pub(crate) fn provide(&self, engine: &mut Engine) -> anyhow::Result<()> {
+        Ok(engine.provide(self.named()?, &self.provider_options()?, self.strict_ep)?)
+    }
+
+    /// Starts ONNX Runtime and says which library and provider are used.
+    pub(crate) fn start(&self, ui: &Ui) -> anyhow::Result<Engine> {
+        self.limit_instructions();
         let options = EngineOptions {
             library: self.lib.clone(),
-            ep: self.ep,
+            ep: self.named()?,
+            ep_options: self.provider_options()?,
+            strict: self.strict_ep,
             threads: self.threads,
         };
         let engine = Engine::start(&options)?;

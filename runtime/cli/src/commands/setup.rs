@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use sd_runtime::engine::library::setup_dir;
 use sd_runtime::engine::{Ep, setup};
 use sd_ui::{Ui, UsageError};
 
@@ -11,40 +12,43 @@ use crate::hint::words;
 /// Fetch the ONNX Runtime library; the only command that uses the network
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Provider that the library should have; only the cpu's is fetched, for others give --lib
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    ep: Ep,
+    /// Provider that the library should have: cpu's and openvino's are fetched, for others give --lib
+    #[arg(long, value_name = "NAME")]
+    ep: Option<Ep>,
     /// Install this library or Python wheel instead of fetching one
     #[arg(long, value_name = "FILE|WHEEL")]
     lib: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
+    let wanted = args.ep.unwrap_or_default();
     let library = match &args.lib {
-        Some(file) => setup::install(file)?,
-        None if args.ep == Ep::Cpu => {
+        Some(file) => setup::install(file, args.ep)?,
+        None if setup::fetches(wanted) || matches!(wanted, Ep::Cpu | Ep::OpenVino) => {
             ui.note(format!(
-                "fetching ONNX Runtime {} with pip ..",
-                setup::VERSION
+                "fetching {} {} with pip ..",
+                setup::package(wanted),
+                setup::version(wanted)
             ));
-            setup::fetch()?
+            setup::fetch(wanted)?
         }
         None => {
             let text = format!(
-                "a library with the {} provider is not fetched\nhint: {}",
-                args.ep,
-                words(&args.ep.remedy())
+                "a library with the {wanted} provider is not fetched\nhint: {}",
+                words(&wanted.remedy())
             );
             return Err(UsageError(text).into());
         }
     };
-    let engine = EngineArgs {
-        ep: args.ep,
-        lib: Some(library.clone()),
-        threads: None,
-        instructions: None,
-    }
-    .start(ui)?;
+    // What came along goes where its provider is looked for.
+    let came = [Ep::OpenVino, Ep::Cpu].into_iter();
+    let mut came = came.filter(|ep| library.starts_with(setup_dir(*ep)));
+    let ep = args.ep.or_else(|| came.next()).unwrap_or_default();
+    let engine = EngineArgs::of(ep, library.clone()).start(ui)?;
     tracing::info!(build = engine.build_info(), "library");
-    Ok(ui.result(format!("{}: ready", library.display()))?)
+    let text = match ep {
+        Ep::Cpu => format!("{}: ready", library.display()),
+        ep => format!("{}: ready for --ep {ep}", library.display()),
+    };
+    Ok(ui.result(text)?)
 }

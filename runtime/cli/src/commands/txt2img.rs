@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sd_runtime::engine::{Compute, Dialect, Engine, memory};
+use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
     Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, run as make,
@@ -16,6 +16,7 @@ use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
 use super::{EngineArgs, cancel_with};
+use crate::auto::{self, Choice};
 use crate::demo_model;
 use crate::embeddings;
 use crate::progress::Terminal;
@@ -292,7 +293,8 @@ impl Output {
 }
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
-    let request = args.request()?;
+    let mut request = args.request()?;
+    args.engine.apply(&mut request)?;
     request.check()?;
     let output = Output::find(
         args.output.as_deref(),
@@ -309,8 +311,10 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         embeddings: embeddings::of(&args.embeddings, &model)?,
         base: model,
     };
-    let engine = args.engine.start(ui)?;
-    generate(&request, &engine, &models, &output, ui)
+    let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
+    engine.apply(&mut request)?;
+    let engine = engine.start(ui)?;
+    generate(&request, &engine, &models, &output, choice.as_ref(), ui)
 }
 
 impl Txt2ImgArgs {
@@ -416,6 +420,7 @@ pub(crate) fn generate(
     engine: &Engine,
     models: &Models,
     output: &Output,
+    choice: Option<&Choice>,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let limit = memory::limit();
@@ -453,7 +458,14 @@ pub(crate) fn generate(
         picture.write_png(&to, &plan.infotext, &cancel)?;
         written.push((to, plan.seed));
     }
-    report(&plans, &outcome, &written, output, ui)
+    report(
+        &plans,
+        &outcome,
+        &written,
+        output,
+        (engine.ep(), choice),
+        ui,
+    )
 }
 
 fn report(
@@ -461,6 +473,7 @@ fn report(
     outcome: &Outcome,
     written: &[(Destination, u64)],
     output: &Output,
+    (ep, choice): (Ep, Option<&Choice>),
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let Some(plan) = plans.plans.first() else {
@@ -482,6 +495,8 @@ fn report(
             "model_calls": most,
             "compute": outcome.compute.name(),
             "graph": outcome.graph,
+            "ep": ep.name(),
+            "ep_choice": choice,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
                 "load": timing.load.as_secs_f64(),
