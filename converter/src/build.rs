@@ -41,15 +41,19 @@ pub enum Precision {
     Fp16,
     /// Those of linear layers and convolutions as whole numbers of 8 bits with a scale for each output, others in 16 bits.
     Int8,
+    /// As [`Self::Int8`], and portable graphs of networks that run at every step multiply these numbers.
+    Int8Portable,
 }
 
 impl Precision {
     /// The type of weights that do not become whole numbers.
     fn floats(self, published: Dtype) -> Dtype {
         match (self, published) {
-            (Self::Published | Self::Int8, Dtype::F16 | Dtype::Bf16) => published,
+            (Self::Published | Self::Int8 | Self::Int8Portable, Dtype::F16 | Dtype::Bf16) => {
+                published
+            }
             (Self::Published | Self::Fp32, _) => Dtype::F32,
-            (Self::Fp16 | Self::Int8, _) => Dtype::F16,
+            (Self::Fp16 | Self::Int8 | Self::Int8Portable, _) => Dtype::F16,
         }
     }
 }
@@ -145,7 +149,8 @@ impl BuildPlan {
         let prediction = Prediction::choose(options.prediction, &*model)?;
         let design = Design::of(&*model, &prediction, options.precision)?;
         let mut quantized = design.networks.iter().flat_map(|n| &n.quantized);
-        if options.precision == Precision::Int8 && quantized.next().is_none() {
+        let whole = matches!(options.precision, Precision::Int8 | Precision::Int8Portable);
+        if whole && quantized.next().is_none() {
             return Err(ConvertError::NothingToQuantize {
                 path: model.path().to_owned(),
                 kind: design.kind,
@@ -205,8 +210,10 @@ impl BuildPlan {
         let entries = self.model.entries();
         let weights = self.design.networks.iter().flat_map(|network| {
             let name = |p: &Param| (network.component, p.name.clone());
-            let params = &network.graph().params;
-            params.iter().filter_map(move |p| entries.get(&name(p)))
+            network
+                .params
+                .iter()
+                .filter_map(move |p| entries.get(&name(p)))
         });
         let weights: u64 = weights.map(|entry| entry.byte_len() as u64).sum();
         let sources = self.model.sources();
@@ -288,13 +295,14 @@ impl BuildPlan {
                 .iter()
                 .map(|file| (file.name, &file.graph))
                 .collect();
-            let written = write_model(&graphs, &reader, &folder).map_err(|e| match e {
-                WriteError::Io(source) => ConvertError::Write {
-                    path: folder,
-                    source,
-                },
-                WriteError::Weight(error) => error,
-            })?;
+            let written =
+                write_model(&network.params, &graphs, &reader, &folder).map_err(|e| match e {
+                    WriteError::Io(source) => ConvertError::Write {
+                        path: folder,
+                        source,
+                    },
+                    WriteError::Weight(error) => error,
+                })?;
             let found = reader.non_finite.into_inner();
             let found = found.expect("no panic while the list is held");
             networks.non_finite.extend(found);
@@ -408,7 +416,7 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
     let mut used = BTreeSet::new();
     let mut missing: BTreeMap<Component, Vec<String>> = BTreeMap::new();
     for network in &design.networks {
-        for param in &network.graph().params {
+        for param in &network.params {
             let name = (network.component, param.name.clone());
             let Some((name, entry)) = entries.get_key_value(&name) else {
                 let missing = missing.entry(network.component).or_default();
@@ -569,6 +577,7 @@ fn component(network: &Network, written: &Written) -> manifest::Component {
             opset: OPSET,
             custom_domains: own.into_iter().collect(),
             needs: file.needs.iter().map(|&name| name.to_owned()).collect(),
+            multiplies: file.multiplies.map(str::to_owned),
         };
         (file.name.to_owned(), variant)
     };

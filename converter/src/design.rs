@@ -9,7 +9,7 @@ use sd_models::arch::{
 };
 use sd_models::diffusers::{self, Pipeline};
 use sd_models::family::{ModelFamily, Purpose};
-use sd_models::graph::{Graph, GraphError, lower};
+use sd_models::graph::{Graph, GraphError, Param, lower};
 use sd_models::keys::Component;
 use sd_models::manifest::{Latent, PredictionType};
 use sd_models::presets::Trunk;
@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::build::Precision;
 use crate::config::Config;
 use crate::model::Model;
-use crate::passes::{Part, Report, Split, native, quantizable, split};
+use crate::passes::{Part, Report, Split, integer, multiplied, native, quantizable, split};
 use crate::prediction::Prediction;
 use crate::{ConvertError, Remedy};
 
@@ -29,7 +29,8 @@ use crate::{ConvertError, Remedy};
 pub(crate) struct Network {
     pub(crate) folder: &'static str,
     pub(crate) component: Component,
-    /// Graphs over the same parameters; the first has all of them.
+    /// The parameters of all graphs, as they are stored.
+    pub(crate) params: Vec<Param>,
     pub(crate) graphs: Vec<GraphFile>,
     /// What the native dialect took together, by graph file.
     pub(crate) reports: BTreeMap<&'static str, Report>,
@@ -43,6 +44,8 @@ pub(crate) struct GraphFile {
     pub(crate) graph: Graph,
     /// Files whose outputs are inputs of this one.
     pub(crate) needs: Vec<&'static str>,
+    /// What it multiplies, if it is not single precision.
+    pub(crate) multiplies: Option<&'static str>,
 }
 
 /// What is computed once per prompt and once per noise level, and the files for that.
@@ -95,15 +98,22 @@ impl Network {
         precision: Precision,
     ) -> Result<Self, GraphError> {
         let quantized = match precision {
-            Precision::Int8 => quantizable(&graphs[0].graph, component),
+            Precision::Int8 | Precision::Int8Portable => quantizable(&graphs[0].graph, component),
             Precision::Published | Precision::Fp32 | Precision::Fp16 => BTreeSet::new(),
         };
         let mut files = Vec::new();
         for dialects in graphs {
+            let multiplied = multiplied(&quantized, component);
+            let graph = match precision {
+                Precision::Int8Portable => integer(&dialects.graph, &quantized, &multiplied)?,
+                _ => lower(&dialects.graph)?,
+            };
+            let integer = precision == Precision::Int8Portable && !multiplied.is_empty();
             files.push(GraphFile {
                 name: dialects.portable,
-                graph: lower(&dialects.graph)?,
+                graph,
                 needs: Vec::new(),
+                multiplies: integer.then_some("int8"),
             });
         }
         let mut reports = BTreeMap::new();
@@ -120,6 +130,7 @@ impl Network {
                         name,
                         graph,
                         needs: Vec::new(),
+                        multiplies: None,
                     });
                 }
             }
@@ -127,20 +138,17 @@ impl Network {
                 name: dialects.native,
                 graph: rest,
                 needs,
+                multiplies: None,
             });
         }
         Ok(Self {
             folder,
             component,
+            params: graphs[0].graph.params.clone(),
             graphs: files,
             reports,
             quantized,
         })
-    }
-
-    /// The graph that decides how weights are stored.
-    pub(crate) fn graph(&self) -> &Graph {
-        &self.graphs[0].graph
     }
 }
 

@@ -255,14 +255,18 @@ fn kind_of(manifest: &Manifest) -> String {
     }
 }
 
-/// What a variant needs beyond ONNX.
+/// What a variant needs beyond ONNX, and what it multiplies.
 fn requirements(variant: &Variant) -> String {
     let operators = variant.custom_domains.iter();
     let operators = operators.map(|domain| format!("operators {domain}"));
     let needs: Vec<String> = operators.chain(variant.needs.iter().cloned()).collect();
-    match needs.is_empty() {
+    let with = match needs.is_empty() {
         true => String::new(),
         false => format!(" with {}", needs.join(", ")),
+    };
+    match &variant.multiplies {
+        Some(numbers) => format!("{with}, multiplies {numbers}"),
+        None => with,
     }
 }
 

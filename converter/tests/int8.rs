@@ -307,6 +307,129 @@ fn loras_and_recipes_change_weights_before_they_are_rounded() {
     }
 }
 
+const PORTABLE: [&str; 3] = ["--precision", "int8", "--portable"];
+
+#[test]
+fn portable_graphs_multiply_whole_numbers_over_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let [plain, target] = ["plain", "portable"].map(|name| dir.path().join(name));
+    assert_eq!(int8(&checkpoint, &plain).0, Some(0));
+    let (code, json, said) = build(&checkpoint, &target, &PORTABLE);
+    assert_eq!(code, Some(0), "{said}");
+    for folder in ["unet", "vae_decoder", "text_encoder"] {
+        let read = |dir: &Path, file: &str| fs::read(dir.join(folder).join(file)).unwrap();
+        for file in ["model.onnx_data", "native.onnx"] {
+            assert!(read(&plain, file) == read(&target, file), "{folder} {file}");
+        }
+        // The same tensors, so no weight is there twice.
+        let declared = |dir: &Path| {
+            let mut tensors = tensors(&graph(&dir.join(folder).join("model.onnx")));
+            tensors.retain(|name, _| !name.starts_with("constant."));
+            tensors
+        };
+        assert_eq!(declared(&plain), declared(&target), "{folder}");
+    }
+    for file in ["model.onnx", "controlnet.onnx"] {
+        let model = graph(&target.join("unet").join(file));
+        assert_eq!(
+            (model.opset_import.len(), model.opset_import[0].version),
+            (1, 17)
+        );
+        let declared = tensors(&model);
+        let nodes = model.graph.unwrap().node;
+        let count = |op: &str| nodes.iter().filter(|node| node.op_type == op).count();
+        // Other forms are slow, or round results as well.
+        for op in [
+            "ConvInteger",
+            "QLinearConv",
+            "QuantizeLinear",
+            "DequantizeLinear",
+        ] {
+            assert_eq!(count(op), 0, "{op}");
+        }
+        let whole: Vec<&String> = (declared.iter())
+            .filter(|(_, tensor)| tensor.data_type == data_type::INT8)
+            .map(|(name, _)| name)
+            .collect();
+        let floats = [
+            "attn2.to_k.",
+            "attn2.to_v.",
+            "ff.net.2.",
+            "proj_in.",
+            "proj_out.",
+        ];
+        let stays = |name: &&&String| floats.iter().any(|part| name.contains(part));
+        let staying: Vec<_> = whole.iter().filter(stays).collect();
+        assert_eq!(count("MatMulInteger"), whole.len() - staying.len());
+        assert!(count("MatMulInteger") > 20);
+        // Queries, keys and values of self-attention share the whole numbers of their tokens.
+        assert!(count("DynamicQuantizeLinear") < count("MatMulInteger"));
+        for node in nodes.iter().filter(|node| node.op_type == "Cast") {
+            let weight = declared.get(&node.input[0]);
+            if weight.is_some_and(|tensor| tensor.data_type == data_type::INT8) {
+                assert!(
+                    staying.iter().any(|name| ***name == node.input[0]),
+                    "{}",
+                    node.name
+                );
+            }
+        }
+    }
+    let components = &json["manifest"]["components"];
+    assert_eq!(
+        components["unet"]["variants"]["model.onnx"]["multiplies"],
+        "int8"
+    );
+    for (folder, file) in [("unet", "native.onnx"), ("vae_decoder", "model.onnx")] {
+        assert!(components[folder]["variants"][file]["multiplies"].is_null());
+    }
+    let listed = text(&sdconvert(&["inspect", target.to_str().unwrap()]).stdout);
+    assert!(listed.contains("model.onnx, multiplies int8"), "{listed}");
+    let verified = sdconvert(&["verify", target.to_str().unwrap()]);
+    assert!(verified.status.success(), "{}", text(&verified.stderr));
+}
+
+#[test]
+fn portable_products_of_weights_that_are_odd_or_changed_by_loras() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let with = |fill: [u8; 2], name: &str| {
+        let odd = changed(&checkpoint, |key, data| {
+            if key == CONV {
+                data.fill(0);
+                data[..2].copy_from_slice(&fill);
+            }
+        });
+        build(&odd, &dir.path().join(name), &PORTABLE)
+    };
+    let (code, _, said) = with(0x7E00u16.to_le_bytes(), "nan");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(CONV), "{said}");
+    let (code, _, said) = with([0; 2], "zeros");
+    assert_eq!(code, Some(0), "{said}");
+
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    let [base, lora] =
+        ["tiny-shapes", "pixel-style"].map(|name| demo.join(name).with_extension("safetensors"));
+    let lora = ["--lora", lora.to_str().unwrap(), "--precision", "int8"];
+    let [stored, multiplied] = ["stored", "multiplied"].map(|name| dir.path().join(name));
+    assert_eq!(build(&base, &stored, &lora).0, Some(0));
+    let lora = [&lora[..], &["--portable"]].concat();
+    assert_eq!(build(&base, &multiplied, &lora).0, Some(0));
+    let data = |dir: &Path| fs::read(dir.join("unet/model.onnx_data")).unwrap();
+    assert!(data(&stored) == data(&multiplied));
+}
+
+#[test]
+fn portable_products_need_weights_of_whole_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let (code, _, said) = build(&checkpoint, &dir.path().join("model"), &["--portable"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--precision int8"), "{said}");
+}
+
 /// Rewrites a graph.
 fn rewrite(path: &Path, change: impl FnOnce(&mut ModelProto)) {
     let mut model = graph(path);

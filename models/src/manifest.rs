@@ -107,6 +107,10 @@ pub struct Variant {
     /// `native.time.onnx` once per noise level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
+    /// What its linear layers and convolutions multiply, if it is not single precision: `int8`, unsigned activations times signed
+    /// weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplies: Option<String>,
 }
 
 /// A file's size and content.

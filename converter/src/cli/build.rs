@@ -65,6 +65,11 @@ pub(crate) struct BuildArgs {
     /// embeddings, layers of time, shortcuts, and first and last convolutions have 16 bits then
     #[arg(long, value_name = "NAME", value_parser = precision, default_value = "published")]
     precision: Precision,
+    /// With `--precision int8`: the portable graph of the UNet multiplies whole numbers, which is for programs that run `model.onnx`
+    /// by ONNX Runtime's own operators; `sdrun` on a processor computes what it did without. Activations are rounded, so that
+    /// pictures differ more
+    #[arg(long)]
+    portable: bool,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
     /// every module
     #[arg(long)]
@@ -94,6 +99,18 @@ fn precision(name: &str) -> Result<Precision, String> {
         "fp16" => Ok(Precision::Fp16),
         "int8" => Ok(Precision::Int8),
         _ => Err("published, fp32, fp16 or int8 expected".to_owned()),
+    }
+}
+
+/// What weights are stored in, and what portable graphs multiply.
+fn chosen_precision(args: &BuildArgs) -> Result<Precision, UsageError> {
+    match (args.precision, args.portable) {
+        (precision, false) => Ok(precision),
+        (Precision::Int8 | Precision::Int8Portable, true) => Ok(Precision::Int8Portable),
+        (_, true) => Err(UsageError(
+            "--portable makes portable graphs multiply whole numbers, which needs weights of whole numbers: add --precision int8"
+                .to_owned(),
+        )),
     }
 }
 
@@ -209,7 +226,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         force: args.force,
         strict: args.strict,
         prediction: args.prediction_type,
-        precision: args.precision,
+        precision: chosen_precision(args)?,
     };
     let plan = BuildPlan::new(model, options)?;
     ui.note(plan.evidence());

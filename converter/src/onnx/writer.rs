@@ -133,31 +133,32 @@ pub struct Written {
     pub storage: BTreeSet<Stored>,
 }
 
-/// Writes graphs of one network and their weights into `folder`. The first graph has all parameters, and decides in which
-/// order and orientation weights are stored.
+/// Writes graphs of one network and their weights into `folder`. `params` are those of all graphs together, in the order and
+/// orientation in which weights are stored.
 ///
 /// # Errors
 /// The folder cannot be written, or `weights` fails.
 pub fn write_model<R: WeightReader + Sync>(
+    params: &[Param],
     graphs: &[(&str, &Graph)],
     weights: &R,
     folder: &Path,
 ) -> Result<Written, WriteError<R::Error>> {
-    let (params, data) = write_external_data(&folder.join(DATA_FILE), |data| {
-        let mut params = Params::default();
-        for group in groups(&graphs[0].1.params) {
+    let (written, data) = write_external_data(&folder.join(DATA_FILE), |data| {
+        let mut written = Params::default();
+        for group in groups(params) {
             let read = group.par_iter().map(|param| weights.read(param));
             let read: Vec<_> = read.collect();
             for (param, weight) in group.iter().zip(read) {
-                params.write(param, weight.map_err(WriteError::Weight)?, data);
+                written.write(param, weight.map_err(WriteError::Weight)?, data);
             }
             data.flush()?;
         }
-        Ok::<_, WriteError<R::Error>>(params)
+        Ok::<_, WriteError<R::Error>>(written)
     })?;
     let mut files = BTreeMap::new();
     for (name, graph) in graphs {
-        let bytes = model_proto(graph, &params).encode_to_vec();
+        let bytes = model_proto(graph, &written).encode_to_vec();
         let mut file = File::create(folder.join(name))?;
         file.write_all(&bytes)?;
         file.sync_all()?;
@@ -167,7 +168,7 @@ pub fn write_model<R: WeightReader + Sync>(
     Ok(Written {
         graphs: files,
         data,
-        storage: params.storage,
+        storage: written.storage,
     })
 }
 
@@ -402,7 +403,9 @@ fn value_info(graph: &Graph, value: Value) -> ValueInfoProto {
         DType::F32 => data_type::FLOAT,
         DType::I64 => data_type::INT64,
         DType::Bool => data_type::BOOL,
-        DType::Stored => unreachable!("graphs take and return numbers of known types"),
+        DType::Stored | DType::I32 | DType::U8 => {
+            unreachable!("graphs take and return numbers of known types")
+        }
     };
     let dim = info
         .shape

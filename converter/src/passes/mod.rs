@@ -1,11 +1,13 @@
 //! Passes: graphs to graphs that compute the same.
 
+mod integer;
 mod native;
 mod quantize;
 mod split;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use integer::{integer, multiplied};
 pub(crate) use native::{Report, native};
 pub use quantize::Rounded;
 pub(crate) use quantize::{Groups, quantizable, quantize};

@@ -8,6 +8,7 @@ mod builder;
 mod copy;
 pub mod custom;
 mod dump;
+mod integer;
 mod layer;
 mod lower;
 mod ops;
@@ -16,6 +17,7 @@ use std::fmt;
 
 pub use builder::{GraphBuilder, Scope};
 pub use copy::Copier;
+pub use integer::Whole;
 pub use layer::{Layer, Scores};
 pub use lower::lower;
 pub use ops::Conv;
@@ -42,6 +44,10 @@ pub enum DType {
     F32,
     /// Signed 64-bit integer.
     I64,
+    /// Signed 32-bit integer.
+    I32,
+    /// Unsigned 8-bit integer.
+    U8,
     /// True or false.
     Bool,
     /// A parameter in the type that it is stored in: half precision of either kind, single precision, or whole numbers with
@@ -54,6 +60,8 @@ impl fmt::Display for DType {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
             Self::Bool => "bool",
             Self::Stored => "stored",
         })

@@ -52,7 +52,13 @@ pub fn network(folder: &Path, variant: &str, recorded: Option<&Component>) -> u6
     let widened = recorded.storage.iter().map(grows).max().unwrap_or(1);
     let needs = recorded.variants.get(variant);
     let as_stored = needs.is_some_and(|needs| !needs.custom_domains.is_empty());
-    if as_stored { stored } else { widened * stored }
+    let whole = needs.is_some_and(|needs| needs.multiplies.is_some());
+    match (as_stored, whole) {
+        (true, _) => stored,
+        // ONNX Runtime has its own order of whole numbers beside theirs, and the others in single precision.
+        (false, true) => 2 * stored,
+        (false, false) => widened * stored,
+    }
 }
 
 /// The least limit of a process's control group and those around it. `own` is its `/proc/PID/cgroup`: lines of

@@ -272,6 +272,10 @@ impl Graph {
             builder = builder
                 .with_config_entry("session.disable_quant_qdq", "1")
                 .map_err(|e| say(&e))?;
+            // Products of graphs that multiply whole numbers, on processors whose own would saturate.
+            builder = builder
+                .with_config_entry("session.x64quantprecision", "1")
+                .map_err(|e| say(&e))?;
         }
         let placement = Placement::default();
         if let Some(dispatch) = engine.dispatch(key.compute) {
