@@ -372,6 +372,23 @@ fn doctor_lists_library_and_providers() {
     assert_eq!(report["origin"], "ORT_DYLIB_PATH");
 }
 
+/// It would keep an identifier and a data base of events to send.
+#[test]
+fn onnx_runtime_collects_nothing_about_the_user() {
+    let (dir, elsewhere) = (folder(), folder());
+    let mut doctor = sdrun(dir.path());
+    for variable in ["HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"] {
+        doctor.env(variable, elsewhere.path());
+    }
+    let (code, _, stderr) = run(doctor.arg("doctor"));
+    assert_eq!(code, Some(0), "{stderr}");
+    let left: Vec<_> = fs::read_dir(elsewhere.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 #[test]
 #[cfg(unix)]
 fn an_interrupt_ends_with_130_and_no_picture() {

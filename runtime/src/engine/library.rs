@@ -215,8 +215,23 @@ fn python_package() -> Option<PathBuf> {
     Some(Path::new(path.trim_end()).join("capi")).filter(|_| output.status.success())
 }
 
+/// Tells ONNX Runtime to send nothing about its use to its maker. Since 1.32 it would, and keeps a data base and an identifier
+/// in the user's cache folder for that; only this variable prevents both. Where somebody set it, that is left as it is.
+#[expect(
+    unsafe_code,
+    reason = "there is no other way to tell it before it starts"
+)]
+fn send_nothing() {
+    const SWITCH: &str = "ORT_DISABLE_TELEMETRY";
+    if env::var_os(SWITCH).is_none() {
+        // SAFETY: the library is not loaded yet, and all else in this program reads variables through `std`, which locks them.
+        unsafe { env::set_var(SWITCH, "1") };
+    }
+}
+
 /// Loads the library.
 pub(super) fn load(library: &Found, ep: Ep) -> Result<EnvironmentBuilder, EngineError> {
+    send_nothing();
     let path = library.path.clone();
     // Relative names would be looked up beside the executable and in the system's folders, too.
     let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
