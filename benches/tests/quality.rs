@@ -209,10 +209,12 @@ fn what_cannot_be_compared_is_refused() {
     let (_sdxl_dir, sdxl) = synthetic("sdxl");
     let (model, path) = (demo_model(), Path::new);
     let same = [path("-m"), model, path("--against"), model];
-    let cases: [(&[&Path], &[&Path], i32, &str); 6] = [
+    let twice = [path("--prompts"), &empty, path("--json"), &empty];
+    let cases: [(&[&Path], &[&Path], i32, &str); 7] = [
         (&same[..2], &[], 2, "nothing to compare"),
         (&same, &[path("--prompts"), &empty], 2, "empty.txt"),
         (&same, &[path("--prompts"), &missing], 1, "missing.txt"),
+        (&same, &twice, 1, "these are the prompts"),
         (&same, &[path("--size"), path("100")], 2, "104"),
         (&same, &[path("--compute"), path("f16")], 2, "f16"),
         (&same[..2], &[path("--against"), &sdxl], 1, "family"),

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{sdconvert, text};
+use common::{sdconvert, synthetic, text};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempfile::TempDir;
 
@@ -690,4 +690,21 @@ fn what_is_mounted_is_written_without_renaming_it() {
     assert!(said.contains("cannot write over: "), "{said}");
     let made = fs::read(dir.path().join("file")).unwrap();
     assert!(SafeTensors::deserialize(&made).is_ok());
+}
+
+#[test]
+fn what_makes_no_picture_from_text_is_not_said_to() {
+    let dir = tempfile::tempdir().unwrap();
+    for (family, next) in [
+        ("sd15", true),
+        ("sd15-inpaint", false),
+        ("sdxl-refiner", false),
+    ] {
+        let checkpoint = synthetic(dir.path(), family, 0);
+        let target = dir.path().join(family);
+        let [checkpoint, target] = [&checkpoint, &target].map(|path| path.to_str().unwrap());
+        let args = ["build", checkpoint, "-o", target];
+        let said = text(&sdconvert(&args).stderr);
+        assert_eq!(said.contains("next: sdrun txt2img"), next, "{said}");
+    }
 }

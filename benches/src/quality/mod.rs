@@ -113,6 +113,13 @@ struct Session<'a> {
 }
 
 pub(crate) fn run(args: &QualityArgs, ui: &Ui) -> anyhow::Result<()> {
+    if let (Some(json), Some(prompts)) = (&args.json, &args.prompts)
+        && json
+            .canonicalize()
+            .is_ok_and(|json| prompts.canonicalize().is_ok_and(|p| p == json))
+    {
+        bail!("--json {}: these are the prompts", json.display());
+    }
     let json = args.json.as_deref().map(Destination::find).transpose()?;
     if let Some(instructions) = args.instructions {
         instructions.limit();

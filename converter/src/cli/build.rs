@@ -15,6 +15,7 @@ use sd_converter::output::StagedFile;
 use sd_converter::replace::Replaced;
 use sd_converter::weights::Weights;
 use sd_models::diffusers::prediction_type;
+use sd_models::family::Purpose;
 use sd_models::keys::Component;
 use sd_models::manifest::PredictionType;
 use sd_ui::{Ui, UsageError, is_stdout};
@@ -267,7 +268,9 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         Some(path) => ui.written(path, text)?,
         None => ui.result(text)?,
     }
-    if report.manifest.components.contains_key("unet") {
+    let manifest = &report.manifest;
+    let has = |name| manifest.components.contains_key(name);
+    if has("unet") && has("text_encoder") && manifest.purpose == Purpose::TextToImage {
         ui.note(format!(
             "next: sdrun txt2img -m {output} -p \"a photo of a cat\""
         ));

@@ -58,6 +58,9 @@ pub(crate) fn resolve(
     };
     tracing::info!(ep = choice.ep, why = choice.why, "provider chosen");
     let ep = choice.ep.parse()?;
+    if ep == Ep::Cpu && !args.options().is_empty() {
+        ui.note("--ep-option does nothing: cpu was chosen, which has no options");
+    }
     Ok((args.with(ep), Some(choice)))
 }
 

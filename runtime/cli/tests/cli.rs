@@ -696,8 +696,10 @@ fn the_only_provider_is_chosen_without_measuring_and_said() {
     let args = [
         "txt2img", "-p", "x", "--steps", "1", "--ep", "auto", "--json",
     ];
-    let (code, stdout, stderr) = run(sdrun(dir.path()).args(args));
+    let option = ["--ep-option", "precision=bf16"];
+    let (code, stdout, stderr) = run(sdrun(dir.path()).args(args).args(option));
     assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("--ep-option does nothing"), "{stderr}");
     let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(result["ep"], "cpu");
     let choice = &result["ep_choice"];
