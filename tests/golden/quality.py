@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 DEMO = HERE / "../../models/demo"
 PROMPTS = HERE / "../../benches/src/quality/demo-prompts.txt"
 sys.path.insert(0, str(DEMO))
-from shapes import COLOURS, POSITIONS, SHAPES, SIZE, caption, random_scene, render  # noqa: E402
+from shapes import COLOURS, POSITIONS, SHAPES, SIZE, quality_scenes, render  # noqa: E402
 
 # Functions of train.py, word by word.
 wanted = {"nearest_colour", "judge", "template_in_box"}
@@ -29,23 +29,6 @@ tree.body = [node for node in tree.body if getattr(node, "name", None) in wanted
 scope = dict(np=np, COLOURS=COLOURS, POSITIONS=POSITIONS, SHAPES=SHAPES, SIZE=SIZE, _boxes={})
 exec(compile(tree, "train.py", "exec"), scope)
 judge = scope["judge"]
-
-
-def quality_scenes():
-    """The scenes and prompts of `python train.py quality`."""
-    rng = np.random.default_rng(2024)
-    scenes = []
-    while len(scenes) < 200:
-        scene = random_scene(rng, striped=0.0, two=0.0)
-        if len(scene.background) == 1:
-            scenes.append(scene)
-    prompts = []
-    for scene in scenes:
-        prompt = caption(scene, rng)
-        while "background" not in prompt:
-            prompt = caption(scene, rng)
-        prompts.append(prompt)
-    return scenes, prompts
 
 
 def measures(a, b):
