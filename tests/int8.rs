@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use ndarray::ArrayD;
-use sd_converter::build::Precision;
+use sd_converter::build::{Precision, Ranges};
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::onnx::{Stored, Weight, WeightReader, write_model};
 use sd_kernels::Isa;
@@ -151,8 +151,10 @@ fn text_encoders_of_sdxl() {
 #[test]
 fn portable_products_of_whole_numbers() {
     let reference = Reference::open(&repository("tests/golden/families.safetensors"));
-    for family in ["sd15", "sdxl"] {
-        let (_dir, model) = synthetic_as(family, Precision::Int8Portable);
+    let families = ["sd15", "sdxl"];
+    let cases = families.map(|family| [Ranges::Dynamic, Ranges::Static].map(|r| (family, r)));
+    for (family, ranges) in cases.concat() {
+        let (_dir, model) = synthetic_as(family, Precision::Int8Portable(ranges));
         let inputs = reference.unet_inputs(family);
         let inputs: Vec<_> = inputs
             .iter()
@@ -171,7 +173,7 @@ fn portable_products_of_whole_numbers() {
         let distance = relative_l2(&portable, &native);
         assert!(
             (1e-3..1.5e-1).contains(&distance),
-            "{family}: {distance:.2e}"
+            "{family} {ranges:?}: {distance:.2e}"
         );
     }
 }
@@ -342,12 +344,14 @@ fn pictures_stay_what_they_are() {
     let published = psnr(&native.rgb, &demo.rgb);
     assert!(published >= 40.0, "{published:.1} dB");
 
-    let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT).unwrap();
-    let (_dir, model) = converted_as(file, Precision::Int8Portable);
-    let same = picture(&model, Dialect::Auto);
-    assert!(same.rgb == native.rgb, "its native graphs are the same");
-    let products = psnr(&picture(&model, Dialect::Portable).rgb, &demo.rgb);
-    assert!(products >= 30.0, "{products:.1} dB");
+    for ranges in [Ranges::Dynamic, Ranges::Static] {
+        let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT).unwrap();
+        let (_dir, model) = converted_as(file, Precision::Int8Portable(ranges));
+        let same = picture(&model, Dialect::Auto);
+        assert!(same.rgb == native.rgb, "its native graphs are the same");
+        let products = psnr(&picture(&model, Dialect::Portable).rgb, &demo.rgb);
+        assert!(products >= 35.0, "{ranges:?}: {products:.1} dB");
+    }
 }
 
 #[test]

@@ -42,18 +42,27 @@ pub enum Precision {
     /// Those of linear layers and convolutions as whole numbers of 8 bits with a scale for each output, others in 16 bits.
     Int8,
     /// As [`Self::Int8`], and portable graphs of networks that run at every step multiply these numbers.
-    Int8Portable,
+    Int8Portable(Ranges),
+}
+
+/// Where portable graphs take the ranges of activations from that they round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ranges {
+    /// The activations themselves, when the graph runs.
+    Dynamic,
+    /// The norms before them, when the graph is written.
+    Static,
 }
 
 impl Precision {
     /// The type of weights that do not become whole numbers.
     fn floats(self, published: Dtype) -> Dtype {
         match (self, published) {
-            (Self::Published | Self::Int8 | Self::Int8Portable, Dtype::F16 | Dtype::Bf16) => {
+            (Self::Published | Self::Int8 | Self::Int8Portable(_), Dtype::F16 | Dtype::Bf16) => {
                 published
             }
             (Self::Published | Self::Fp32, _) => Dtype::F32,
-            (Self::Fp16 | Self::Int8 | Self::Int8Portable, _) => Dtype::F16,
+            (Self::Fp16 | Self::Int8 | Self::Int8Portable(_), _) => Dtype::F16,
         }
     }
 }
@@ -149,7 +158,10 @@ impl BuildPlan {
         let prediction = Prediction::choose(options.prediction, &*model)?;
         let design = Design::of(&*model, &prediction, options.precision)?;
         let mut quantized = design.networks.iter().flat_map(|n| &n.quantized);
-        let whole = matches!(options.precision, Precision::Int8 | Precision::Int8Portable);
+        let whole = matches!(
+            options.precision,
+            Precision::Int8 | Precision::Int8Portable(_)
+        );
         if whole && quantized.next().is_none() {
             return Err(ConvertError::NothingToQuantize {
                 path: model.path().to_owned(),

@@ -1,6 +1,6 @@
 //! What a model becomes: its family, graphs and configuration files, from the shapes of its weights and what its files say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 
 use sd_models::arch::{
@@ -18,10 +18,10 @@ use sd_models::tokenizer;
 use sd_models::tokenizer::folder::{Files, Parts};
 use serde_json::Value;
 
-use crate::build::Precision;
+use crate::build::{Precision, Ranges};
 use crate::config::Config;
-use crate::model::Model;
-use crate::passes::{Part, Report, Split, integer, multiplied, native, quantizable, split};
+use crate::model::{Model, Name};
+use crate::passes::{Part, Report, Split, integer, multiplied, native, quantizable, ranged, split};
 use crate::prediction::Prediction;
 use crate::{ConvertError, Remedy};
 
@@ -80,14 +80,14 @@ impl Network {
         folder: &'static str,
         component: Component,
         graph: Graph,
-        precision: Precision,
+        storage: &Storage,
     ) -> Result<Self, GraphError> {
         let dialects = Dialects {
             portable: "model.onnx",
             native: "native.onnx",
             graph,
         };
-        Self::of(folder, component, &[dialects], precision)
+        Self::of(folder, component, &[dialects], storage)
     }
 
     /// Graphs over the same parameters, whose parts that depend on prompt or time only are the same.
@@ -95,20 +95,29 @@ impl Network {
         folder: &'static str,
         component: Component,
         graphs: &[Dialects],
-        precision: Precision,
+        storage: &Storage,
     ) -> Result<Self, GraphError> {
-        let quantized = match precision {
-            Precision::Int8 | Precision::Int8Portable => quantizable(&graphs[0].graph, component),
+        let quantized = match storage.precision {
+            Precision::Int8 | Precision::Int8Portable(_) => {
+                quantizable(&graphs[0].graph, component)
+            }
             Precision::Published | Precision::Fp32 | Precision::Fp16 => BTreeSet::new(),
         };
         let mut files = Vec::new();
         for dialects in graphs {
             let multiplied = multiplied(&quantized, component);
-            let graph = match precision {
-                Precision::Int8Portable => integer(&dialects.graph, &quantized, &multiplied)?,
+            let graph = match storage.precision {
+                Precision::Int8Portable(Ranges::Dynamic) => {
+                    integer(&dialects.graph, &quantized, &multiplied)?
+                }
+                Precision::Int8Portable(Ranges::Static) => {
+                    let vector = |name: &str| storage.vector(component, name);
+                    lower(&ranged(&dialects.graph, &multiplied, vector)?)?
+                }
                 _ => lower(&dialects.graph)?,
             };
-            let integer = precision == Precision::Int8Portable && !multiplied.is_empty();
+            let integer =
+                matches!(storage.precision, Precision::Int8Portable(_)) && !multiplied.is_empty();
             files.push(GraphFile {
                 name: dialects.portable,
                 graph,
@@ -152,6 +161,33 @@ impl Network {
     }
 }
 
+/// How weights are stored, and what has to be known of them for that.
+struct Storage {
+    precision: Precision,
+    /// Weights and biases of the UNet's and ControlNet's norms, where ranges follow from them.
+    vectors: HashMap<Name, Vec<f32>>,
+}
+
+impl Storage {
+    fn of(model: &dyn Model, precision: Precision) -> Result<Self, ConvertError> {
+        let mut vectors = HashMap::new();
+        if precision == Precision::Int8Portable(Ranges::Static) {
+            let entries = model.entries().iter();
+            let networks = [Component::UNet, Component::ControlNet];
+            for (name, _) in entries.filter(|((component, _), entry)| {
+                networks.contains(component) && entry.shape.len() == 1
+            }) {
+                vectors.insert(name.clone(), model.read_f32(name)?);
+            }
+        }
+        Ok(Self { precision, vectors })
+    }
+
+    fn vector(&self, component: Component, name: &str) -> Option<&[f32]> {
+        Some(self.vectors.get(&(component, name.to_owned()))?)
+    }
+}
+
 /// What is going to be written.
 pub(crate) struct Design {
     /// What the model is, for people.
@@ -186,12 +222,13 @@ impl Design {
         prediction: &Prediction,
         precision: Precision,
     ) -> Result<Self, ConvertError> {
+        let storage = &Storage::of(model, precision)?;
         if model.has(Component::UNet) {
-            pipeline(model, prediction, precision)
+            pipeline(model, prediction, storage)
         } else if model.has(Component::ControlNet) {
-            control(model, precision)
+            control(model, storage)
         } else if model.has(Component::Taesd) {
-            tiny_autoencoder(model, precision)
+            tiny_autoencoder(model, storage)
         } else {
             let mut components = model.entries().keys().map(|(component, _)| *component);
             let remedy = if components.all(|component| component == Component::Vae) {
@@ -211,7 +248,7 @@ impl Design {
 fn pipeline(
     model: &dyn Model,
     prediction: &Prediction,
-    precision: Precision,
+    storage: &Storage,
 ) -> Result<Design, ConvertError> {
     let config = Config::of(model, Component::UNet)?;
     let unet_cfg = unet_config(model, &config)?;
@@ -248,7 +285,7 @@ fn pipeline(
     let trunk = Trunk::of(&unet_cfg, family);
     let (evidence, kind) = describe(&unet_cfg, trunk, purpose, family);
 
-    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg, precision).map_err(unfit(model))?;
+    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg, storage).map_err(unfit(model))?;
     let vae_config = diffusers::vae(&vae_cfg, latent.scaling_factor, resolution);
     let mut configs = vec![
         ("vae_encoder/config.json".to_owned(), vae_config.clone()),
@@ -271,7 +308,7 @@ fn pipeline(
     }
     let mut evidence = format!("{evidence}; {}", prediction.evidence);
     if model.has(Component::ControlNet) {
-        let control = control(model, precision)?;
+        let control = control(model, storage)?;
         networks.extend(control.networks);
         configs.extend(control.configs);
         evidence = format!("{evidence}; with a ControlNet");
@@ -337,17 +374,17 @@ fn networks(
     encoders: &[(Component, ClipTextConfig)],
     unet_cfg: &UNetConfig,
     vae_cfg: &VaeConfig,
-    precision: Precision,
+    storage: &Storage,
 ) -> Result<Vec<Network>, GraphError> {
     let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
     let mut networks = vec![
-        Network::new("vae_encoder", Component::Vae, encoder, precision)?,
-        Network::new("vae_decoder", Component::Vae, decoder, precision)?,
+        Network::new("vae_encoder", Component::Vae, encoder, storage)?,
+        Network::new("vae_decoder", Component::Vae, decoder, storage)?,
     ];
     for (component, cfg) in encoders {
         let (folder, _) = text_folders(*component);
         let graph = clip_text_encoder(cfg)?;
-        networks.push(Network::new(folder, *component, graph, precision)?);
+        networks.push(Network::new(folder, *component, graph, storage)?);
     }
     let graphs = [
         Dialects {
@@ -361,7 +398,7 @@ fn networks(
             graph: controlled_unet(unet_cfg)?,
         },
     ];
-    networks.push(Network::of("unet", Component::UNet, &graphs, precision)?);
+    networks.push(Network::of("unet", Component::UNet, &graphs, storage)?);
     Ok(networks)
 }
 
@@ -402,7 +439,7 @@ fn describe(
     (evidence, kind)
 }
 
-fn control(model: &dyn Model, precision: Precision) -> Result<Design, ConvertError> {
+fn control(model: &dyn Model, storage: &Storage) -> Result<Design, ConvertError> {
     let mut cfg = structure::controlnet_config(&model.shapes(Component::ControlNet))
         .map_err(in_file(model))?;
     let config = Config::of(model, Component::ControlNet)?;
@@ -414,7 +451,7 @@ fn control(model: &dyn Model, precision: Precision) -> Result<Design, ConvertErr
     config.agrees_by_level("conditioning_embedding_out_channels", &cfg.hint_widths)?;
     let family = ModelFamily::of(&cfg.trunk);
     let network = controlnet(&cfg)
-        .and_then(|graph| Network::new("controlnet", Component::ControlNet, graph, precision))
+        .and_then(|graph| Network::new("controlnet", Component::ControlNet, graph, storage))
         .map_err(unfit(model))?;
     Ok(Design {
         kind: format!("ControlNet for {family}"),
@@ -455,7 +492,7 @@ fn control_evidence(cfg: &ControlNetConfig) -> String {
     )
 }
 
-fn tiny_autoencoder(model: &dyn Model, precision: Precision) -> Result<Design, ConvertError> {
+fn tiny_autoencoder(model: &dyn Model, storage: &Storage) -> Result<Design, ConvertError> {
     let shapes = model.shapes(Component::Taesd);
     let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
     Config::of(model, Component::Taesd)?;
@@ -466,7 +503,7 @@ fn tiny_autoencoder(model: &dyn Model, precision: Precision) -> Result<Design, C
         ("decoder.", "vae_decoder", taesd_decoder(cfg)),
     ] {
         if shapes.keys().any(|name| name.starts_with(half)) {
-            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g, precision));
+            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g, storage));
             networks.push(network.map_err(unfit(model))?);
             configs.push((format!("{folder}/config.json"), diffusers::taesd(cfg)));
         }

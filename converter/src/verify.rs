@@ -109,6 +109,10 @@ pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, C
             report.graphs.push((label, boundary.nodes));
             graphs.insert(name, boundary);
         }
+        if components.is_some() && component.is_none() && !graphs.is_empty() {
+            let problem = format!("it does not list `{folder}`, which has graphs");
+            return Err(damaged(&dir.join(manifest::FILE_NAME), problem));
+        }
         for (name, variant) in component.iter().flat_map(|c| &c.variants) {
             verify_variant(&dir.join(folder), name, variant, &graphs)?;
         }

@@ -192,6 +192,11 @@ fn a_directory_without_native_graphs_is_whole_and_one_that_lost_a_part_is_not() 
     }
     write(&manifest);
     assert!(verify().status.success(), "{}", text(&verify().stderr));
+
+    manifest.components.remove("vae_decoder");
+    write(&manifest);
+    let error = text(&verify().stderr);
+    assert!(error.contains("does not list `vae_decoder`"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -386,6 +386,70 @@ fn portable_graphs_multiply_whole_numbers_over_the_same_bytes() {
     }
     let listed = text(&sdconvert(&["inspect", target.to_str().unwrap()]).stdout);
     assert!(listed.contains("model.onnx, multiplies int8"), "{listed}");
+    let verified = sdconvert(&["verify", target.to_str().unwrap()]);
+    assert!(verified.status.success(), "{}", text(&verified.stderr));
+}
+
+#[test]
+fn static_ranges_round_what_norms_make() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let [plain, target] = ["plain", "static"].map(|name| dir.path().join(name));
+    assert_eq!(int8(&checkpoint, &plain).0, Some(0));
+    let options = ["--precision", "int8", "--portable=static"];
+    let (code, json, said) = build(&checkpoint, &target, &options);
+    assert_eq!(code, Some(0), "{said}");
+    for file in ["model.onnx_data", "native.onnx"] {
+        let read = |dir: &Path| fs::read(dir.join("unet").join(file)).unwrap();
+        assert!(read(&plain) == read(&target), "{file}");
+    }
+    for file in ["model.onnx", "controlnet.onnx"] {
+        let model = graph(&target.join("unet").join(file));
+        assert_eq!(model.opset_import[0].version, 17);
+        let constants = tensors(&model);
+        let nodes = model.graph.unwrap().node;
+        let of = |op: &'static str| nodes.iter().filter(move |node| node.op_type == op);
+        let mut rounded = HashSet::new();
+        for node in of("QuantizeLinear") {
+            let zero = &constants[&node.input[2]];
+            assert_eq!(zero.data_type, data_type::UINT8);
+            let back = of("DequantizeLinear").find(|back| back.input[0] == node.output[0]);
+            let back = back.expect("what is rounded is widened");
+            assert_eq!(back.input[1..], node.input[1..]);
+            rounded.insert(back.output[0].clone());
+        }
+        let layers = of("Conv").chain(of("MatMul"));
+        let layers = layers.filter(|node| rounded.contains(&node.input[0]));
+        let names: Vec<&str> = layers.map(|node| &*node.name).collect();
+        for part in [
+            "resnets.0.conv1",
+            "resnets.0.conv2",
+            "attn1.to_q",
+            "attn1.to_v",
+            "attn2.to_q",
+            "ff.net.0",
+        ] {
+            assert!(names.iter().any(|name| name.contains(part)), "{part}");
+        }
+        for part in [
+            "to_out",
+            "attn2.to_k",
+            "ff.net.2",
+            "proj_in",
+            "proj_out",
+            "samplers",
+        ] {
+            assert!(!names.iter().any(|name| name.contains(part)), "{part}");
+        }
+        // Queries, keys and values of self-attention share the whole numbers of their tokens.
+        assert!(rounded.len() < names.len());
+    }
+    let variants = &json["manifest"]["components"]["unet"]["variants"];
+    assert_eq!(variants["model.onnx"]["multiplies"], "int8");
+    assert!(
+        said.contains("no faster than the published weights"),
+        "{said}"
+    );
     let verified = sdconvert(&["verify", target.to_str().unwrap()]);
     assert!(verified.status.success(), "{}", text(&verified.stderr));
 }

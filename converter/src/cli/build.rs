@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sd_converter::ConvertError;
-use sd_converter::build::{BuildOptions, BuildPlan, Precision};
+use sd_converter::build::{BuildOptions, BuildPlan, Precision, Ranges};
 use sd_converter::checkpoint::CheckpointError;
 use sd_converter::control::{ControlOnBase, needs_base};
 use sd_converter::lora::{self, LoraBlockWeights, LoraSpec, WithLoras};
@@ -66,11 +66,19 @@ pub(crate) struct BuildArgs {
     /// different. Norms, embeddings, layers of time, shortcuts, and first and last convolutions have 16 bits then
     #[arg(long, value_name = "NAME", value_parser = precision, default_value = "published")]
     precision: Precision,
-    /// With `--precision int8`: the portable graph of the UNet multiplies whole numbers, which is for programs that run `model.onnx`
-    /// by ONNX Runtime's own operators; `sdrun` on a processor computes what it did without. Activations are rounded, so that
-    /// pictures differ more
-    #[arg(long)]
-    portable: bool,
+    /// With `--precision int8`: the portable graph of the UNet, `model.onnx`, multiplies whole numbers. `dynamic` looks for the ranges
+    /// of activations when it runs, for ONNX Runtime's own CPU provider; `static` takes them from the norms before, for
+    /// OpenVINO, and is no faster than fp16 on ONNX Runtime's own. `sdrun` on a processor computes what it did without.
+    /// Activations are rounded, so that pictures differ more
+    #[arg(
+        long,
+        value_name = "RANGES",
+        value_parser = ranges,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "dynamic"
+    )]
+    portable: Option<Ranges>,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
     /// every module
     #[arg(long)]
@@ -103,12 +111,22 @@ fn precision(name: &str) -> Result<Precision, String> {
     }
 }
 
+fn ranges(name: &str) -> Result<Ranges, String> {
+    match name {
+        "dynamic" => Ok(Ranges::Dynamic),
+        "static" => Ok(Ranges::Static),
+        _ => Err("dynamic or static expected".to_owned()),
+    }
+}
+
 /// What weights are stored in, and what portable graphs multiply.
 fn chosen_precision(args: &BuildArgs) -> Result<Precision, UsageError> {
     match (args.precision, args.portable) {
-        (precision, false) => Ok(precision),
-        (Precision::Int8 | Precision::Int8Portable, true) => Ok(Precision::Int8Portable),
-        (_, true) => Err(UsageError(
+        (precision, None) => Ok(precision),
+        (Precision::Int8 | Precision::Int8Portable(_), Some(ranges)) => {
+            Ok(Precision::Int8Portable(ranges))
+        }
+        (_, Some(_)) => Err(UsageError(
             "--portable makes portable graphs multiply whole numbers, which needs weights of whole numbers: add --precision int8"
                 .to_owned(),
         )),
@@ -242,6 +260,11 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     }
     for line in report.rounding_lines() {
         ui.note(line);
+    }
+    if options.precision == Precision::Int8Portable(Ranges::Static) {
+        ui.note(
+            "model.onnx of the UNet is for OpenVINO: ONNX Runtime's own CPU provider runs it no faster than the published weights",
+        );
     }
     if let Some(defaults) = &report.manifest.defaults {
         ui.note(format!("sdrun will use {defaults}, unless told otherwise"));

@@ -7,6 +7,7 @@ use prost::{Message, Oneof};
 /// ONNX's numbers for element types.
 pub mod data_type {
     pub const FLOAT: i32 = 1;
+    pub const UINT8: i32 = 2;
     pub const INT8: i32 = 3;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;

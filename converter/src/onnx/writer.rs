@@ -317,6 +317,7 @@ fn constant_tensor(graph: &Graph, value: Value, data: &ConstantData) -> TensorPr
             data_type::INT64,
             v.iter().flat_map(|x| x.to_le_bytes()).collect(),
         ),
+        ConstantData::U8(v) => (data_type::UINT8, v.clone()),
     };
     TensorProto {
         dims,

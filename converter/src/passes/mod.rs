@@ -3,6 +3,7 @@
 mod integer;
 mod native;
 mod quantize;
+mod ranges;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -11,4 +12,5 @@ pub(crate) use integer::{integer, multiplied};
 pub(crate) use native::{Report, native};
 pub use quantize::Rounded;
 pub(crate) use quantize::{Groups, quantizable, quantize};
+pub(crate) use ranges::ranged;
 pub(crate) use split::{Part, Split, split};

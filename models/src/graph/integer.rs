@@ -3,7 +3,7 @@
 //! What is multiplied is unsigned on the left, signed on the right: the one pair that processors, and runtimes, have fast
 //! products for.
 
-use super::{Conv, DType, Dim, GraphBuilder, Op, Result, Value};
+use super::{ConstantData, Conv, DType, Dim, GraphBuilder, Op, Result, Value};
 
 /// A tensor as whole numbers: `(numbers - zero) * scale`.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,18 @@ impl GraphBuilder {
             scale: made[1],
             zero: made[2],
         }
+    }
+
+    /// `x` as the nearest `(number - zero) * scale` of a number of 8 bits, in single precision again. Runtimes that find these two
+    /// operators before a product with weights of whole numbers multiply whole numbers.
+    pub fn rounded(&mut self, x: Value, scale: f32, zero: u8) -> Value {
+        let shape = self.shape(x).to_vec();
+        let scale = self.scalar(scale);
+        let zero = self.constant_of(DType::U8, vec![], ConstantData::U8(vec![zero]));
+        let inputs = [x, scale, zero].map(Some).to_vec();
+        let numbers = self.typed_node("QuantizeLinear", inputs, DType::U8, shape.clone(), vec![]);
+        let inputs = [numbers, scale, zero].map(Some).to_vec();
+        self.typed_node("DequantizeLinear", inputs, DType::F32, shape, vec![])
     }
 
     /// `x` [.., in] times a matrix [in, out] of whole numbers with `scales` `[out]`, in single precision. Sums are exact before

@@ -169,6 +169,8 @@ pub enum ConstantData {
     F32(Vec<f32>),
     /// Integers: shapes, axes, indices.
     I64(Vec<i64>),
+    /// Whole numbers of 8 bits.
+    U8(Vec<u8>),
 }
 
 /// An attribute of a node.

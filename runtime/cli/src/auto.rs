@@ -3,7 +3,7 @@
 //! A process has one ONNX Runtime, and each provider may come with its own. So every provider makes a picture of a few steps in a
 //! process of its own, `sdrun txt2img`; what that took is remembered.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ fn fastest(
     let (model, cancel) = (&models.base, cancel_with(ui));
     let record = Record::default();
     let hash = Case::model(&model.path)?;
-    let (mut results, mut new) = (Vec::new(), 0);
+    let (mut results, mut new, mut turn) = (Vec::new(), 0, None);
     for (ep, found) in candidates {
         let case = Case {
             processor: processor(),
@@ -90,7 +90,12 @@ fn fastest(
             options: args.with(*ep).options(),
             library: Case::library(found),
         };
-        let result = match record.find(&case) {
+        let mut known = record.find(&case);
+        if known.is_none() && turn.is_none() {
+            turn = wait_for_turn(&record, &cancel, |text| ui.note(text))?;
+            known = record.find(&case);
+        }
+        let result = match known {
             Some(known) => known,
             None => {
                 ui.note(format!(
@@ -107,6 +112,34 @@ fn fastest(
         results.push((*ep, result));
     }
     choose(&results, plan.calls.unwrap_or(plan.steps), new)
+}
+
+/// Waits until no other process measures, since two at once are slower than each alone, and keeps others waiting as long as the
+/// file is open; there is none where it cannot be made.
+fn wait_for_turn(
+    record: &Record,
+    cancel: &Cancel,
+    tell: impl Fn(&str),
+) -> anyhow::Result<Option<File>> {
+    let path = record.path().with_extension("lock");
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).ok();
+    }
+    let Ok(file) = File::options().create(true).append(true).open(&path) else {
+        return Ok(None);
+    };
+    let mut waits = false;
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Interrupted.into());
+        }
+        if !waits {
+            tell("another process measures providers; waiting for it ..");
+            waits = true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(Some(file))
 }
 
 /// The fastest of several. `new` is how many were measured now.
@@ -260,6 +293,18 @@ mod tests {
             why.contains("40.0 s") && why.contains("30.0 s") && why.contains("measured now"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn one_process_measures_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::at(dir.path().join("new/providers.json"));
+        let wait = |cancel: &Cancel| wait_for_turn(&record, cancel, |_| cancel.cancel());
+        let first = wait(&Cancel::new()).unwrap();
+        assert!(first.is_some());
+        assert!(wait(&Cancel::new()).is_err(), "it waits, and is cancelled");
+        drop(first);
+        assert!(wait(&Cancel::new()).unwrap().is_some());
     }
 
     #[test]
