@@ -63,7 +63,7 @@ pub(crate) struct BuildArgs {
     prediction_type: Option<PredictionType>,
     /// What weights are stored in: `published` for the types they have in the file, `fp32`, `fp16`, or `int8` for those of
     /// linear layers and convolutions, which makes files little more than half as large as fp16 does and pictures a little
-    /// different. Norms, embeddings, layers of time, shortcuts, and first and last convolutions have 16 bits then
+    /// different. Norms, embeddings, shortcuts, and first and last convolutions have 16 bits then
     #[arg(long, value_name = "NAME", value_parser = precision, default_value = "published")]
     precision: Precision,
     /// With `--precision int8`: the portable graph of the UNet, `model.onnx`, multiplies whole numbers. `dynamic` looks for the ranges
