@@ -184,7 +184,7 @@ fn settings_have_the_hashes_of_what_was_used_and_words_stay_words() {
     let (_dir, model) = synthetic("sd15");
     let of_both = models(&model, &[folder("sd15"), folder("bad")]);
     let (made, _) = dumped(&of_both, &request("a cat-toy", "styleone and bad-hands-5"));
-    let infotext = &made.plans[0].infotext;
+    let infotext = &made.infotext();
     let hash = |file: &str| {
         use sha2::{Digest, Sha256};
         let bytes = fs::read(folder("sd15").join(file)).unwrap();

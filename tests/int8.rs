@@ -364,7 +364,7 @@ fn pictures_say_that_weights_are_whole_numbers() {
     };
     let says = |model: &Path| {
         let made = make(model, &request, None).unwrap();
-        made.plans[0].infotext.contains(", Weights: int8")
+        made.infotext().contains(", Weights: int8")
     };
     assert!(says(&whole) && !says(demo_model()));
 }

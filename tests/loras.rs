@@ -133,7 +133,7 @@ fn prompts_may_ask_for_loras_that_are_in_the_model() {
     let plain = drawn("a red heart").unwrap();
     let tagged = drawn("a red heart<lora:pixel-style:0.7>").unwrap();
     assert_eq!(tagged.pictures, plain.pictures);
-    let infotext = &tagged.plans[0].infotext;
+    let infotext = &tagged.infotext();
     assert!(infotext.starts_with("a red heart<lora:pixel-style:0.7>"));
     assert!(tagged.notes[0].contains("in the model already, at strength 0.7"));
     let error = drawn("a red heart<lora:pixel-style:1>").unwrap_err();

@@ -79,7 +79,7 @@ fn what_a_program_does_in_another_way_than_asked_is_said() {
     };
     let made = run(&other, None);
     assert_eq!(made.notes, ["comfyui's DDIM is Euler"]);
-    assert!(made.plans[0].infotext.contains("Sampler: Euler,"));
+    assert!(made.infotext().contains("Sampler: Euler,"));
 
     let idle = Request {
         guidance_scale: Some(1.0),
@@ -130,7 +130,7 @@ fn weights_act_by_the_rule_that_is_asked_for_or_the_profiles() {
             let others = &pictures[i + 1..];
             assert!(others.iter().all(|other| other.pictures != made.pictures));
             let is_own = made.plans[0].emphasis == own;
-            assert_eq!(made.plans[0].infotext.contains("Emphasis: "), !is_own);
+            assert_eq!(made.infotext().contains("Emphasis: "), !is_own);
             if is_own {
                 assert_eq!(weighted(profile, None).pictures, made.pictures);
             }
@@ -216,7 +216,8 @@ fn programs_that_draw_for_a_batch_at_once_have_one_seed_for_it() {
         for (i, plan) in batch.plans.iter().enumerate() {
             assert_eq!(plan.seed, request.seed);
             let said = format!("Batch size: 3, Batch pos: {i}, ");
-            assert!(plan.infotext.contains(&said), "{}", plan.infotext);
+            let infotext = plan.infotext.to_string();
+            assert!(infotext.contains(&said), "{infotext}");
             // Solvers that take Brownian noise take the picture's part of the batch's.
             let mut whole = BrownianTree::new(plan.seed, request.rng, 3 * 1024, 0.03, 14.0);
             let mut part = BrownianTree::new(plan.seed, plan.origin, 1024, 0.03, 14.0);
@@ -232,7 +233,7 @@ fn programs_that_draw_for_a_batch_at_once_have_one_seed_for_it() {
             },
             None,
         );
-        assert!(!single.plans[0].infotext.contains("Batch"));
+        assert!(!single.infotext().contains("Batch"));
         assert_ne!(batch.pictures[1], batch.pictures[2]);
     }
 }
@@ -261,7 +262,8 @@ fn pictures_of_a_batch_of_variations_share_the_seed() {
             "Model: tiny-shapes, Variation seed: {subseed}, Variation seed strength: 0.3, \
              Seed resize from: 64x96, RNG: CPU"
         );
-        assert!(plan.infotext.contains(&said), "{}", plan.infotext);
+        let infotext = plan.infotext.to_string();
+        assert!(infotext.contains(&said), "{infotext}");
     }
     assert_ne!(batch.pictures[0], batch.pictures[1]);
     // Without strength there is no variation.
@@ -288,7 +290,7 @@ fn another_seed_for_later_noise_acts_on_samplers_that_draw_it() {
             ..circle()
         };
         let mut made = run(&request, None);
-        let told = made.plans[0].infotext.contains("ENSD: 31337, RNG");
+        let told = made.infotext().contains("ENSD: 31337, RNG");
         (made.pictures.remove(0).rgb, told)
     };
     let (ancestral, told) = with(31_337, &EULER_ANCESTRAL);
@@ -304,8 +306,8 @@ fn first_noise_of_other_kinds_makes_other_pictures_and_is_told() {
         let request = Request { noise, ..circle() };
         let made = run(&request, None);
         assert_ne!(made.pictures[0].rgb, plain, "{name}");
-        let told = format!("RNG: CPU, Noise: {name}, Version");
-        assert!(made.plans[0].infotext.contains(&told));
+        let told = format!("RNG: CPU, Noise: {name}, Weights hash");
+        assert!(made.infotext().contains(&told));
     }
     let missing = Request {
         noise: Texture::Image("/nowhere.png".into()),
@@ -433,7 +435,7 @@ fn clip_skip_takes_an_earlier_layer() {
         ..circle()
     };
     let made = run(&skipped, None);
-    assert!(made.plans[0].infotext.contains("Clip skip: 2"));
+    assert!(made.infotext().contains("Clip skip: 2"));
     assert!(psnr(&made.pictures[0].rgb, &picture(&circle())) < 45.0);
     let beyond = Request {
         clip_skip: 6,
@@ -449,7 +451,7 @@ fn infotexts_say_how_the_picture_was_made() {
         negative_prompt: Some("fog".to_owned()),
         ..circle()
     };
-    let text = &run(&request, None).plans[0].infotext;
+    let text = &run(&request, None).infotext();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[..2],
@@ -459,7 +461,7 @@ fn infotexts_say_how_the_picture_was_made() {
         ]
     );
     let expected = "Steps: 8, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 1, Size: 128x128, \
-                    Model hash: 30398d282e, Model: tiny-shapes, RNG: CPU, Version: sdrt-";
+                    Model hash: 30398d282e, Model: tiny-shapes, RNG: CPU, Weights hash: ";
     assert!(lines[2].starts_with(expected), "{}", lines[2]);
 }
 
@@ -797,7 +799,7 @@ fn a_refiner_ends_what_the_base_model_began() {
         let ids: Vec<f32> = both.get("time_ids_refiner").into_iter().collect();
         assert_eq!(ids, [64.0, 64.0, 0.0, 0.0, 6.0]);
         assert!(both.find("text_embeddings_refiner").is_some());
-        assert!(made.plans[0].infotext.contains("Refiner switch at: 0.6"));
+        assert!(made.infotext().contains("Refiner switch at: 0.6"));
     }
     // Another family has other latents.
     let strange = Models {

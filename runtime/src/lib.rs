@@ -10,7 +10,7 @@
 //! use std::path::Path;
 //!
 //! use sd_runtime::engine::{Cancel, Engine, EngineOptions, memory};
-//! use sd_runtime::pipeline::{Destination, ModelDir, Models, Plans, Request, run};
+//! use sd_runtime::pipeline::{Destination, Format, ModelDir, Models, Plans, Request, run};
 //!
 //! let models = Models::one(ModelDir::open(Path::new("model"))?);
 //! let request = Request {
@@ -23,7 +23,8 @@
 //! let cancel = Cancel::new();
 //! let outcome = run(&plans, &models, &engine, &cancel, &mut |_| (), None)?;
 //! let to = Destination::find(Path::new("lighthouse.png"))?;
-//! outcome.pictures[0].write_png(&to, &plans.plans[0].infotext, &cancel)?;
+//! let settings = plans.plans[0].infotext.with(&outcome.computed).to_string();
+//! outcome.pictures[0].write(&to, Format::Png, &settings, &cancel)?;
 //! # Ok::<_, sd_runtime::pipeline::PipelineError>(())
 //! ```
 //!

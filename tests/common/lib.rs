@@ -260,6 +260,19 @@ pub struct Made {
     pub notes: Vec<String>,
     /// Model calls of the last picture.
     pub calls: usize,
+    /// Settings that are known after the run.
+    pub computed: Vec<(&'static str, String)>,
+}
+
+impl Made {
+    /// What would go into the file of the first picture.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    pub fn infotext(&self) -> String {
+        self.plans[0].infotext.with(&self.computed).to_string()
+    }
 }
 
 /// Makes a request's pictures with the model in a folder.
@@ -299,6 +312,7 @@ pub fn make_with(
         warnings,
         notes,
         calls: last,
+        computed: outcome.computed,
     })
 }
 

@@ -21,7 +21,7 @@ use anyhow::{Context, bail};
 use sd_kernels::Isa;
 use sd_runtime::engine::{Cancel, Compute, Dialect, Engine, EngineOptions, Ep, memory};
 use sd_runtime::pipeline::{
-    Destination, Event, ModelDir, Models, Picture, Plan, Plans, Request, run as make,
+    Destination, Event, Format, ModelDir, Models, Picture, Plan, Plans, Request, run as make,
 };
 use sd_ui::{Bar, Ui, UsageError};
 
@@ -334,7 +334,8 @@ impl Session<'_> {
             (graph, compute) = (outcome.graph, outcome.compute.name());
             for (picture, plan) in outcome.pictures.iter().zip(&plans.plans) {
                 let name = page::file(&folder, prompt, plan.seed);
-                self.keep(picture, &name, &plan.infotext)?;
+                let infotext = plan.infotext.with(&outcome.computed).to_string();
+                self.keep(picture, &name, &infotext)?;
             }
             pictures.extend(outcome.pictures);
         }
@@ -353,7 +354,7 @@ impl Session<'_> {
     fn keep(&self, picture: &Picture, name: &str, infotext: &str) -> anyhow::Result<()> {
         if let Some(output) = &self.output {
             let to = Destination::find(&output.join(name))?;
-            picture.write_png(&to, infotext, &self.cancel)?;
+            picture.write(&to, Format::Png, infotext, &self.cancel)?;
         }
         Ok(())
     }

@@ -58,6 +58,11 @@ pub struct Interrupted;
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// A failure that the result on stdout tells; there is nothing to add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("see the result")]
+pub struct Told;
+
 impl Ui {
     /// Sets up logging, and catches Ctrl-C so that operations can end cleanly; a second Ctrl-C ends the program at once.
     #[must_use]
@@ -221,6 +226,7 @@ impl Ui {
                 ExitCode::from(130)
             }
             Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+            Err(e) if e.is::<Told>() => ExitCode::FAILURE,
             Err(e) => {
                 say(&format!("error: {}", with_causes(&e)));
                 if let Some(hint) = e.chain().find_map(hint) {

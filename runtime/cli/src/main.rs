@@ -1,10 +1,12 @@
 //! Makes pictures with Stable Diffusion model directories.
 
 mod auto;
+mod carried;
 mod commands;
 mod demo_model;
 mod embeddings;
 mod hint;
+mod presets;
 mod progress;
 mod usage;
 
@@ -16,7 +18,7 @@ use sd_ui::{Ui, UiArgs};
 /// Pictures from text with Stable Diffusion, offline, on the CPU
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: commands::Command,
     #[command(flatten)]
@@ -26,6 +28,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    let outcome = cli.command.run(&ui).map_err(usage::marked);
+    let outcome = presets::applied(cli).and_then(|cli| cli.command.run(&ui));
+    let outcome = outcome.map_err(usage::marked);
     ui.finish(outcome, hint::hint)
 }

@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use sd_runtime::engine::{EngineError, Ep, library, setup};
+use sd_runtime::engine::{Cancel, EngineError, Ep, library, setup};
+use sd_runtime::pipeline::{Destination, Format, Picture, PictureFile};
 use tempfile::TempDir;
 
 /// The library of this machine; fetched as `sdrun setup` does it if there is none.
@@ -175,7 +176,7 @@ fn wrong_usage_is_answered_with_2_before_anything_is_opened() {
             vec!["--sampler", "DPM adaptive", "--schedule", "karras"],
             "noise levels of its own",
         ),
-        (vec!["-o", "x.jpg"], "-o x.png"),
+        (vec!["-o", "x.gif"], "-o x.png"),
         (
             vec!["-o", "same", "--dump", "./same"],
             "overwrite each other",
@@ -738,5 +739,278 @@ fn wrong_options_of_a_provider_are_answered_with_2() {
         let (code, _, stderr) = run(command.args(["txt2img", "-p", "x"]).args(args));
         assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+/// A grey picture with settings of any program.
+fn picture_with(path: &Path, parameters: &str) {
+    let picture = Picture {
+        width: 64,
+        height: 64,
+        rgb: vec![128; 3 * 64 * 64],
+    };
+    let to = Destination::find(path).unwrap();
+    let format = Format::of(path).unwrap();
+    picture
+        .write(&to, format, parameters, &Cancel::new())
+        .unwrap();
+}
+
+const SHORT: [&str; 11] = [
+    "txt2img",
+    "-p",
+    "a red circle",
+    "--steps",
+    "2",
+    "-W",
+    "64",
+    "-H",
+    "64",
+    "--seed",
+    "5",
+];
+
+#[test]
+fn pictures_are_written_in_three_formats_and_replayed() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    for (name, more) in [
+        ("a.png", &[][..]),
+        ("b.jpg", &["--quality", "95"]),
+        ("c.webp", &["--compute", "auto"]),
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path()).args(SHORT).args(["-o", name]).args(more));
+        assert_eq!(code, Some(0), "{stderr}");
+        assert_eq!(image::open(at(name)).unwrap().width(), 64);
+        let (code, stdout, stderr) = run(sdrun(dir.path()).args(["replay", name]));
+        assert_eq!(
+            (code, stdout.as_str()),
+            (Some(0), "equal\n"),
+            "{name}: {stderr}"
+        );
+        assert_eq!(stderr, "", "{name}");
+    }
+    let data = at("models");
+    let found = |folder: &Path| {
+        run(sdrun(dir.path())
+            .args(["replay", "a.png", "--models"])
+            .arg(folder))
+    };
+    assert_eq!(found(&data).1, "equal\n");
+    fs::create_dir(at("empty")).unwrap();
+    let (code, stdout, stderr) = found(&at("empty"));
+    assert_eq!(
+        (code, stdout.as_str()),
+        (Some(1), "missing: model 30398d282e\n"),
+        "{stderr}"
+    );
+    assert_eq!(stderr, "");
+
+    // The same settings with other pixels.
+    let settings = PictureFile::open(&at("a.png")).unwrap().parameters;
+    picture_with(&at("grey.png"), &settings);
+    let (code, stdout, _) = run(sdrun(dir.path()).args(["replay", "grey.png"]));
+    assert_eq!(code, Some(1));
+    assert!(
+        stdout.starts_with("differs: PSNR ") && stdout.contains(" dB, max level "),
+        "{stdout}"
+    );
+
+    let quality = ["--quality", "9", "-o", "d.png"];
+    assert_eq!(run(sdrun(dir.path()).args(SHORT).args(quality)).0, Some(2));
+    let long = "word ".repeat(8000);
+    let (code, _, stderr) = run(sdrun(dir.path()).args(["txt2img", "-p", &long, "-o", "d.jpg"]));
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("65527 bytes that a JPEG holds"), "{stderr}");
+}
+
+#[test]
+fn settings_come_from_pictures_and_options_override_them() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    let text = "a red circle\nNegative prompt: fog\nSteps: 2, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 64x72, Model hash: 6ce0161689, Model: v1-5, \
+                Clip skip: 2, Token merging ratio: 0.5, Hires upscale: 2, Version: v1.8.0";
+    picture_with(&at("theirs.webp"), text);
+    let told = |more: &[&str]| {
+        let base = [
+            "txt2img",
+            "--from-png",
+            "theirs.webp",
+            "-o",
+            "ours.png",
+            "--json",
+        ];
+        let (code, stdout, stderr) = run(sdrun(dir.path()).args(base).args(more));
+        assert_eq!(code, Some(0), "{stderr}");
+        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        (
+            json,
+            stderr,
+            PictureFile::open(&at("ours.png")).unwrap().parameters,
+        )
+    };
+    let (json, stderr, ours) = told(&[]);
+    let expected = "a red circle\nNegative prompt: fog\nSteps: 2, Sampler: Euler a, Schedule type: Uniform, CFG scale: 5, Seed: 7, Size: 64x72, ";
+    assert!(ours.starts_with(expected), "{ours}");
+    assert!(ours.contains("Clip skip: 2, RNG: NV, "), "{ours}");
+    let left_out = [
+        ("Token merging ratio", "0.5"),
+        ("Hires upscale", "2"),
+        ("Model", "v1-5"),
+        ("Model hash", "6ce0161689"),
+    ];
+    let listed = left_out.map(|(field, value)| serde_json::json!({"field": field, "value": value}));
+    assert_eq!(json["not_carried"], serde_json::json!(listed));
+    for (field, value) in left_out {
+        assert!(
+            stderr.contains(&format!("not carried over: {field}: {value}\n")),
+            "{stderr}"
+        );
+    }
+    assert!(
+        stderr.contains("the picture has 64x64 pixels, its settings are for 64x72"),
+        "{stderr}"
+    );
+
+    let (_, _, ours) = told(&[
+        "-p",
+        "a star",
+        "--seed",
+        "8",
+        "--sampler",
+        "DDIM",
+        "--rng",
+        "torch-cpu",
+        "--clip-skip",
+        "1",
+    ]);
+    let expected = "a star\nNegative prompt: fog\nSteps: 2, Sampler: DDIM, CFG scale: 5, Seed: 8, Size: 64x72, ";
+    assert!(
+        ours.starts_with(expected) && ours.contains("tiny-shapes, RNG: CPU"),
+        "{ours}"
+    );
+
+    // Without another option, the picture is the same as its settings by hand.
+    let (_, _, from) = told(&[
+        "-m",
+        at("models").join("tiny-shapes-0.1.0").to_str().unwrap(),
+    ]);
+    let by_hand = [
+        "txt2img",
+        "-p",
+        "a red circle",
+        "-n",
+        "fog",
+        "--steps",
+        "2",
+        "--sampler",
+        "Euler a",
+        "--cfg",
+        "5",
+        "--seed",
+        "7",
+        "-W",
+        "64",
+        "-H",
+        "72",
+        "--clip-skip",
+        "2",
+        "--rng",
+        "philox",
+        "-o",
+        "hand.png",
+    ];
+    assert_eq!(run(sdrun(dir.path()).args(by_hand)).0, Some(0));
+    let file = |name: &str| PictureFile::open(&at(name)).unwrap();
+    assert_eq!(file("hand.png").parameters, from);
+    let pixels = |name: &str| file(name).decode().unwrap();
+    assert_eq!(pixels("hand.png"), pixels("ours.png"));
+}
+
+#[test]
+fn pictures_without_settings_are_errors_with_their_names() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    picture_with(&at("whole.png"), "a\nSteps: 1, Seed: 2, Size: 64x64");
+    fs::write(at("cut.png"), &fs::read(at("whole.png")).unwrap()[..40]).unwrap();
+    picture_with(&at("words.jpg"), "just words");
+    for (file, said) in [
+        ("none.png", "none.png: "),
+        ("cut.png", "cut.png: "),
+        ("words.jpg", "words.jpg: no settings in the text"),
+    ] {
+        for command in [&["replay", file][..], &["txt2img", "--from-png", file]] {
+            let (code, _, stderr) = run(sdrun(dir.path()).args(command));
+            assert_eq!(code, Some(1), "{stderr}");
+            assert!(stderr.contains(said), "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn presets_are_options_that_others_override() {
+    let dir = folder();
+    let presets = "[tiny]\nprompt = \"a star\"\nsteps = 1\nwidth = 64\nheight = 64\nseed = 3\n[wrong]\nstepz = 3\n";
+    fs::write(dir.path().join("presets.toml"), presets).unwrap();
+    let told = |words: &[&str]| {
+        run(sdrun(dir.path())
+            .args(["txt2img", "-o", "a.png"])
+            .args(words))
+    };
+    let text = || {
+        PictureFile::open(&dir.path().join("a.png"))
+            .unwrap()
+            .parameters
+    };
+    let (code, _, stderr) = told(&["--preset", "tiny", "--seed", "4"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        text().starts_with("a star\nSteps: 1, ") && text().contains("Seed: 4, Size: 64x64"),
+        "{}",
+        text()
+    );
+    for (words, code, said) in [
+        (
+            &["--preset", "wrong"][..],
+            2,
+            "preset `wrong`: unexpected argument '--stepz'",
+        ),
+        (&["--preset", "none"], 1, "there are tiny, wrong"),
+        (
+            &["--preset", "tiny", "--presets", "nowhere.toml"],
+            1,
+            "nowhere.toml",
+        ),
+        (&["--presets", "presets.toml", "-p", "a"], 2, "--preset"),
+    ] {
+        let (found, _, stderr) = told(words);
+        assert_eq!(found, Some(code), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
+fn shells_get_completions_and_people_examples() {
+    let dir = folder();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, stdout, _) = run(sdrun(dir.path()).args(["completions", shell]));
+        assert_eq!(code, Some(0));
+        assert!(
+            stdout.contains("txt2img") && stdout.contains("from-png"),
+            "{shell}"
+        );
+    }
+    let (_, stdout, _) = run(sdrun(dir.path()).args(["txt2img", "--help"]));
+    for heading in [
+        "Prompt:",
+        "Noise:",
+        "Sampler options:",
+        "SDXL:",
+        "Refiner:",
+        "Output:",
+        "Engine:",
+        "Examples:",
+    ] {
+        assert!(stdout.contains(&format!("\n{heading}\n")), "{heading}");
     }
 }

@@ -31,6 +31,7 @@ pub use cancel::Cancel;
 pub use dialect::{Chosen, Compute, Dialect, UnknownName, choose};
 pub use ep::{Ep, UnknownEp};
 pub use error::EngineError;
+pub(crate) use network::sha256;
 pub use network::{Input, Network};
 pub use openvino::{EpOption, EpOptionError, OpenVino};
 pub use pool::{Key, Lease, Pool, Usage};

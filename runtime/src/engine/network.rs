@@ -580,7 +580,7 @@ fn lost_link(graph: &Path) -> Option<EngineError> {
 }
 
 /// SHA-256 of a file, in hexadecimal.
-pub(super) fn sha256(path: &Path) -> io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     Ok(hash(path, &|| false)?.unwrap_or_default())
 }
 

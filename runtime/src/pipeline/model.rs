@@ -12,6 +12,7 @@ use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::PipelineError;
 use crate::Remedy;
@@ -390,6 +391,25 @@ impl ModelDir {
         let recorded = self.recorded(component);
         let chosen = choose(Ep::Cpu, recorded, dialect, Compute::F32);
         chosen.map_or(Key::PLAIN, |chosen| chosen.file)
+    }
+
+    /// The VAE that took the place of the checkpoint's own.
+    #[must_use]
+    pub fn vae(&self) -> Option<&manifest::Source> {
+        let mut sources = self.manifest.iter().flat_map(|manifest| &manifest.sources);
+        sources.find(|source| source.role == "vae")
+    }
+
+    /// The first digits of a SHA-256 of all its weights, merged, quantized and with LoRAs as they are; graphs do not count.
+    #[must_use]
+    pub fn weights_hash(&self) -> Option<String> {
+        let components = &self.manifest.as_ref()?.components;
+        let weights = components.iter().filter_map(|(name, component)| {
+            let file = component.files.get(manifest::DATA_FILE)?;
+            Some(format!("{name} {}\n", file.sha256))
+        });
+        let digest = Sha256::digest(weights.collect::<String>());
+        Some(manifest::hex(&digest[..5]))
     }
 
     /// The first digits of the checkpoint's SHA-256, by which A1111 knows models.

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use sd_models::diffusers::prediction_name;
 use sd_models::family::ModelFamily;
 
+use super::infotext::{self, Infotext};
 use super::prompts::Words;
 use super::request::check_side;
-use super::{Micro, ModelDir, Models, PipelineError, Request, idle, infotext};
+use super::{Micro, ModelDir, Models, PipelineError, Request, idle};
 use crate::Remedy;
-use crate::engine::{Compute, Dialect, Ep};
-use crate::noise::texture::Texture;
-use crate::noise::{BrownianTree, FirstNoise, Origin, Rng, Variation};
+use crate::engine::{Compute, Dialect};
+use crate::noise::{BrownianTree, FirstNoise, Origin, Variation};
 use crate::profile::Profile;
-use crate::sampler::{self, Knob, Options, Sampler, Schedule};
+use crate::sampler::{self, Options, Sampler, Schedule};
 use crate::sigmas::Spread;
-use crate::text::{Chunk, Embedding, Emphasis, Guides, Layer};
+use crate::text::{Chunk, Emphasis, Guides, Layer};
 
 /// One picture, with nothing left open.
 #[derive(Clone, Debug)]
@@ -69,10 +69,8 @@ pub struct Plan {
     pub graph: Dialect,
     /// What products are computed in.
     pub compute: Compute,
-    /// Settings as A1111 writes them.
-    pub settings: Vec<(&'static str, String)>,
-    /// What goes into the picture's file.
-    pub infotext: String,
+    /// What goes into the picture's file, but for what it was computed with; see [`super::Outcome::computed`].
+    pub infotext: Infotext,
 }
 
 /// What a network is told beside the words of the prompts.
@@ -196,6 +194,7 @@ impl Plans {
         notes.extend(without_effect(request, &choice, &words.texts));
         warnings.extend_from_slice(&words.warnings);
 
+        let noise_file = infotext::NoiseFile::of(request)?;
         let plan = |i: usize| {
             let factor = model.latent.downscale;
             let (seed, variation, origin) = draws(request, i);
@@ -207,8 +206,20 @@ impl Plans {
                 ensd: request.ensd,
                 texture: texture.clone(),
             };
-            let drawn = (seed, variation, origin);
-            let settings = settings(request, models, drawn, &choice, size, &words);
+            let picture = infotext::Picture {
+                size,
+                seed,
+                variation,
+                origin,
+            };
+            let pairs = infotext::settings(
+                request,
+                models,
+                &choice,
+                &words,
+                &picture,
+                noise_file.as_ref(),
+            );
             Plan {
                 prompt: words.prompt.clone(),
                 negative_prompt: words.negative_prompt.clone(),
@@ -234,12 +245,11 @@ impl Plans {
                 profile,
                 graph: request.graph,
                 compute: request.compute,
-                infotext: infotext::infotext(
-                    &request.prompt,
-                    request.negative_prompt.as_deref().unwrap_or_default(),
-                    &settings,
-                ),
-                settings,
+                infotext: Infotext {
+                    prompt: request.prompt.clone(),
+                    negative_prompt: infotext::negative(request, model),
+                    pairs,
+                },
             }
         };
         Ok(Self {
@@ -324,12 +334,12 @@ fn size_and_memory(
 }
 
 /// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.
-struct Choice {
-    sampler: Sampler,
-    spread: Option<Spread>,
-    steps: usize,
-    guidance_scale: f64,
-    schedule: Arc<Schedule>,
+pub(super) struct Choice {
+    pub(super) sampler: Sampler,
+    pub(super) spread: Option<Spread>,
+    pub(super) steps: usize,
+    pub(super) guidance_scale: f64,
+    pub(super) schedule: Arc<Schedule>,
 }
 
 impl Choice {
@@ -456,130 +466,4 @@ fn layers(request: &Request, model: &ModelDir, notes: &mut Vec<String>) -> [Laye
         None => Layer::Normed(skip),
     };
     [layer(skip), layer(negative)]
-}
-
-/// What products and weights of the UNet are, where they are no single-precision numbers and no published ones.
-fn arithmetic(request: &Request, model: &ModelDir) -> Vec<(&'static str, String)> {
-    let mut pairs = Vec::new();
-    let wish = (request.graph, request.compute);
-    if let Ok((unet, _)) = model.key("unet", &[], Ep::Cpu, wish)
-        && unet.compute != sd_kernels::Compute::F32
-    {
-        pairs.push(("Compute", unet.compute.name().to_owned()));
-    }
-    let storage = model.recorded("unet").map(|unet| &unet.storage[..]);
-    if storage.is_some_and(|types| types.iter().any(|name| name == "I8")) {
-        pairs.push(("Weights", "int8".to_owned()));
-    }
-    pairs
-}
-
-/// The settings in A1111's words and order.
-fn settings(
-    request: &Request,
-    Models {
-        base: model,
-        refiner,
-        ..
-    }: &Models,
-    (seed, variation, origin): (u64, Option<Variation>, Origin),
-    choice: &Choice,
-    size: [usize; 2],
-    words: &Words,
-) -> Vec<(&'static str, String)> {
-    let mut pairs = vec![
-        ("Steps", choice.steps.to_string()),
-        ("Sampler", choice.sampler.name.to_owned()),
-    ];
-    if let Some(spread) = choice.spread {
-        pairs.push(("Schedule type", spread.name().to_owned()));
-    }
-    pairs.push(("CFG scale", choice.guidance_scale.to_string()));
-    pairs.push(("Seed", seed.to_string()));
-    pairs.push(("Size", format!("{}x{}", size[0], size[1])));
-    if let Some(hash) = model.hash() {
-        pairs.push(("Model hash", hash.to_owned()));
-    }
-    pairs.push(("Model", model.title()));
-    if let Some(variation) = variation {
-        pairs.push(("Variation seed", variation.seed.to_string()));
-        pairs.push(("Variation seed strength", variation.strength.to_string()));
-    }
-    if origin.count > 1 {
-        pairs.push(("Batch size", origin.count.to_string()));
-        pairs.push(("Batch pos", origin.index.to_string()));
-    }
-    if let Some([width, height]) = request.seed_resize {
-        pairs.push(("Seed resize from", format!("{width}x{height}")));
-    }
-    if request.clip_skip > 1 {
-        pairs.push(("Clip skip", request.clip_skip.to_string()));
-    }
-    if let Some(emphasis) = request.emphasis.filter(|e| *e != request.profile.emphasis) {
-        pairs.push(("Emphasis", emphasis.label().to_owned()));
-    }
-    let draws = choice.sampler.knobs.contains(&Knob::Eta) || request.options.s_churn > 0.0;
-    if request.ensd != 0 && draws {
-        pairs.push(("ENSD", request.ensd.to_string()));
-    }
-    if request.guidance_rescale > 0.0 {
-        pairs.push(("Guidance rescale", request.guidance_rescale.to_string()));
-    }
-    let pair = |[x, y]: [usize; 2], sign| format!("{x}{sign}{y}");
-    for (key, size) in [
-        ("Original size", request.micro.original_size),
-        ("Target size", request.micro.target_size),
-    ] {
-        if let Some(size) = size {
-            pairs.push((key, pair(size, 'x')));
-        }
-    }
-    if request.micro.crop != [0, 0] {
-        pairs.push(("Crop", pair(request.micro.crop, ',')));
-    }
-    let rng = match request.rng {
-        Rng::TorchCpu => "CPU",
-        Rng::Philox => "NV",
-    };
-    pairs.push(("RNG", rng.to_owned()));
-    if request.profile != Request::default().profile {
-        pairs.push(("Profile", request.profile.name.to_owned()));
-    }
-    pairs.extend(arithmetic(request, model));
-    let (options, default) = (request.options, Options::default());
-    if let Some(eta) = options.eta {
-        pairs.push(("Eta", eta.to_string()));
-    }
-    for (key, value, default) in [
-        ("Sigma churn", options.s_churn, default.s_churn),
-        ("Sigma tmin", options.s_tmin, default.s_tmin),
-        ("Sigma tmax", options.s_tmax, default.s_tmax),
-        ("Sigma noise", options.s_noise, default.s_noise),
-    ] {
-        if value != default {
-            pairs.push((key, value.to_string()));
-        }
-    }
-    if request.noise != Texture::White {
-        pairs.push(("Noise", request.noise.to_string()));
-    }
-    if !words.embeddings.is_empty() {
-        let hash = |embedding: &Arc<Embedding>| {
-            let name = embedding.name.replace([':', ','], "");
-            format!("{name}: {}", &embedding.sha256[..12])
-        };
-        let hashes: Vec<String> = words.embeddings.iter().map(hash).collect();
-        pairs.push(("TI hashes", hashes.join(", ")));
-    }
-    if let Some(refiner) = refiner {
-        let hash = refiner.hash().map(|hash| format!(" [{hash}]"));
-        let name = format!("{}{}", refiner.title(), hash.unwrap_or_default());
-        pairs.push(("Refiner", name));
-        pairs.push(("Refiner switch at", request.refiner_start.to_string()));
-    }
-    if !words.ignored_loras.is_empty() {
-        pairs.push(("Ignored LoRA", words.ignored_loras.clone()));
-    }
-    pairs.push(("Version", format!("sdrt-{}", env!("CARGO_PKG_VERSION"))));
-    pairs
 }

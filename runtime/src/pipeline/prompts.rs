@@ -52,10 +52,12 @@ impl Words {
             let ignored = untagged.ignored.iter();
             warnings
                 .extend(ignored.map(|tag| format!("`{tag}` is ignored: it is not in the model")));
-            Ok::<_, TextError>((untagged.text, untagged.ignored.join(" ")))
+            Ok::<_, TextError>((untagged.text, untagged.ignored))
         };
-        let (prompt, ignored_loras) = untag(&request.prompt)?;
-        let (negative_prompt, _) = untag(request.negative_prompt.as_deref().unwrap_or_default())?;
+        let (prompt, ignored) = untag(&request.prompt)?;
+        let negative = request.negative_prompt.as_deref().unwrap_or_default();
+        let (negative_prompt, of_negative) = untag(negative)?;
+        let ignored_loras = [ignored, of_negative].concat().join(" ");
         let profile = request.profile;
         let edited_over = (profile.edited_over)(sampler, steps);
         let texts = guides(profile, &prompt, &negative_prompt, edited_over);

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use sd_kernels::Compute;
+use sd_kernels::{Compute, Isa};
 
 use super::event::{Event, Listener, Stage};
 use super::stages::{self, Watched};
 use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Latents, Networks, Relay, Unet};
-use crate::engine::{Cancel, Engine, EngineError, Ep, Lease};
+use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep, Lease};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
 
 /// How long the stages took.
@@ -37,6 +37,8 @@ pub struct Outcome {
     pub graph: &'static str,
     /// What products were computed in.
     pub compute: Compute,
+    /// What else decides the last bits of pictures, as settings for [`super::infotext::Infotext::with`].
+    pub computed: Vec<(&'static str, String)>,
 }
 
 impl Outcome {
@@ -48,6 +50,7 @@ impl Outcome {
             timing: Timing::default(),
             graph: "none",
             compute: Compute::F32,
+            computed: Vec::new(),
         }
     }
 }
@@ -166,7 +169,26 @@ pub fn run(
         timing,
         graph: graph.dialect(),
         compute: unet.compute,
+        computed: computed(&graph, unet.compute, engine.ep()),
     })
+}
+
+/// Settings of a run that are known once it is: numbers, and who computed, or the processor's graph, of which there are two, and
+/// instructions where our kernels use them.
+fn computed(graph: &Chosen, compute: Compute, ep: Ep) -> Vec<(&'static str, String)> {
+    let mut pairs = Vec::new();
+    if compute != Compute::F32 {
+        pairs.push(("Compute", compute.name().to_owned()));
+    }
+    if ep != Ep::Cpu {
+        pairs.push(("EP", ep.name().to_owned()));
+        return pairs;
+    }
+    pairs.push(("Graph", graph.dialect().to_owned()));
+    if graph.is_native() {
+        pairs.push(("Instructions", Isa::detect().name().to_owned()));
+    }
+    pairs
 }
 
 /// Tokens of all conditions, if they are equally long.
@@ -249,7 +271,7 @@ impl Dump {
     /// Notes the settings of a run.
     fn set_all(&mut self, plan: &Plan) {
         self.set("convention", plan.sampler.space.name());
-        for (key, value) in &plan.settings {
+        for (key, value) in &plan.infotext.pairs {
             self.set(key, value);
         }
         self.set("prompt", &plan.prompt);

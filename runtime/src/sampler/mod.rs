@@ -229,6 +229,42 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Takes back what has no effect on a method, and tells it in A1111's words.
+    pub fn retain(&mut self, method: Sampler) -> Vec<(&'static str, String)> {
+        let default = Self::default();
+        let mut taken = Vec::new();
+        let lacks = |knob| !method.knobs.contains(&knob);
+        if lacks(Knob::Eta)
+            && let Some(eta) = self.eta.take()
+        {
+            taken.push(("Eta", eta.to_string()));
+        }
+        for (knob, key, value, default) in [
+            (
+                Knob::Noise,
+                "Sigma noise",
+                &mut self.s_noise,
+                default.s_noise,
+            ),
+            (
+                Knob::Churn,
+                "Sigma churn",
+                &mut self.s_churn,
+                default.s_churn,
+            ),
+            (Knob::Churn, "Sigma tmin", &mut self.s_tmin, default.s_tmin),
+            (Knob::Churn, "Sigma tmax", &mut self.s_tmax, default.s_tmax),
+        ] {
+            if lacks(knob) && *value != default {
+                taken.push((key, value.to_string()));
+                *value = default;
+            }
+        }
+        taken
+    }
+}
+
 /// An upper bound, whose infinity JSON does not have.
 mod bound {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -86,7 +86,7 @@ impl Embeddings {
     }
 
     /// Reads one, unless that was done before.
-    fn get(&self, name: &str) -> Option<Result<Arc<Embedding>, TextError>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Result<Arc<Embedding>, TextError>> {
         let path = self.files.get(name)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(name) {

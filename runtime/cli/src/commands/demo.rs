@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use sd_models::demo::PROMPT;
-use sd_runtime::engine::{EngineError, Ep, library, setup};
-use sd_runtime::pipeline::{Models, Request};
+use sd_runtime::engine::{EngineError, Ep, library, memory, setup};
+use sd_runtime::pipeline::{Models, Plans, Request};
 use sd_ui::Ui;
 
-use super::txt2img::{Output, generate};
+use super::txt2img::{Job, Output, generate};
 use super::{EngineArgs, Provider};
 use crate::{auto, demo_model};
 
@@ -47,7 +47,12 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
     let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
     engine.apply(&mut request)?;
     let engine = engine.start(ui)?;
-    generate(&request, &engine, &models, &output, choice.as_ref(), ui)?;
+    let job = Job {
+        plans: Plans::resolve(&request, &models, memory::limit())?,
+        choice,
+        not_carried: Vec::new(),
+    };
+    generate(&job, &engine, &models, &output, ui)?;
     ui.note(format!(
         "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
         args.output.display()

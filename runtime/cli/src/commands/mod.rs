@@ -1,7 +1,9 @@
 //! One file per subcommand: its options, and what it does with them.
 
+mod completions;
 mod demo;
 mod doctor;
+mod replay;
 mod setup;
 mod txt2img;
 
@@ -15,6 +17,7 @@ use sd_runtime::engine::{
     Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, OpenVino, UnknownEp,
 };
 use sd_runtime::pipeline::Request;
+use sd_runtime::pipeline::infotext::{NotCarried, Settings};
 use sd_ui::{Ui, UsageError};
 
 /// What to do.
@@ -22,8 +25,10 @@ use sd_ui::{Ui, UsageError};
 pub(crate) enum Command {
     Demo(demo::DemoArgs),
     Txt2img(Box<txt2img::Txt2ImgArgs>),
+    Replay(replay::ReplayArgs),
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 impl Command {
@@ -31,8 +36,10 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args, ui),
             Self::Txt2img(args) => txt2img::run(args, ui),
+            Self::Replay(args) => replay::run(args, ui),
             Self::Setup(args) => setup::run(args, ui),
             Self::Doctor(args) => doctor::run(args, ui),
+            Self::Completions(args) => completions::run(args, ui),
         }
     }
 }
@@ -112,6 +119,41 @@ impl EngineArgs {
             ep: Provider::Named(ep),
             ep_options,
             ..self.clone()
+        }
+    }
+
+    /// What a picture was computed with and is not now.
+    pub(crate) fn not_carried(&self, settings: &Settings) -> Vec<NotCarried> {
+        let mut left_out = Vec::new();
+        let mut add = |field: &str, value: &str| {
+            left_out.push(NotCarried {
+                field: field.to_owned(),
+                value: value.to_owned(),
+            });
+        };
+        if self.ep != Provider::Named(settings.ep) {
+            add("EP", settings.ep.name());
+        }
+        let here = self.instructions.unwrap_or_else(Isa::detect);
+        if let Some(instructions) = settings.instructions.filter(|there| *there != here) {
+            add("Instructions", instructions.name());
+        }
+        left_out
+    }
+
+    /// The same with the provider and instructions that a picture was computed with, as far as this machine has them and nobody says
+    /// otherwise.
+    pub(crate) fn like(&self, settings: &Settings) -> Self {
+        let provider = match self.ep {
+            Provider::Named(Ep::Cpu) => self.with(settings.ep),
+            _ => self.clone(),
+        };
+        let there = settings.instructions;
+        Self {
+            instructions: self
+                .instructions
+                .or(there.filter(|isa| Isa::available().any(|own| own == *isa))),
+            ..provider
         }
     }
 

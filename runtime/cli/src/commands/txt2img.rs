@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
+use sd_runtime::pipeline::infotext::{NotCarried, Settings};
 use sd_runtime::pipeline::{
-    Destination, Dump, Micro, ModelDir, Models, Outcome, Plans, Request, run as make,
+    Destination, Dump, Format, ModelDir, Models, Outcome, Plans, Request, run as make,
 };
 use sd_runtime::profile;
-use sd_runtime::sampler::{self, Options};
+use sd_runtime::sampler::{self, Sampler};
 use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
 use sd_runtime::text::styles::Styles;
@@ -17,20 +18,43 @@ use serde_json::json;
 
 use super::{EngineArgs, cancel_with};
 use crate::auto::{self, Choice};
+use crate::carried::{self, QUALITY};
 use crate::demo_model;
 use crate::embeddings;
 use crate::progress::Terminal;
 
+const EXAMPLES: &str = "Examples:
+  sdrun txt2img -m my-model -p \"a lighthouse at dusk\" -n blurry --seed 42 -o lighthouse.png
+  sdrun txt2img -m my-model -p \"a [cat:dog:0.5], (detailed:1.2)\" --sampler \"DPM++ 2M SDE Karras\" --steps 25 --batch 4
+  sdrun txt2img -m my-model --from-png shared.jpg --seed -1 -o mine.jpg
+  sdrun txt2img -m my-model -p \"a fox\" --compute auto --json";
+
 /// Make pictures from text
 #[derive(Debug, clap::Args)]
-#[command(allow_negative_numbers = true)]
+#[command(allow_negative_numbers = true, args_override_self = true, after_help = EXAMPLES)]
 pub(crate) struct Txt2ImgArgs {
     /// Model directory, as `sdconvert build` writes it; the demo model if left out
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// What the picture should show; `(word:1.3)` stresses, `[from:to:5]` edits after step 5, `[a|b]` alternates, `AND` composes, `BREAK` starts a new chunk
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: String,
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present_any = ["from_png", "preset"]
+    )]
+    prompt: Option<String>,
+    /// Take every setting from this PNG, JPEG or WebP picture of this program, A1111, Forge, SD.Next or stable-diffusion.cpp; options that
+    /// are given count instead of it. What does not carry over is told
+    #[arg(long, value_name = "FILE")]
+    from_png: Option<PathBuf>,
+    /// Take the options of this name in a file of presets; options that are given count instead
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// File of presets, a TOML table of options for each; presets.toml in the user's data folder if left out
+    #[arg(long, value_name = "TOML", requires = "preset")]
+    pub(crate) presets: Option<PathBuf>,
     /// What it should not show
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     negative: Option<String>,
@@ -68,41 +92,44 @@ pub(crate) struct Txt2ImgArgs {
     /// Added to the seed for noise drawn at steps (A1111's "eta noise seed delta")
     #[arg(
         long,
-        default_value_t = 0,
         value_name = "N",
         allow_hyphen_values = true,
         help_heading = "Noise"
     )]
-    ensd: i64,
+    ensd: Option<i64>,
     /// First noise: white, or, as experiments of this program, perlin, pink or image:FILE, the brightness and colours of a PNG
     #[arg(
         long,
-        default_value = "white",
         value_name = "NAME",
         conflicts_with = "init_noise",
         help_heading = "Noise"
     )]
-    noise: Texture<PathBuf>,
+    noise: Option<Texture<PathBuf>>,
     /// Solver, "DPM++ 2M" or Euler for example; the profile's own if left out. A wrong name lists them all
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
-    /// Spread of the noise levels: automatic, karras, normal, exponential, ..; a wrong name lists them all
-    #[arg(long, default_value = "automatic", value_name = "NAME")]
-    schedule: String,
-    /// How much of the prompt's spread guidance gives back, 0 to 1
-    #[arg(long, default_value_t = 0.0, value_name = "F")]
-    guidance_rescale: f64,
-    /// How weights in prompts act: original, no-norm, ignore, none, comfyui or compel; the profile's own if left out
+    /// Spread of the noise levels: automatic (if left out), karras, normal, exponential, ..; a wrong name lists them all
     #[arg(long, value_name = "NAME")]
+    schedule: Option<String>,
+    /// How much of the prompt's spread guidance gives back, 0 (if left out) to 1
+    #[arg(long, value_name = "F", help_heading = "Sampler options")]
+    guidance_rescale: Option<f64>,
+    /// How weights in prompts act: original, no-norm, ignore, none, comfyui or compel; the profile's own if left out
+    #[arg(long, value_name = "NAME", help_heading = "Prompt")]
     emphasis: Option<Emphasis>,
     /// Folder with textual inversions (.pt, .bin, .safetensors), which prompts call by the names of their files; repeat for several
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Prompt")]
     embeddings: Vec<PathBuf>,
     /// Table of styles, as A1111's styles.csv; repeat for several
-    #[arg(long, value_name = "CSV")]
+    #[arg(long, value_name = "CSV", help_heading = "Prompt")]
     styles: Vec<PathBuf>,
     /// Style of a table, put around the prompt or behind it; repeat for several
-    #[arg(long = "style", value_name = "NAME", requires = "styles")]
+    #[arg(
+        long = "style",
+        value_name = "NAME",
+        requires = "styles",
+        help_heading = "Prompt"
+    )]
     style_names: Vec<String>,
     /// Size before cropping that an SDXL is told; the picture's own if left out
     #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size, help_heading = "SDXL")]
@@ -111,23 +138,17 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size, help_heading = "SDXL")]
     target_size: Option<[usize; 2]>,
     /// Left and top edge of the crop that an SDXL is told
-    #[arg(long, value_name = "X,Y", allow_hyphen_values = true, value_parser = parse_crop, default_value = "0,0", hide_default_value = true, help_heading = "SDXL")]
-    crop: [usize; 2],
+    #[arg(long, value_name = "X,Y", allow_hyphen_values = true, value_parser = parse_crop, help_heading = "SDXL")]
+    crop: Option<[usize; 2]>,
     /// Model directory that ends every picture: SDXL's refiner, or another model of the same family
     #[arg(long, value_name = "DIR", help_heading = "Refiner")]
     refiner: Option<PathBuf>,
-    /// Share of the noise that the base model removes before the refiner takes over
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 0.8,
-        requires = "refiner",
-        help_heading = "Refiner"
-    )]
-    refiner_start: f64,
-    /// Aesthetic scores of prompt and negative prompt that SDXL's refiner is told
-    #[arg(long, value_name = "F[,F]", value_parser = parse_aesthetic, default_value = "6,2.5", help_heading = "Refiner")]
-    aesthetic: [f64; 2],
+    /// Share of the noise that the base model removes before the refiner takes over; 0.8 if left out
+    #[arg(long, value_name = "F", requires = "refiner", help_heading = "Refiner")]
+    refiner_start: Option<f64>,
+    /// Aesthetic scores of prompt and negative prompt that SDXL's refiner is told; 6,2.5 if left out
+    #[arg(long, value_name = "F[,F]", value_parser = parse_aesthetic, help_heading = "Refiner")]
+    aesthetic: Option<[f64; 2]>,
     /// How much of each step's noise is drawn anew; 0 for DDIM and 1 for ancestral samplers if left out
     #[arg(long, value_name = "F", help_heading = "Sampler options")]
     eta: Option<f64>,
@@ -143,48 +164,41 @@ pub(crate) struct Txt2ImgArgs {
     /// Greatest noise level at which it is added
     #[arg(long, value_name = "F", help_heading = "Sampler options")]
     s_tmax: Option<f64>,
-    /// Whose rules to follow: a1111, comfyui or diffusers
-    #[arg(long, default_value = "a1111", value_name = "NAME")]
-    profile: String,
-    /// Where noise comes from: torch-cpu, or philox as on NVIDIA cards
-    #[arg(long, default_value = "torch-cpu", value_name = "NAME")]
-    rng: String,
-    /// Layer of the text encoder to use, counted from the end: 1 is the last
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    clip_skip: usize,
-    /// How many pictures; the seed counts up under a1111's rules
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    batch: usize,
-    /// Picture to write; several get numbers; - is standard output
-    #[arg(short, long, value_name = "PNG")]
+    /// Whose rules to follow: a1111 (if left out), comfyui or diffusers
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Where noise comes from: torch-cpu (if left out), or philox as on NVIDIA cards
+    #[arg(long, value_name = "NAME", help_heading = "Noise")]
+    rng: Option<String>,
+    /// Layer of the text encoder to use, counted from the end: 1 is the last, and taken if left out
+    #[arg(long, value_name = "N", help_heading = "Prompt")]
+    clip_skip: Option<usize>,
+    /// How many pictures; the seed counts up under a1111's rules; 1 if left out
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Picture to write: .png, .jpg or .webp (without loss); several get numbers; - is standard output and a PNG
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
+    /// Quality of a JPEG, 1 to 100; 80 if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100), requires = "output", help_heading = "Output")]
+    quality: Option<u8>,
     /// Write what happens inside to this safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     dump: Option<PathBuf>,
     /// Take the first noise from the tensor `initial_noise` of this safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Noise")]
     init_noise: Option<PathBuf>,
     /// Go on without the LoRAs that the prompt asks for (`<lora:..>`) and the model does not hold
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     ignore_lora_tags: bool,
-    /// Which graphs to run: native ones are made for this machine's processor, portable ones for every provider
-    #[arg(
-        long,
-        value_name = "portable|native|auto",
-        default_value = "auto",
-        help_heading = "Engine"
-    )]
-    graph: Dialect,
-    /// What products are computed in: f32 exactly; i16, bf16 or i8 faster, at an error of about 0.1, 1 or 3 % a step; auto the fastest below 2 %
-    #[arg(
-        long,
-        value_name = "f32|bf16|i16|i8|auto",
-        default_value = "f32",
-        help_heading = "Engine"
-    )]
-    compute: Compute,
+    /// Which graphs to run: native ones are made for this machine's processor, portable ones for every provider; auto if left out
+    #[arg(long, value_name = "portable|native|auto", help_heading = "Engine")]
+    graph: Option<Dialect>,
+    /// What products are computed in: f32 exactly (if left out); i16, bf16 or i8 faster, at an error of about 0.1, 1 or 3 % a step; auto the fastest below 2 %
+    #[arg(long, value_name = "f32|bf16|i16|i8|auto", help_heading = "Engine")]
+    compute: Option<Compute>,
     /// Print the result as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
     #[command(flatten)]
     engine: EngineArgs,
@@ -233,6 +247,7 @@ fn parse_pair(text: &str, sign: char) -> Option<[usize; 2]> {
 /// Where a run's results go.
 pub(crate) struct Output {
     pictures: Vec<Destination>,
+    format: Format,
     dump: Option<Destination>,
     json: bool,
 }
@@ -248,6 +263,7 @@ impl Output {
     ) -> anyhow::Result<Self> {
         let dump = dump.map(Dump::place).transpose()?;
         let mut pictures = Vec::new();
+        let format = picture.and_then(Format::of).unwrap_or(Format::Png);
         if let Some(path) = picture {
             refuse_other_formats(path)?;
             let one = Destination::find(path)?;
@@ -271,6 +287,7 @@ impl Output {
         }
         let output = Self {
             pictures,
+            format,
             dump,
             json,
         };
@@ -285,6 +302,44 @@ impl Output {
         Ok(output)
     }
 
+    /// With JPEGs of another quality.
+    fn with_quality(mut self, quality: Option<u8>) -> Result<Self, UsageError> {
+        match (quality, &mut self.format) {
+            (None, _) => {}
+            (Some(asked), Format::Jpeg { quality }) => *quality = asked,
+            (Some(_), _) => {
+                let text = "--quality is for pictures that are written as JPEG";
+                return Err(UsageError(text.to_owned()));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Settings of the file beside those of the picture.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        match self.format {
+            Format::Jpeg { quality } if self.format != Format::JPEG => {
+                vec![(QUALITY, quality.to_string())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Refuses settings that the format does not hold.
+    fn check(&self, plans: &Plans) -> Result<(), UsageError> {
+        for plan in &plans.plans {
+            // What is known after the run is short.
+            let text = format!("{}{:200}", plan.infotext, "");
+            if let Some(most) = self.format.exceeded(&text) {
+                let text = format!(
+                    "the settings take more than the {most} bytes that a JPEG holds; a PNG or WebP holds them"
+                );
+                return Err(UsageError(text));
+            }
+        }
+        Ok(())
+    }
+
     /// How many of the files are standard output.
     fn to_stdout(&self) -> usize {
         let places = self.pictures.iter().chain(&self.dump);
@@ -293,15 +348,23 @@ impl Output {
 }
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
-    let mut request = args.request()?;
+    let carried = args.from_png.as_deref();
+    let carried = carried.map(|path| carried::of(path, ui)).transpose()?;
+    let carried = carried.map(|(_, settings)| settings);
+    let (mut request, mut not_carried) = args.request(carried.as_ref())?;
     args.engine.apply(&mut request)?;
     request.check()?;
+    // A picture of a batch is made alone again.
+    let place = carried.as_ref().map_or(0, |settings| settings.place);
+    let alone = args.batch.is_none() && request.batch > 1;
+    let count = if alone { 1 } else { request.batch };
     let output = Output::find(
         args.output.as_deref(),
-        args.batch,
+        count,
         args.dump.as_deref(),
         args.json,
-    )?;
+    )?
+    .with_quality(args.quality)?;
     let model = match &args.model {
         Some(path) => ModelDir::open(path)?,
         None => demo_model::directory(ui)?,
@@ -311,90 +374,182 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         embeddings: embeddings::of(&args.embeddings, &model)?,
         base: model,
     };
+    if let Some(settings) = &carried {
+        not_carried.extend(settings.wanted.not_carried(&models));
+        not_carried.extend(args.engine.not_carried(settings));
+    }
+    for NotCarried { field, value } in &not_carried {
+        ui.note(format!("not carried over: {field}: {value}"));
+    }
     let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
     engine.apply(&mut request)?;
     let engine = engine.start(ui)?;
-    generate(&request, &engine, &models, &output, choice.as_ref(), ui)
+    let mut plans = Plans::resolve(&request, &models, memory::limit())?;
+    if alone {
+        plans.plans = plans.plans.into_iter().skip(place).take(1).collect();
+    }
+    let job = Job {
+        plans,
+        choice,
+        not_carried,
+    };
+    generate(&job, &engine, &models, &output, ui)
 }
 
+/// The sampler and spread that options name.
+type Solver = (Option<Sampler>, Option<Option<Spread>>);
+
 impl Txt2ImgArgs {
-    fn request(&self) -> anyhow::Result<Request> {
+    /// The request of a picture's settings, if there are any, with what the options say instead; and the settings that are left out.
+    fn request(&self, carried: Option<&Settings>) -> anyhow::Result<(Request, Vec<NotCarried>)> {
+        if self.prompt.is_none() && carried.is_none() {
+            let text = "there is no prompt: -p TEXT, --from-png FILE or one in the preset";
+            return Err(UsageError(text.to_owned()).into());
+        }
+        let mut request =
+            carried.map_or_else(Request::default, |settings| settings.request.clone());
+        let mut not_carried =
+            carried.map_or_else(Vec::new, |settings| settings.not_carried.clone());
+        not_carried.retain(|it| !self.says(&it.field));
+        (request.prompt, request.negative_prompt) = self.styled(&request)?;
+        let (sampler, spread) = self.solver()?;
+        if let Some(sampler) = sampler {
+            request.sampler = Some(sampler);
+            not_carried.extend(request.options.retain(sampler).into_iter().map(
+                |(field, value)| NotCarried {
+                    field: field.to_owned(),
+                    value,
+                },
+            ));
+        }
+        if let Some(spread) = spread {
+            request.spread = spread;
+        }
+        if self.seed.is_some() || carried.is_none() {
+            request.seed = fixed(self.seed);
+        }
+        if let Some(strength) = self.subseed_strength {
+            request.subseed_strength = strength;
+            if self.subseed.is_some() || request.subseed.is_none() {
+                request.subseed = Some(fixed(self.subseed));
+            }
+        }
+        fill(self.width, &mut request.width);
+        fill(self.height, &mut request.height);
+        fill(self.steps, &mut request.steps);
+        fill(self.cfg, &mut request.guidance_scale);
+        give(self.guidance_rescale, &mut request.guidance_rescale);
+        fill(self.emphasis, &mut request.emphasis);
+        give(self.refiner_start, &mut request.refiner_start);
+        give(self.aesthetic, &mut request.aesthetic);
+        fill(self.original_size, &mut request.micro.original_size);
+        fill(self.target_size, &mut request.micro.target_size);
+        give(self.crop, &mut request.micro.crop);
+        fill(self.seed_resize, &mut request.seed_resize);
+        give(self.ensd, &mut request.ensd);
+        give(self.noise.clone(), &mut request.noise);
+        give(self.batch, &mut request.batch);
+        fill(self.eta, &mut request.options.eta);
+        give(self.s_noise, &mut request.options.s_noise);
+        give(self.s_churn, &mut request.options.s_churn);
+        give(self.s_tmin, &mut request.options.s_tmin);
+        give(self.s_tmax, &mut request.options.s_tmax);
+        give(self.clip_skip, &mut request.clip_skip);
+        fill(self.init_noise.clone(), &mut request.initial_noise);
+        give(self.graph, &mut request.graph);
+        give(self.compute, &mut request.compute);
+        request.ignore_lora_tags |= self.ignore_lora_tags;
+        if let Some(name) = &self.profile {
+            request.profile = profile::named(name)?;
+        }
+        if let Some(name) = &self.rng {
+            request.rng = name.parse()?;
+        }
+        Ok((request, not_carried))
+    }
+
+    /// The sampler, and what the options say of its spread, where they do: a new sampler has its own.
+    fn solver(&self) -> anyhow::Result<Solver> {
         let sampler = self.sampler.as_deref().map(sampler::parse).transpose();
         let (sampler, named) = sampler?.unzip();
-        let spread: Option<Spread> = match self.schedule.to_lowercase().as_str() {
-            "automatic" => None,
-            name => Some(name.parse()?),
-        };
         let named = named.flatten();
-        if let (Some(spread), Some(named)) = (spread, named)
+        let spread: Option<Option<Spread>> = match &self.schedule {
+            None => sampler.map(|_| named),
+            Some(name) => Some(match name.to_lowercase().as_str() {
+                "automatic" => named,
+                name => Some(name.parse()?),
+            }),
+        };
+        if let (Some(Some(spread)), Some(named)) = (spread, named)
             && spread != named
         {
             return Err(UsageError(format!(
                 "`--sampler \"{}\"` asks for {}, `--schedule {}` for {}: say one of them",
                 self.sampler.as_deref().unwrap_or_default(),
                 named.name(),
-                self.schedule,
+                self.schedule.as_deref().unwrap_or_default(),
                 spread.name()
             ))
             .into());
         }
-        let options = Options::default();
-        let (prompt, negative_prompt) = self.styled()?;
-        Ok(Request {
-            prompt,
-            negative_prompt,
-            width: self.width,
-            height: self.height,
-            steps: self.steps,
-            guidance_scale: self.cfg,
-            guidance_rescale: self.guidance_rescale,
-            emphasis: self.emphasis,
-            refiner_start: self.refiner_start,
-            aesthetic: self.aesthetic,
-            micro: Micro {
-                original_size: self.original_size,
-                target_size: self.target_size,
-                crop: self.crop,
-            },
-            seed: fixed(self.seed),
-            subseed: self.subseed_strength.map(|_| fixed(self.subseed)),
-            subseed_strength: self.subseed_strength.unwrap_or(0.0),
-            seed_resize: self.seed_resize,
-            ensd: self.ensd,
-            noise: self.noise.clone(),
-            batch: self.batch,
-            sampler,
-            options: Options {
-                eta: self.eta,
-                s_noise: self.s_noise.unwrap_or(options.s_noise),
-                s_churn: self.s_churn.unwrap_or(options.s_churn),
-                s_tmin: self.s_tmin.unwrap_or(options.s_tmin),
-                s_tmax: self.s_tmax.unwrap_or(options.s_tmax),
-                ..options
-            },
-            spread: spread.or(named),
-            profile: profile::named(&self.profile)?,
-            rng: self.rng.parse()?,
-            clip_skip: self.clip_skip,
-            initial_noise: self.init_noise.clone(),
-            ignore_lora_tags: self.ignore_lora_tags,
-            graph: self.graph,
-            compute: self.compute,
-        })
+        Ok((sampler, spread))
+    }
+
+    /// Whether an option stands in for a picture's setting.
+    fn says(&self, field: &str) -> bool {
+        match field {
+            "Prompt" => self.prompt.is_some(),
+            "Negative prompt" => self.negative.is_some(),
+            "Steps" => self.steps.is_some(),
+            "Sampler" | "UniPC variant" => self.sampler.is_some(),
+            "Schedule type" => self.sampler.is_some() || self.schedule.is_some(),
+            "CFG scale" => self.cfg.is_some(),
+            "Guidance rescale" | "CFG rescale" => self.guidance_rescale.is_some(),
+            "Seed" => self.seed.is_some(),
+            "Size" => self.width.is_some() && self.height.is_some(),
+            "Variation seed" | "Variation seed strength" => self.subseed_strength.is_some(),
+            "Seed resize from" => self.seed_resize.is_some(),
+            "Clip skip" => self.clip_skip.is_some(),
+            "ENSD" => self.ensd.is_some(),
+            "Emphasis" => self.emphasis.is_some(),
+            "RNG" => self.rng.is_some(),
+            "Eta" | "Eta DDIM" => self.eta.is_some(),
+            "Profile" => self.profile.is_some(),
+            "Compute" => self.compute.is_some(),
+            "Graph" => self.graph.is_some(),
+            "Noise" | "Initial noise" => self.noise.is_some() || self.init_noise.is_some(),
+            _ => false,
+        }
     }
 }
 
 impl Txt2ImgArgs {
     /// Prompt and negative prompt with styles. No negative prompt stays none if no style has one.
-    fn styled(&self) -> anyhow::Result<(String, Option<String>)> {
+    fn styled(&self, carried: &Request) -> anyhow::Result<(String, Option<String>)> {
         let mut styles = Styles::default();
         for file in &self.styles {
             styles.read(file)?;
         }
-        let negative = self.negative.as_deref().unwrap_or_default();
-        let [prompt, negative] = styles.apply(&self.style_names, &self.prompt, negative)?;
-        let is_none = self.negative.is_none() && negative.is_empty();
+        let asked = self.prompt.as_ref().unwrap_or(&carried.prompt);
+        let asked_negative = self.negative.as_ref().or(carried.negative_prompt.as_ref());
+        let negative = asked_negative.map(String::as_str).unwrap_or_default();
+        let [prompt, negative] = styles.apply(&self.style_names, asked, negative)?;
+        let is_none = asked_negative.is_none() && negative.is_empty();
         Ok((prompt, (!is_none).then_some(negative)))
+    }
+}
+
+/// Lets an option that is given replace a field.
+fn give<T>(option: Option<T>, field: &mut T) {
+    if let Some(value) = option {
+        *field = value;
+    }
+}
+
+/// [`give`] of a field that may stay open.
+fn fill<T>(option: Option<T>, field: &mut Option<T>) {
+    if option.is_some() {
+        *field = option;
     }
 }
 
@@ -414,20 +569,27 @@ fn random_seed() -> u64 {
 /// Less memory than this every machine has.
 const WORTH_TELLING: u64 = 1_000_000_000;
 
+/// What is to be made, and why so.
+pub(crate) struct Job {
+    pub(crate) plans: Plans,
+    pub(crate) choice: Option<Choice>,
+    /// Settings of a picture that are left out.
+    pub(crate) not_carried: Vec<NotCarried>,
+}
+
 /// Makes the pictures and writes them.
 pub(crate) fn generate(
-    request: &Request,
+    job: &Job,
     engine: &Engine,
     models: &Models,
     output: &Output,
-    choice: Option<&Choice>,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    let limit = memory::limit();
-    let plans = Plans::resolve(request, models, limit)?;
+    let plans = &job.plans;
+    output.check(plans)?;
     if models.refiner.is_some() && plans.plans.len() > 1 {
         // The next picture needs both networks again. Other programs need memory, too, so half of what is left is enough.
-        let left = limit.saturating_sub(plans.memory);
+        let left = memory::limit().saturating_sub(plans.memory);
         engine.pool().set_budget(left / 2);
     }
     if plans.memory > WORTH_TELLING {
@@ -438,7 +600,7 @@ pub(crate) fn generate(
     let mut terminal = Terminal::new(ui);
     let cancel = cancel_with(ui);
     let outcome = make(
-        &plans,
+        plans,
         models,
         engine,
         &cancel,
@@ -450,33 +612,28 @@ pub(crate) fn generate(
         dump.write(to, &cancel)?;
     }
     let mut written = Vec::new();
+    let beside = [&outcome.computed[..], &output.settings()].concat();
     for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
         let to = match output.pictures.get(i) {
             Some(to) => to.clone(),
             None => Destination::find(&free_name(plan.seed))?,
         };
-        picture.write_png(&to, &plan.infotext, &cancel)?;
+        let infotext = plan.infotext.with(&beside).to_string();
+        picture.write(&to, output.format, &infotext, &cancel)?;
         written.push((to, plan.seed));
     }
-    report(
-        &plans,
-        &outcome,
-        &written,
-        output,
-        (engine.ep(), choice),
-        ui,
-    )
+    report(job, &outcome, &written, output, engine.ep(), ui)
 }
 
 fn report(
-    plans: &Plans,
+    job: &Job,
     outcome: &Outcome,
     written: &[(Destination, u64)],
     output: &Output,
-    (ep, choice): (Ep, Option<&Choice>),
+    ep: Ep,
     ui: &Ui,
 ) -> anyhow::Result<()> {
-    let Some(plan) = plans.plans.first() else {
+    let Some(plan) = job.plans.plans.first() else {
         return Ok(());
     };
     let (timing, calls) = (&outcome.timing, &outcome.calls);
@@ -496,7 +653,8 @@ fn report(
             "compute": outcome.compute.name(),
             "graph": outcome.graph,
             "ep": ep.name(),
-            "ep_choice": choice,
+            "ep_choice": job.choice,
+            "not_carried": job.not_carried,
             "seconds": {
                 "encode": timing.encode.as_secs_f64(),
                 "load": timing.load.as_secs_f64(),
@@ -527,14 +685,11 @@ fn report(
 
 /// A picture under another format's name would be taken for that.
 fn refuse_other_formats(path: &Path) -> Result<(), UsageError> {
-    const OTHERS: [&str; 13] = [
+    const OTHERS: [&str; 10] = [
         "onnx",
         "safetensors",
         "ckpt",
         "json",
-        "jpg",
-        "jpeg",
-        "webp",
         "avif",
         "gif",
         "bmp",
@@ -546,7 +701,7 @@ fn refuse_other_formats(path: &Path) -> Result<(), UsageError> {
     if OTHERS.contains(&extension.to_lowercase().as_str()) {
         let png = path.with_extension("png");
         let text = format!(
-            "{}: pictures are written as PNG\nhint: -o {}",
+            "{}: pictures are written as PNG, JPEG or WebP\nhint: -o {}",
             path.display(),
             png.display()
         );

@@ -1,0 +1,253 @@
+//! Which files a picture was made with, and which of them a run lacks.
+
+use std::path::Path;
+
+use super::{Infotext, NotCarried};
+use crate::pipeline::{ModelDir, Models};
+use crate::text::Embedding;
+
+/// Files of a picture, by name and hash as its settings tell them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The model's name.
+    pub model: Option<String>,
+    /// First digits of its checkpoint's SHA-256.
+    pub model_hash: Option<String>,
+    /// First digits of the SHA-256 of all its weights, as this program writes it.
+    pub weights_hash: Option<String>,
+    /// A VAE of its own, its name and hash.
+    pub vae: Option<(String, String)>,
+    /// The refiner: its name, hash and hash of all weights.
+    pub refiner: Option<(String, String, String)>,
+    /// LoRAs by name and hash.
+    pub loras: Vec<(String, String)>,
+    /// Textual inversions by name and hash.
+    pub embeddings: Vec<(String, String)>,
+    /// A file that is or becomes the first noise, by its hash.
+    pub noise: Option<String>,
+    /// Whether hashes are those of whole files: A1111 leaves out the header of LoRAs.
+    of_whole_files: bool,
+}
+
+/// A file that a picture cannot be made without.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("missing: {kind} {hash}")]
+pub struct Missing {
+    /// `model`, `weights`, `vae`, `lora`, `embedding`, `refiner` or `noise`.
+    pub kind: &'static str,
+    /// Its hash, or its name if that is all that is known.
+    pub hash: String,
+}
+
+impl Wanted {
+    /// What a text names.
+    pub(super) fn of(text: &Infotext, of_whole_files: bool) -> Self {
+        let get = |key| {
+            text.get(key)
+                .filter(|value| !value.is_empty())
+                .map(ToOwned::to_owned)
+        };
+        let hash_of = |key| get(key).unwrap_or_default();
+        let vae = get("VAE").or_else(|| get("VAE hash").map(|_| String::new()));
+        Self {
+            model: get("Model"),
+            model_hash: get("Model hash"),
+            weights_hash: get("Weights hash"),
+            vae: vae.map(|name| (name, hash_of("VAE hash"))),
+            refiner: get("Refiner").map(|refiner| {
+                let (name, hash) = refiner.rsplit_once(" [").unwrap_or((&refiner, ""));
+                (
+                    name.to_owned(),
+                    hash.trim_end_matches(']').to_owned(),
+                    hash_of("Refiner weights hash"),
+                )
+            }),
+            loras: named_hashes(text.get("Lora hashes")),
+            embeddings: named_hashes(text.get("TI hashes")),
+            noise: get("Noise hash"),
+            of_whole_files,
+        }
+    }
+
+    /// The first thing that a model directory is not, or does not hold.
+    #[must_use]
+    pub fn lacks(&self, model: &ModelDir) -> Option<Missing> {
+        let missing = |kind, hash: &str| {
+            Some(Missing {
+                kind,
+                hash: hash.to_owned(),
+            })
+        };
+        if let Some(hash) = &self.model_hash
+            && model.hash() != Some(hash)
+        {
+            return missing("model", hash);
+        }
+        if let (None, Some(name)) = (&self.model_hash, &self.model)
+            && stem(name) != model.title()
+        {
+            return missing("model", name);
+        }
+        if let Some((name, hash)) = &self.vae
+            && !has_vae(model, name, hash)
+        {
+            return missing("vae", if hash.is_empty() { name } else { hash });
+        }
+        if let Some((_, hash)) = self.loras.iter().find(|lora| !self.has_lora(model, lora)) {
+            return missing("lora", hash);
+        }
+        match &self.weights_hash {
+            Some(hash) if model.weights_hash().as_ref() != Some(hash) => missing("weights", hash),
+            _ => None,
+        }
+    }
+
+    /// The model, where there is none at all.
+    #[must_use]
+    pub fn nothing(&self) -> Missing {
+        let known = self.model_hash.as_ref().or(self.model.as_ref());
+        Missing {
+            kind: "model",
+            hash: known.cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The first thing that a run lacks beside its base model.
+    #[must_use]
+    pub fn lacks_beside(&self, models: &Models) -> Option<Missing> {
+        let missing = |kind, hash: &str| {
+            Some(Missing {
+                kind,
+                hash: hash.to_owned(),
+            })
+        };
+        for (name, hash) in &self.embeddings {
+            if !self.has_embedding(models, name, hash) {
+                return missing("embedding", hash);
+            }
+        }
+        if let Some((name, hash, weights)) = &self.refiner {
+            let is_there = models
+                .refiner
+                .as_ref()
+                .is_some_and(|refiner| is_refiner(refiner, hash, weights));
+            if !is_there {
+                return missing("refiner", if hash.is_empty() { name } else { hash });
+            }
+        }
+        self.noise.as_ref().and_then(|hash| missing("noise", hash))
+    }
+
+    /// Whether a directory is the refiner that is named.
+    #[must_use]
+    pub fn is_refiner(&self, model: &ModelDir) -> bool {
+        let refiner = self.refiner.as_ref();
+        refiner.is_some_and(|(_, hash, weights)| is_refiner(model, hash, weights))
+    }
+
+    /// What the models of a run are not, in the words of the text.
+    #[must_use]
+    pub fn not_carried(&self, models: &Models) -> Vec<NotCarried> {
+        let model = &models.base;
+        let mut lacking = Vec::new();
+        let mut add = |field: &str, value: &str| lacking.push(NotCarried::new(field, value));
+        match &self.model_hash {
+            Some(hash) if model.hash() != Some(hash) => {
+                if let Some(name) = &self.model {
+                    add("Model", name);
+                }
+                add("Model hash", hash);
+            }
+            None if self
+                .model
+                .as_ref()
+                .is_some_and(|name| stem(name) != model.title()) =>
+            {
+                add("Model", self.model.as_deref().unwrap_or_default());
+            }
+            Some(_) | None => match &self.weights_hash {
+                Some(hash) if model.weights_hash().as_ref() != Some(hash) => {
+                    add("Weights hash", hash);
+                }
+                _ => {}
+            },
+        }
+        if let Some((name, hash)) = &self.vae
+            && !has_vae(model, name, hash)
+        {
+            for (field, value) in [("VAE", name), ("VAE hash", hash)] {
+                if !value.is_empty() {
+                    add(field, value);
+                }
+            }
+        }
+        for lora in self.loras.iter().filter(|lora| !self.has_lora(model, lora)) {
+            add("Lora hashes", &format!("{}: {}", lora.0, lora.1));
+        }
+        for (name, hash) in &self.embeddings {
+            if !self.has_embedding(models, name, hash) {
+                add("TI hashes", &format!("{name}: {hash}"));
+            }
+        }
+        if let Some((name, hash, weights)) = &self.refiner {
+            let given = models.refiner.as_ref();
+            if !given.is_some_and(|refiner| is_refiner(refiner, hash, weights)) {
+                add("Refiner", &format!("{name} [{hash}]"));
+            }
+        }
+        lacking
+    }
+
+    fn has_lora(&self, model: &ModelDir, (name, hash): &(String, String)) -> bool {
+        let mut loras = model.manifest.iter().flat_map(|manifest| &manifest.loras);
+        loras.any(|lora| match self.of_whole_files {
+            true => lora.sha256.starts_with(hash),
+            false => stem(&lora.name) == name || lora.title.as_ref() == Some(name),
+        })
+    }
+
+    fn has_embedding(&self, models: &Models, name: &str, hash: &str) -> bool {
+        let is_it = |found: &Embedding| !self.of_whole_files || found.sha256.starts_with(hash);
+        let mut names = models.embeddings.names();
+        let found = names.find(|known| listed_name(known) == name);
+        let found = found.and_then(|name| models.embeddings.get(name)?.ok());
+        found.is_some_and(|found| is_it(&found))
+    }
+}
+
+fn is_refiner(model: &ModelDir, hash: &str, weights: &str) -> bool {
+    let is_same = hash.is_empty() || model.hash() == Some(hash);
+    is_same && (weights.is_empty() || model.weights_hash().as_deref() == Some(weights))
+}
+
+/// Whether a VAE is the model's own; one that was baked in is known by its file.
+fn has_vae(model: &ModelDir, name: &str, hash: &str) -> bool {
+    model.vae().is_some_and(|vae| match hash {
+        "" => stem(&vae.name) == stem(name),
+        hash => vae.sha256.starts_with(hash),
+    })
+}
+
+/// A file's name without its ending.
+fn stem(name: &str) -> &str {
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str());
+    let is_file = [".safetensors", ".ckpt", ".pt", ".bin"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    stem.filter(|_| is_file).unwrap_or(name)
+}
+
+/// A name in a list of names and hashes, where commas and colons mean something.
+pub(super) fn listed_name(name: &str) -> String {
+    name.replace([':', ','], "")
+}
+
+/// `name: hash, name: hash`.
+fn named_hashes(value: Option<&str>) -> Vec<(String, String)> {
+    let pairs = value.unwrap_or_default().split(',');
+    let pairs = pairs.filter_map(|pair| pair.rsplit_once(':'));
+    let trimmed = |text: &str| text.trim().to_owned();
+    pairs
+        .map(|(name, hash)| (trimmed(name), trimmed(hash)))
+        .collect()
+}
