@@ -119,7 +119,8 @@ class Folder:
     def inputs(self):
         """Inputs of the networks as `sdbench` chooses them, with its outputs, and torch's for the same inputs beside them."""
         inputs = self.path / f"inputs-{args.size}.safetensors"
-        ours = [args.bin / "sdbench", "run", "-m", self.ours, "--size", args.size, "--runs", 1, "--dump"]
+        ours = [args.bin / "sdbench", "run", "-m", self.ours, "--size", args.size, "--runs", 1]
+        ours += ["--rounds", 1, "--warm-up", 0, "--parts", "networks", "--dump"]
         made(inputs, lambda to: run([*ours, to]))
         self.prepared("reference", f"reference-{args.size}.safetensors", "--inputs", inputs)
         return inputs
@@ -140,17 +141,19 @@ def time_passes(folder, contenders, parts):
     expected = load_file(folder.path / f"reference-{args.size}.safetensors")
     ours_outputs, outputs = (folder.path / f".outputs-{who}.safetensors" for who in ("ours", "peer"))
     passes = ["--runs", args.runs, "--threads", args.threads]
+    once = ["--rounds", 1, "--warm-up", 0, "--parts", "networks"]
     for contender in ours():
         say(f"{contender}: {', '.join(parts)}")
-        command = [args.bin / "sdbench", "run", "-m", folder.ours, "--size", args.size, *native(contender), *passes]
+        command = [args.bin / "sdbench", "run", "-m", folder.ours, "--size", args.size, *native(contender), *passes, *once]
         report = json.loads(run([*command, "--dump", ours_outputs])[0])
+        networks = report["configurations"][0]["measured"]["networks"]
         found = load_file(ours_outputs)
         for part in parts:
-            figures, output = report[part], f"{part}.{output_name(part)}"
+            figures, output = networks[part], f"{part}.{output_name(part)}"
             yield contender, part, dict(
-                load_s=figures["load_s"],
-                seconds=figures["pass_s"]["all"],
-                peak_bytes=max(figures["load_peak_bytes"], figures["pass_peak_bytes"]),
+                load_s=figures["load_s"]["median"],
+                seconds=figures["passes_s"][0],
+                peak_bytes=max(figures[f"{when}_memory"]["resident_bytes"] for when in ("load", "pass")),
                 error=relative_error(found[output], expected[output]),
             )
     for contender in contenders:

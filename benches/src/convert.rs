@@ -12,7 +12,7 @@ use sd_converter::progress::Unwatched;
 use sd_converter::weights::Weights;
 use sd_ui::Ui;
 
-use crate::memory::peak_during;
+use crate::memory::Memory;
 use crate::report::Spread;
 
 /// Time a conversion against copying the checkpoint, in turn and on the same disk
@@ -44,11 +44,10 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<()> {
         let kinds = [&[][..], &args.loras].into_iter().zip(&mut conversions);
         for (loras, timed) in kinds.take(1 + usize::from(!args.loras.is_empty())) {
             let start = Instant::now();
-            let (result, peak) =
-                peak_during("RssAnon", || convert(&args.checkpoint, loras, &target));
+            let (result, peak) = Memory::during(|| convert(&args.checkpoint, loras, &target));
             result?;
             timed.seconds.push(start.elapsed().as_secs_f64());
-            timed.anonymous = timed.anonymous.max(peak);
+            timed.peak = Memory::most([timed.peak, peak]);
             fs::remove_dir_all(&target)?;
         }
     }
@@ -56,13 +55,13 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<()> {
     let mut result = serde_json::json!({
         "checkpoint_bytes": fs::metadata(&args.checkpoint)?.len(),
         "copy_s": Spread::of(copies),
+        "convert_peak_anonymous_bytes": plain.anonymous_bytes(),
         "convert_s": Spread::of(plain.seconds),
-        "convert_peak_anonymous_bytes": plain.anonymous,
     });
     if !args.loras.is_empty() {
         result["loras"] = args.loras.len().into();
+        result["with_loras_peak_anonymous_bytes"] = with_loras.anonymous_bytes().into();
         result["with_loras_s"] = serde_json::to_value(Spread::of(with_loras.seconds))?;
-        result["with_loras_peak_anonymous_bytes"] = with_loras.anonymous.into();
     }
     Ok(ui.result(result)?)
 }
@@ -71,7 +70,13 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> anyhow::Result<()> {
 #[derive(Default)]
 struct Timed {
     seconds: Vec<f64>,
-    anonymous: u64,
+    peak: Option<Memory>,
+}
+
+impl Timed {
+    fn anonymous_bytes(&self) -> Option<u64> {
+        self.peak.map(|peak| peak.anonymous_bytes)
+    }
 }
 
 /// Reads every byte and writes it to the disk, not only to its cache: what a conversion does.

@@ -1,14 +1,19 @@
 //! Measures conversion and inference, end to end; results go to stdout.
 
 mod classify;
+mod compare;
 mod convert;
+mod energy;
+mod machine;
 mod memory;
 mod networks;
 mod ops;
+mod page;
 mod peak;
 mod quality;
 mod report;
 mod run;
+mod show;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -31,7 +36,11 @@ struct Cli {
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
+    #[command(hide = true)]
+    Measure(run::MeasureArgs),
+    Compare(compare::CompareArgs),
+    Report(show::ReportArgs),
     Ops(ops::OpsArgs),
     Convert(convert::ConvertArgs),
     Quality(quality::QualityArgs),
@@ -42,6 +51,9 @@ fn main() -> ExitCode {
     let ui = Ui::start(cli.ui);
     let outcome = match &cli.command {
         Command::Run(args) => run::run(args, &ui),
+        Command::Measure(args) => run::measure(args, &ui),
+        Command::Compare(args) => compare::run(args, &ui),
+        Command::Report(args) => show::run(args, &ui),
         Command::Ops(args) => ops::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
         Command::Quality(args) => quality::run(args, &ui),
@@ -65,6 +77,9 @@ fn marked(error: anyhow::Error) -> anyhow::Error {
 /// What can be done about an error, in the words of this command line.
 fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     use sd_runtime::Remedy;
+    if let Some(failed) = error.downcast_ref::<run::Failed>() {
+        return failed.hint.clone();
+    }
     let Some(remedy) = Remedy::of(error) else {
         return Some(sd_converter::Remedy::of(error)?.to_string());
     };

@@ -106,25 +106,41 @@ pub(crate) struct Networks {
     latents: Array4<f32>,
 }
 
+impl NetworksArgs {
+    /// What picture the networks make.
+    pub(crate) fn request(&self) -> anyhow::Result<Request> {
+        let ep_options = self.ep.check(&self.ep_options)?;
+        Ok(request(
+            self.size,
+            self.graph,
+            ep_options.compute(self.compute)?,
+        ))
+    }
+}
+
+/// A picture that is measured: no prompt changes how long it takes.
+pub(crate) fn request(side: Option<usize>, graph: Dialect, compute: Compute) -> Request {
+    Request {
+        prompt: "a lighthouse at dusk".to_owned(),
+        width: side,
+        height: side,
+        graph,
+        compute,
+        ..Request::default()
+    }
+}
+
 impl Networks {
     pub(crate) fn open(args: &NetworksArgs, ui: &Ui) -> anyhow::Result<Self> {
         if let Some(instructions) = args.instructions {
             instructions.limit();
         }
         let ep_options = args.ep.check(&args.ep_options)?;
-        let compute = ep_options.compute(args.compute)?;
+        let request = args.request()?;
         let refiner = args.refiner.as_deref().map(ModelDir::open).transpose()?;
         let models = Models {
             refiner,
             ..Models::one(ModelDir::open(&args.model)?)
-        };
-        let request = Request {
-            prompt: "a lighthouse at dusk".to_owned(),
-            width: args.size,
-            height: args.size,
-            graph: args.graph,
-            compute,
-            ..Request::default()
         };
         let mut plans = Plans::resolve(&request, &models, memory::limit())?.plans;
         let plan = plans.pop().context("a request is for a picture")?;
@@ -148,8 +164,8 @@ impl Networks {
             engine,
             cancel,
             plan,
-            graph: args.graph,
-            compute,
+            graph: request.graph,
+            compute: request.compute,
             latents,
         })
     }

@@ -1,6 +1,5 @@
 //! What `sdbench` prints, as types: whoever compares figures of two versions reads these.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use sd_kernels::Isa;
@@ -11,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::quality::Difference;
 
-/// Version of the layout: changes when a name goes or means something else.
-pub(crate) const SCHEMA: u32 = 1;
+/// Version of the layouts: changes when a name goes or means something else. Version 1 had the networks of `run` at the top of its
+/// report (`run/report.rs`), and measurements in order of size.
+pub(crate) const SCHEMA: u32 = 2;
 
 /// Figures of a model directory, and where they were taken.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,8 +48,6 @@ pub(crate) struct Report {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub(crate) enum Figures {
-    /// Networks by name: `text_encoder`, `unet`, `vae_decoder`, those of a refiner with `_refiner` behind it.
-    Run(BTreeMap<String, Network>),
     Ops(Ops),
     Quality(Quality),
 }
@@ -129,42 +127,49 @@ pub(crate) struct Hits {
     pub(crate) size_percent: f64,
 }
 
-/// Loading and passes of one network.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Network {
-    /// Dialect of its graph: `portable` or `native`.
-    pub(crate) graph: String,
-    /// What its products are computed in: `f32`, `bf16`, `i16` or `i8`.
-    pub(crate) compute: String,
-    pub(crate) load_s: f64,
-    /// Most memory of the process while it loaded.
-    pub(crate) load_peak_bytes: u64,
-    pub(crate) pass_s: Spread,
-    /// Most memory of the process during the passes.
-    pub(crate) pass_peak_bytes: u64,
-}
-
-/// Several measurements of the same, in seconds.
-#[derive(Debug, Serialize, Deserialize)]
+/// Several measurements of the same.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) runs: usize,
     pub(crate) min: Option<f64>,
     pub(crate) median: Option<f64>,
     pub(crate) max: Option<f64>,
-    /// All of them, in order of size.
+    /// All of them, in the order in which they were taken.
     pub(crate) all: Vec<f64>,
 }
 
 impl Spread {
-    pub(crate) fn of(mut seconds: Vec<f64>) -> Self {
-        seconds.sort_by(f64::total_cmp);
+    pub(crate) fn of(all: Vec<f64>) -> Self {
+        let mut sorted = all.clone();
+        sorted.sort_by(f64::total_cmp);
         Self {
-            runs: seconds.len(),
-            min: seconds.first().copied(),
-            median: seconds.get(seconds.len() / 2).copied(),
-            max: seconds.last().copied(),
-            all: seconds,
+            runs: sorted.len(),
+            min: sorted.first().copied(),
+            median: median(&sorted),
+            max: sorted.last().copied(),
+            all,
         }
+    }
+
+    /// Half of the range between the quartiles, which are between neighbours in proportion.
+    pub(crate) fn half_range_of_middle(&self) -> Option<f64> {
+        let mut sorted = self.all.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let place = share * (sorted.len() - 1) as f64;
+            let (below, above) = (place.floor() as usize, place.ceil() as usize);
+            sorted[below] + (sorted[above] - sorted[below]) * place.fract()
+        };
+        (!sorted.is_empty()).then(|| (at(0.75) - at(0.25)) / 2.0)
+    }
+}
+
+/// The middle of sorted numbers, or the mean of the two there.
+pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
+    let above = *sorted.get(sorted.len() / 2)?;
+    match sorted.len() % 2 {
+        1 => Some(above),
+        _ => Some(f64::midpoint(sorted[sorted.len() / 2 - 1], above)),
     }
 }
 
@@ -249,16 +254,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layout_of_version_1() {
-        let network = || Network {
+    fn the_layout_of_version_2() {
+        let ops = Ops {
+            component: "unet".to_owned(),
             graph: "native".to_owned(),
             compute: "bf16".to_owned(),
-            load_s: 0.5,
-            load_peak_bytes: 1000,
+            runs: 3,
+            peak_flops: 1e11,
             pass_s: Spread::of(vec![0.3, 0.1, 0.2]),
-            pass_peak_bytes: 2000,
+            graphs: Vec::new(),
         };
-        let names = ["text_encoder", "unet", "vae_decoder"];
         let report = Report {
             schema: SCHEMA,
             version: "0.1.0".to_owned(),
@@ -271,16 +276,29 @@ mod tests {
             refiner: None,
             size: [512, 512],
             peak_bytes: Some(3000),
-            figures: Figures::Run(BTreeMap::from(
-                names.map(|name| (name.to_owned(), network())),
-            )),
+            figures: Figures::Ops(ops),
         };
         let json = serde_json::to_value(&report).unwrap();
-        assert_eq!(json["schema"], 1);
-        assert_eq!(json["command"], "run");
-        let pass = serde_json::json!({"runs": 3, "min": 0.1, "median": 0.2, "max": 0.3, "all": [0.1, 0.2, 0.3]});
-        assert_eq!(json["unet"]["pass_s"], pass);
+        assert_eq!(json["schema"], 2);
+        assert_eq!(json["command"], "ops");
+        let pass = serde_json::json!({"runs": 3, "min": 0.1, "median": 0.2, "max": 0.3, "all": [0.3, 0.1, 0.2]});
+        assert_eq!(json["pass_s"], pass);
         let read: Report = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(read).unwrap(), json);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).median, Some(2.5));
+        assert_eq!(Spread::of(Vec::new()).median, None);
+    }
+
+    #[test]
+    fn quartiles_lie_between_neighbours() {
+        let half = |all: &[f64]| Spread::of(all.to_vec()).half_range_of_middle();
+        assert_eq!(half(&[5.0, 1.0, 4.0, 2.0, 3.0]), Some(1.0));
+        assert_eq!(half(&[1.0, 2.0]), Some(0.25));
+        assert_eq!(half(&[1.0]), Some(0.0));
+        assert_eq!(half(&[]), None);
     }
 }

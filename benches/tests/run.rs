@@ -39,6 +39,13 @@ fn wrong_usage_is_answered_with_2() {
     for (args, said) in [
         (["run", "-m", model, "--runs", "0"], "--runs"),
         (["run", "-m", model, "--size", "100"], "104"),
+        (["run", "-m", model, "--ep", "abacus"], "abacus"),
+        (["run", "-m", model, "--ep", "cpu,abacus"], "openvino"),
+        (["run", "-m", model, "--ep-option", "a=b"], "cpu"),
+        (["run", "-m", model, "--sampler", "Eler"], "nearest: Euler"),
+        (["run", "-m", model, "--parts", "all"], "pictures"),
+        (["run", "--size", "64", "--synth", "sd16"], "sd15"),
+        (["run", "--size", "64", "--rounds", "1"], "--synth FAMILY"),
         (["ops", "-m", model, "--component", "vae"], "vae_decoder"),
     ] {
         let text = refused(&args);
@@ -68,16 +75,25 @@ fn networks_of_every_family_are_timed() {
         let refiner = refiner.map(synthetic);
         let dump = dir.path().join("dump.safetensors");
         let (model, dump) = (text(&model), text(&dump));
-        let mut args = vec!["--runs", "1", "-m", &model, "--dump", &dump];
+        let mut args = vec!["--runs", "1", "--rounds", "1", "--steps", "2"];
+        args.extend(["-m", &model, "--dump", &dump]);
         let refiner = refiner.as_ref().map(|(_dir, refiner)| text(refiner));
         if let Some(refiner) = &refiner {
             args.extend(["--refiner", refiner]);
         }
         let report = sdbench("run", &args);
+        let measured = &report["configurations"][0]["measured"];
+        let per_hour = measured["picture"]["pictures_per_hour"].as_f64();
+        assert!(per_hour.unwrap() > 0.0, "{family}: {report}");
         for network in networks.iter().chain(&["unet", "vae_decoder"]) {
-            let seconds = &report[network]["pass_s"]["median"];
+            let figures = &measured["networks"][network];
+            let seconds = &figures["pass_s"]["median"];
             assert!(seconds.as_f64().is_some(), "{family} {network}: {report}");
-            assert_eq!(report[network]["compute"], "f32");
+            assert_eq!(figures["compute"], "f32");
+            assert!(
+                figures["flop"].as_f64().unwrap() > 0.0,
+                "{family} {network}"
+            );
         }
         let bytes = std::fs::read(&dump).unwrap();
         let dump = SafeTensors::deserialize(&bytes).unwrap();
@@ -92,6 +108,87 @@ fn networks_of_every_family_are_timed() {
             family == "sd15-lcm"
         );
     }
+}
+
+/// A provider that the library lacks fails alone, and combinations that make no sense are left out.
+#[test]
+fn all_combinations_are_measured_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, html) = (dir.path().join("models"), dir.path().join("a.html"));
+    let report = sdbench(
+        "run",
+        &[
+            "--synth",
+            "sd15:tiny",
+            "--models-dir",
+            folder.to_str().unwrap(),
+            "--ep",
+            "cpu,rocm",
+            "--graph",
+            "native,portable",
+            "--compute",
+            "f32,i16",
+            "--threads",
+            "1",
+            "--sampler",
+            "Euler,DPM++ 2M",
+            "--steps",
+            "2",
+            "--batch",
+            "2",
+            "--runs",
+            "2",
+            "--rounds",
+            "2",
+            "--warm-up",
+            "0",
+            "--html",
+            html.to_str().unwrap(),
+        ],
+    );
+    let configurations = report["configurations"].as_array().unwrap();
+    let (failed, measured): (Vec<_>, Vec<_>) = configurations
+        .iter()
+        .partition(|configuration| configuration["measured"].is_null());
+    assert!(!measured.is_empty() && failed.len() == measured.len());
+    for configuration in failed {
+        assert_eq!(configuration["case"]["ep"], "rocm");
+        let problem = configuration["failed"].as_str().unwrap();
+        assert!(problem.contains("rocm"), "{problem}");
+    }
+    for configuration in measured {
+        let case = &configuration["case"];
+        assert_eq!((&case["ep"], &case["threads"]), (&"cpu".into(), &1.into()));
+        assert_eq!(case["model"], "synth-sd15-tiny");
+        assert!(case["graph"] == "native" || case["compute"] == "f32");
+        let figures = &configuration["measured"];
+        let (unet, picture) = (&figures["networks"]["unet"], &figures["picture"]);
+        assert_eq!(unet["graph"], case["graph"]);
+        let passes = unet["passes_s"].as_array().unwrap();
+        assert!(
+            passes
+                .iter()
+                .all(|round| round.as_array().unwrap().len() == 2)
+        );
+        let all = |spread: &Value| spread["all"].as_array().unwrap().len();
+        assert_eq!([all(&unet["pass_s"]), all(&picture["total_s"])], [2, 2]);
+        assert_eq!(picture["calls"], 2);
+        let number = |value: &Value| value.as_f64().unwrap();
+        let (total, step) = (
+            number(&picture["total_s"]["min"]),
+            number(&picture["step_s"]["min"]),
+        );
+        // Two pictures of two steps.
+        assert!(4.0 * step < total, "{picture}");
+        assert!(number(&unet["peak_percent"]) > 0.0);
+        if cfg!(target_os = "linux") {
+            let peak = &figures["peak"];
+            let kinds = ["anonymous_bytes", "file_bytes"].map(|kind| number(&peak[kind]));
+            assert!(kinds.iter().all(|&bytes| bytes > 1e6), "{peak}");
+        }
+    }
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("Most memory") && page.contains("rocm"));
 }
 
 /// The part that depends on the prompt runs once, the one that depends on the noise level in every pass.

@@ -10,7 +10,6 @@ mod prompts;
 mod shapes;
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::num::NonZero;
@@ -28,6 +27,7 @@ use sd_ui::{Bar, Ui, UsageError};
 pub(crate) use compare::Difference;
 use shapes::{Scene, Verdict};
 
+use crate::page::markdown_table;
 use crate::report::{Figures, Hits, Pair, Quality, Report, Spread, Variant, Way};
 
 /// How much stronger differences are shown.
@@ -474,12 +474,6 @@ fn table(report: &Report, quality: &Quality) -> String {
         report.instructions,
         report.threads,
     );
-    let lines = page::rows(quality);
-    for (i, cells) in lines.iter().enumerate() {
-        let _ = writeln!(text, "| {} |", cells.join(" | "));
-        if i == 0 {
-            let _ = writeln!(text, "|---|{}", "---:|".repeat(cells.len() - 1));
-        }
-    }
+    text.push_str(&markdown_table(&page::rows(quality)));
     text
 }

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use html_escape::{encode_double_quoted_attribute, encode_text};
+use html_escape::encode_text;
 
 use super::AMPLIFIED;
 use super::compare::LEVELS;
+use crate::page;
 use crate::report::{Pair, Quality, Report, Variant, Way};
 
 /// The page's name.
@@ -21,15 +22,10 @@ pub(super) const PICTURES: &str = "pictures";
 const MOST_BYTES: usize = 16 << 20;
 
 const STYLE: &str = "\
-body { font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto; max-width: 70rem; padding: 0 .7rem; \
-color: #222; background: #fff }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-section { border-top: 2px solid #ddd; margin-top: 2rem } h2 { font-size: 1.1rem }
 .row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; max-width: 50rem }
 figure { margin: 0 } img { width: 100%; height: auto; display: block; image-rendering: pixelated }
-figcaption { font-size: .8rem; color: #555; overflow-wrap: anywhere } .reference { grid-column: 1; position: sticky; top: .4rem; align-self: start }
+figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere }
+.reference { grid-column: 1; position: sticky; top: .4rem; align-self: start }
 ";
 
 /// The file of a picture in a way's folder.
@@ -90,12 +86,8 @@ pub(super) fn rows(quality: &Quality) -> Vec<Vec<String>> {
 
 /// The page. Pictures are read from the folder.
 pub(super) fn html(report: &Report, quality: &Quality, folder: &Path) -> anyhow::Result<String> {
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n",
-        title = encode_text(&format!("Pictures of {}", report.model.display())),
-    );
+    let title = format!("Pictures of {}", report.model.display());
+    let mut page = page::begin(&title, STYLE);
     let (prompts, seeds) = (quality.prompts.len(), quality.seeds.len());
     let text = format!(
         "{prompts} prompts x {seeds} seeds, {}x{} pixels, {} with {} steps, guidance {}. {}, {}, {} threads, sdbench {}.",
@@ -109,8 +101,8 @@ pub(super) fn html(report: &Report, quality: &Quality, folder: &Path) -> anyhow:
         report.threads,
         report.version,
     );
-    let _ = writeln!(page, "<p>{}</p>", encode_text(&text));
-    write_table(&mut page, &rows(quality));
+    page::paragraph(&mut page, &text);
+    page::table(&mut page, &rows(quality));
     let order = worst_first(quality);
     let (mut pictures, mut shown) = (String::new(), 0);
     for &number in &order {
@@ -127,7 +119,7 @@ pub(super) fn html(report: &Report, quality: &Quality, folder: &Path) -> anyhow:
         order.len(),
     );
     page.push_str(&pictures);
-    page.push_str("</body>\n</html>\n");
+    page::end(&mut page);
     Ok(page)
 }
 
@@ -145,19 +137,6 @@ fn worst_first(quality: &Quality) -> Vec<usize> {
     let mut order: Vec<_> = (0..count).map(|number| (worst(number), number)).collect();
     order.sort_by(|a, b| a.0.total_cmp(&b.0));
     order.into_iter().map(|(_, number)| number).collect()
-}
-
-fn write_table(page: &mut String, rows: &[Vec<String>]) {
-    page.push_str("<div class=\"wide\">\n<table>\n");
-    for (i, cells) in rows.iter().enumerate() {
-        let tag = if i == 0 { "th" } else { "td" };
-        page.push_str("<tr>");
-        for cell in cells {
-            let _ = write!(page, "<{tag}>{}</{tag}>", encode_text(cell));
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</table>\n</div>\n");
 }
 
 /// A picture of the reference, and beside it those of the variants with what differs.
@@ -180,9 +159,8 @@ fn write_pictures(
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let _ = writeln!(
             page,
-            "<figure{attributes}><img alt=\"{}\" src=\"data:image/png;base64,{}\"><figcaption>{}</figcaption></figure>",
-            encode_double_quoted_attribute(caption),
-            base64(&bytes),
+            "<figure{attributes}>{}<figcaption>{}</figcaption></figure>",
+            page::image(&bytes, caption),
             encode_text(caption),
         );
         anyhow::Ok(())
@@ -219,38 +197,4 @@ fn name(way: &Way) -> String {
 
 fn decibels(psnr: Option<f64>) -> String {
     psnr.map_or_else(|| "equal".to_owned(), |psnr| format!("{psnr:.1}"))
-}
-
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |i: usize| three.get(i).copied().map_or(0, u32::from);
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let sign = SIGNS[(bits >> (18 - 6 * i)) as usize & 63];
-            text.push(if i <= three.len() {
-                char::from(sign)
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The vectors of RFC 4648, section 10.
-    #[test]
-    fn bytes_are_written_as_in_the_rfc() {
-        let found = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|x| base64(x.as_bytes()));
-        let expected = [
-            "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy",
-        ];
-        assert_eq!(found, expected);
-    }
 }
