@@ -3,6 +3,7 @@
 mod classify;
 mod compare;
 mod convert;
+mod determinism;
 mod energy;
 mod machine;
 mod memory;
@@ -44,6 +45,9 @@ enum Command {
     Ops(ops::OpsArgs),
     Convert(convert::ConvertArgs),
     Quality(quality::QualityArgs),
+    Determinism(Box<determinism::DeterminismArgs>),
+    #[command(name = determinism::COMMAND, hide = true)]
+    DeterminismRecord(determinism::RecordArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
         Command::Ops(args) => ops::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
         Command::Quality(args) => quality::run(args, &ui),
+        Command::Determinism(args) => determinism::run(args, &ui),
+        Command::DeterminismRecord(args) => determinism::record(args, &ui),
     };
     ui.finish(outcome.map_err(marked), hint)
 }

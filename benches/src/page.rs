@@ -18,6 +18,10 @@ th:first-child, td:first-child { text-align: left } .wide { margin-top: 1rem }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .3rem 1rem } dd { margin: 0; overflow-wrap: anywhere }
 section { border-top: 2px solid var(--line); margin-top: 2rem } h2 { font-size: 1.1rem } h3 { font-size: 1rem }
 .faint { color: var(--faint); font-size: .85rem }
+.row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; max-width: 50rem }
+figure { margin: 0 } img { width: 100%; height: auto; display: block; image-rendering: pixelated }
+figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere }
+@media (max-width: 30rem) { th, td { padding: .3rem .3rem; font-size: .8rem } }
 ";
 
 /// The beginning of a page, with more rules of style behind those of all pages.
@@ -64,13 +68,15 @@ pub(crate) fn facts(page: &mut String, rows: &[(String, String)]) {
     page.push_str("</dl>\n");
 }
 
-/// A picture within the page: bytes of PNG, and what they show.
-pub(crate) fn image(png: &[u8], caption: &str) -> String {
-    format!(
-        "<img alt=\"{}\" src=\"data:image/png;base64,{}\">",
+/// A picture of a PNG's bytes, and what it shows. `attributes` go into its `figure`.
+pub(crate) fn figure(page: &mut String, attributes: &str, png: &[u8], caption: &str) {
+    let _ = writeln!(
+        page,
+        "<figure{attributes}><img alt=\"{}\" src=\"data:image/png;base64,{}\"><figcaption>{}</figcaption></figure>",
         encode_double_quoted_attribute(caption),
-        base64(png)
-    )
+        base64(png),
+        encode_text(caption),
+    );
 }
 
 /// The same table in Markdown: what has a meaning there is written with a backslash.

@@ -4,9 +4,9 @@
 
 mod compare;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 mod page;
-mod prompts;
+pub(crate) mod prompts;
 mod shapes;
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use sd_runtime::pipeline::{
 };
 use sd_ui::{Bar, Ui, UsageError};
 
-pub(crate) use compare::Difference;
+pub(crate) use compare::{Difference, amplified};
 use shapes::{Scene, Verdict};
 
 use crate::page::markdown_table;

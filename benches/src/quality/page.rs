@@ -21,12 +21,8 @@ pub(super) const PICTURES: &str = "pictures";
 /// Bytes of pictures behind which no more are shown: a page that a phone opens. Those with the worst PSNR come first.
 const MOST_BYTES: usize = 16 << 20;
 
-const STYLE: &str = "\
-.row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; max-width: 50rem }
-figure { margin: 0 } img { width: 100%; height: auto; display: block; image-rendering: pixelated }
-figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere }
-.reference { grid-column: 1; position: sticky; top: .4rem; align-self: start }
-";
+const STYLE: &str =
+    ".reference { grid-column: 1; position: sticky; top: .4rem; align-self: start }\n";
 
 /// The file of a picture in a way's folder.
 pub(super) fn file(folder: &str, prompt: usize, seed: u64) -> String {
@@ -157,12 +153,7 @@ fn write_pictures(
     let mut figure = |attributes: &str, file: &str, caption: &str| {
         let path = folder.join(file);
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let _ = writeln!(
-            page,
-            "<figure{attributes}>{}<figcaption>{}</figcaption></figure>",
-            page::image(&bytes, caption),
-            encode_text(caption),
-        );
+        page::figure(page, attributes, &bytes, caption);
         anyhow::Ok(())
     };
     let place = |way: &Way, file: fn(&str, usize, u64) -> String| {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use sd_kernels::{Compute, Isa};
 
 use super::event::{Event, Listener, Stage};
-use super::stages::{self, Watched};
-use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
-use crate::denoise::{Latents, Networks, Relay, Unet};
-use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep, Lease};
+use super::leases::Leases;
+use super::stages::{self, Inside, Watched};
+use super::{Dump, Models, Picture, PipelineError, Plan, Plans};
+use crate::denoise::{Latents, Networks};
+use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
 
 /// How long the stages took.
@@ -78,12 +79,12 @@ pub fn run(
         return Ok(Outcome::of_nothing());
     };
     let model = &models.base;
-    let wish = (first.graph, first.compute);
-    let lease = |model: &ModelDir, component: &str, dims: &[(&str, usize)], takes_vectors| {
-        let (key, _) = model.key(component, dims, engine.ep(), wish)?;
-        let key = key.takes_vectors(takes_vectors);
-        engine.lease(&key, model.manifest.as_ref(), cancel)
+    let leases = Leases {
+        plan: first,
+        engine,
+        cancel,
     };
+    let wish = (first.graph, first.compute);
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
     note_portable(first, models, engine.ep(), listener)?;
     let mut timing = Timing::default();
@@ -93,24 +94,15 @@ pub fn run(
     if let Some(dump) = dump.as_deref_mut() {
         dump.set_all(first);
     }
-    let conditions = encode(first, models, &lease, cancel, dump.as_deref_mut())?;
+    let conditions = encode(&leases, models, dump.as_deref_mut())?;
     timing.encode = start.elapsed();
 
     listener(Event::Stage(Stage::Load));
     let start = Instant::now();
-    let [_, _, height, width] = first.latent_shape;
-    let dims = [("batch", 1), ("height", height), ("width", width)];
     let lease_unet = |number: usize| {
-        let model = models
-            .all()
-            .nth(number)
-            .expect("what is called was planned");
-        let mut dims = dims.to_vec();
-        dims.extend(sequence(&conditions[number]).map(|length| ("sequence", length)));
-        Ok(Unet::new(
-            lease(model, "unet", &dims, false)?,
-            model.prediction,
-        ))
+        let model = models.all().nth(number);
+        let model = model.expect("what is called was planned");
+        leases.unet(model, &conditions[number])
     };
     let mut networks = Networks::new(&lease_unet);
     networks.get(0)?;
@@ -127,23 +119,11 @@ pub fn run(
         if let Some(dump) = dump.as_deref_mut() {
             dump.append("initial_noise", &noise.view());
         }
-        if let Some(more) = plan.profile.step_seed {
-            source = plan.origin.source(plan.seed.wrapping_add(more));
-        }
-        let mut relay = Relay {
-            networks: &mut networks,
-            conditions: &conditions,
-            calls: 0,
-            refiner_below: plan.refiner_below,
-            asked_scale: plan.guidance_scale,
-            scale: (plan.profile.guidance_scale)(plan.guidance_scale),
-            rescale: plan.guidance_rescale,
-            cancel,
-        };
+        let mut relay = stages::relay(plan, &mut networks, &conditions, cancel);
         let watched = Watched {
             picture,
             listener,
-            dump: dump.as_deref_mut(),
+            inside: dump.as_deref_mut().map(|dump| dump as &mut dyn Inside),
             cancel,
         };
         let (clean, called) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
@@ -158,7 +138,7 @@ pub fn run(
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = lease(model, "vae_decoder", &dims, false)?;
+    let mut decoder = leases.decoder(model)?;
     let decode =
         |plan: &Plan, latents: &Latents| stages::decode(plan, latents, model, &mut decoder, cancel);
     let pictures = decoded(plans, &latents, decode, listener)?;
@@ -191,13 +171,6 @@ fn computed(graph: &Chosen, compute: Compute, ep: Ep) -> Vec<(&'static str, Stri
     pairs
 }
 
-/// Tokens of all conditions, if they are equally long.
-fn sequence(conditions: &Guides<Condition>) -> Option<usize> {
-    let mut lengths = conditions.values().map(|(condition, _)| condition.tokens());
-    let first = lengths.next()?;
-    lengths.all(|length| length == first).then_some(first)
-}
-
 /// The pictures of plans, and a word on those that are none.
 fn decoded(
     plans: &[Plan],
@@ -217,20 +190,15 @@ fn decoded(
     Ok(pictures)
 }
 
-/// Leases a model's network with fixed dimensions, perhaps one that takes vectors in place of tokens.
-type LeaseOf<'a> =
-    dyn Fn(&ModelDir, &str, &[(&str, usize)], bool) -> Result<Lease, EngineError> + 'a;
-
 /// Prompts for every model, through its text encoders. Plans of a request differ in their seeds only, so the first speaks for
 /// all.
-fn encode(
-    plan: &Plan,
+pub(super) fn encode(
+    leases: &Leases<'_>,
     models: &Models,
-    lease: &LeaseOf<'_>,
-    cancel: &Cancel,
     mut dump: Option<&mut Dump>,
 ) -> Result<Vec<Guides<Condition>>, PipelineError> {
     let _span = tracing::info_span!("encode").entered();
+    let Leases { plan, cancel, .. } = *leases;
     let mut conditions = Vec::new();
     let of_models = models.all().zip(&plan.told).zip(&*plan.tokens);
     for (((model, told), tokens), suffix) in of_models.zip(["", "_refiner"]) {
@@ -241,7 +209,7 @@ fn encode(
             let takes_vectors = chunks.any(|chunk| !chunk.vectors.is_empty());
             let empty = chunks::empty(&text.tokenizer);
             let dims = [("batch", 1), ("sequence", empty.ids.len())];
-            let network = lease(model, text.component, &dims, takes_vectors)?;
+            let network = leases.network(model, text.component, &dims, takes_vectors)?;
             let mut encoder = TextEncoder::new(network);
             let weighting = (plan.emphasis, &empty);
             stages::encode(

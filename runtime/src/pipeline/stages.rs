@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use ndarray::{Array4, Axis, Ix4};
+use ndarray::{Array3, Array4, Axis, Ix4};
 
 use super::event::{Event, Listener};
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
-use crate::denoise::{DenoiseError, Denoiser, Latents, Level, Relay, Thresholded, is_refined};
+use crate::denoise::{
+    DenoiseError, Denoiser, Latents, Level, Networks, Relay, Thresholded, is_refined,
+};
 use crate::engine::{Cancel, EngineError, Input, Network};
 use crate::noise::{BrownianTree, NoiseSource};
 use crate::sampler::{Run, Schedule, Step};
@@ -57,7 +59,10 @@ pub(super) fn first_noise(
 ) -> Result<(Latents, Box<dyn NoiseSource + Send>), PipelineError> {
     let [_, channels, height, width] = plan.latent_shape;
     let shape = [channels, height, width];
-    let (drawn, source) = plan.first_noise.draw(plan.origin, plan.seed, shape);
+    let (drawn, mut source) = plan.first_noise.draw(plan.origin, plan.seed, shape);
+    if let Some(more) = plan.profile.step_seed {
+        source = plan.origin.source(plan.seed.wrapping_add(more));
+    }
     let noise = match &plan.initial_noise {
         Some((path, place)) => given_noise(path, *place, shape)?,
         None => drawn.insert_axis(Axis(0)),
@@ -148,15 +153,53 @@ fn parts(plan: &Plan) -> Vec<Cow<'_, Schedule>> {
     }
 }
 
+/// What a plan calls: its base model, and from some level on its refiner.
+pub(super) fn relay<'a, 'n>(
+    plan: &Plan,
+    networks: &'a mut Networks<'n>,
+    conditions: &'a [Guides<Condition>],
+    cancel: &'a Cancel,
+) -> Relay<'a, 'n> {
+    Relay {
+        networks,
+        conditions,
+        calls: 0,
+        refiner_below: plan.refiner_below,
+        asked_scale: plan.guidance_scale,
+        scale: (plan.profile.guidance_scale)(plan.guidance_scale),
+        rescale: plan.guidance_rescale,
+        cancel,
+    }
+}
+
+/// Who sees the inside of a picture's denoising. Calls and steps count from 0.
+pub(super) trait Inside {
+    /// The denoiser was called.
+    fn called(&mut self, call: usize, x: &Latents, level: Level, denoised: &Latents);
+
+    /// A step ended in this state.
+    fn stepped(&mut self, step: usize, x: &Latents);
+}
+
+impl Inside for Dump {
+    fn called(&mut self, call: usize, _: &Latents, _: Level, denoised: &Latents) {
+        self.append(&format!("denoised.{call:03}"), &denoised.view());
+    }
+
+    fn stepped(&mut self, step: usize, x: &Latents) {
+        self.append(&format!("latents.{step:03}"), &x.view());
+    }
+}
+
 /// Who looks on while a picture is denoised.
 pub(super) struct Watched<'a, 'l> {
     pub(super) picture: usize,
     pub(super) listener: &'a mut Listener<'l>,
-    pub(super) dump: Option<&'a mut Dump>,
+    pub(super) inside: Option<&'a mut dyn Inside>,
     pub(super) cancel: &'a Cancel,
 }
 
-/// A denoiser whose calls are counted and dumped, and end when the user wants.
+/// A denoiser whose calls are counted and seen, and end when the user wants.
 struct WatchedDenoiser<'a, 'b, 'l, D> {
     inner: &'a mut D,
     watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
@@ -166,23 +209,28 @@ struct WatchedDenoiser<'a, 'b, 'l, D> {
 impl<D: Denoiser> Denoiser for WatchedDenoiser<'_, '_, '_, D> {
     fn denoise(&mut self, x: &Latents, level: Level) -> Result<Latents, DenoiseError> {
         let denoised = self.inner.denoise(x, level)?;
-        self.called(&denoised)?;
+        self.called(x, level, &denoised)?;
         Ok(denoised)
     }
 
     fn denoise_both(&mut self, x: &Latents, level: Level) -> Result<[Latents; 2], DenoiseError> {
         let both = self.inner.denoise_both(x, level)?;
-        self.called(&both[0])?;
+        self.called(x, level, &both[0])?;
         Ok(both)
     }
 }
 
 impl<D> WatchedDenoiser<'_, '_, '_, D> {
-    /// Counts and dumps a call, and ends the run if the user wants.
-    fn called(&mut self, denoised: &Latents) -> Result<(), DenoiseError> {
+    /// Counts and shows a call, and ends the run if the user wants.
+    fn called(
+        &mut self,
+        x: &Latents,
+        level: Level,
+        denoised: &Latents,
+    ) -> Result<(), DenoiseError> {
         let mut watched = self.watched.borrow_mut();
-        if let Some(dump) = watched.dump.as_deref_mut() {
-            dump.append(&format!("denoised.{:03}", self.calls), &denoised.view());
+        if let Some(inside) = watched.inside.as_deref_mut() {
+            inside.called(self.calls, x, level, denoised);
         }
         self.calls += 1;
         let (picture, calls) = (watched.picture, self.calls);
@@ -217,8 +265,8 @@ impl Run for WatchedRun<'_, '_, '_> {
     }
 
     fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {
-        if let Some(dump) = self.watched.borrow_mut().dump.as_deref_mut() {
-            dump.append(&format!("latents.{:03}", self.before + i), &x.view());
+        if let Some(inside) = self.watched.borrow_mut().inside.as_deref_mut() {
+            inside.stepped(self.before + i, x);
         }
         Ok(())
     }
@@ -237,6 +285,18 @@ pub(super) fn decode(
     decoder: &mut Network,
     cancel: &Cancel,
 ) -> Result<Picture, PipelineError> {
+    let decoded = decoded(plan, latents, model, decoder, cancel)?;
+    Ok(Picture::from_decoded(&decoded.view(), plan.profile.pixel))
+}
+
+/// Clean latents to what the decoder makes of them, [3, height, width]; colours are -1 to 1.
+pub(super) fn decoded(
+    plan: &Plan,
+    latents: &Latents,
+    model: &ModelDir,
+    decoder: &mut Network,
+    cancel: &Cancel,
+) -> Result<Array3<f32>, PipelineError> {
     let size = format!("{}x{}", plan.size[0], plan.size[1]);
     let _span = tracing::info_span!("decode", size, seed = plan.seed).entered();
     let unscaled = latents / model.latent.scaling_factor as f32;
@@ -253,6 +313,5 @@ pub(super) fn decode(
     if count > 0 {
         return Err(PipelineError::NonFinite { count });
     }
-    let picture = decoded.index_axis(Axis(0), 0);
-    Ok(Picture::from_decoded(&picture, plan.profile.pixel))
+    Ok(decoded.index_axis_move(Axis(0), 0))
 }

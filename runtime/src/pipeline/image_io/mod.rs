@@ -115,8 +115,12 @@ impl Picture {
         to.write(&bytes, cancel)
     }
 
-    /// The bytes of a file.
-    fn encode(&self, format: Format, parameters: &str) -> io::Result<Vec<u8>> {
+    /// The bytes of a file, with `parameters` as A1111 reads them.
+    ///
+    /// # Errors
+    /// A side is 0 or too long for the format, there are not three bytes for every pixel, or the format does not hold so long
+    /// settings.
+    pub fn encode(&self, format: Format, parameters: &str) -> io::Result<Vec<u8>> {
         if let Some(most) = format.exceeded(parameters) {
             let text = format!("its settings take more than the {most} bytes that a JPEG holds");
             return Err(io::Error::other(text));

@@ -1,0 +1,81 @@
+//! Recordings made in processes of their own: a process has one ONNX Runtime and one thread pool.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use sd_runtime::engine::{Cancel, EngineError};
+use sd_ui::Ui;
+
+use super::record::Order;
+use super::recording::Recording;
+
+/// The subcommand that such a process is started with; not for people.
+pub(crate) const COMMAND: &str = "determinism-record";
+
+/// Record one way of making a picture, as a file says
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecordArgs {
+    /// JSON that `sdbench determinism` wrote
+    order: PathBuf,
+}
+
+/// What such a process does.
+pub(crate) fn run(args: &RecordArgs, ui: &Ui) -> anyhow::Result<()> {
+    let path = args.order.display();
+    let json = std::fs::read_to_string(&args.order);
+    let json = json.with_context(|| format!("cannot read {path}"))?;
+    let order: Order = serde_json::from_str(&json).with_context(|| path.to_string())?;
+    let cancel = Cancel::new();
+    let job = cancel.clone();
+    ui.on_interrupt(move || job.cancel());
+    let bytes = order.fulfil(&cancel)?.to_bytes()?;
+    let output = &order.output;
+    std::fs::write(output, bytes).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// Has an order fulfilled; `scratch` is a folder for its files.
+pub(crate) fn record(order: &Order, scratch: &Path, cancel: &Cancel) -> anyhow::Result<Recording> {
+    let [json, stderr] = ["order.json", "stderr"].map(|name| scratch.join(name));
+    std::fs::write(&json, serde_json::to_vec(order)?)?;
+    let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
+    command
+        .args([COMMAND, "-q"])
+        .arg(&json)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&stderr)?);
+    let status = finish(command, cancel)?;
+    if !status.success() {
+        let said = std::fs::read(&stderr).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let said = said.trim().trim_start_matches("error: ");
+        return Err(match said.is_empty() {
+            true => anyhow!("the process that records ended with {status}"),
+            false => anyhow!("{said}"),
+        });
+    }
+    Recording::read(&order.output)
+}
+
+/// Waits for a process, or ends it if the user wants to stop.
+fn finish(mut command: Command, cancel: &Cancel) -> anyhow::Result<ExitStatus> {
+    let child = command.spawn();
+    let mut child = child.context("cannot start this program once more")?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if cancel.is_cancelled() {
+            child.kill().and_then(|()| child.wait()).ok();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    match cancel.is_cancelled() {
+        true => Err(EngineError::Interrupted.into()),
+        false => Ok(status),
+    }
+}

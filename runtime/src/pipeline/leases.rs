@@ -1,0 +1,60 @@
+//! The networks of a run, leased with the sizes that it has.
+
+use super::{ModelDir, Plan};
+use crate::denoise::Unet;
+use crate::engine::{Cancel, Engine, EngineError, Lease};
+use crate::text::{Condition, Guides};
+
+/// Who leases networks for pictures like a plan's.
+#[derive(Clone, Copy)]
+pub(super) struct Leases<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) engine: &'a Engine,
+    pub(super) cancel: &'a Cancel,
+}
+
+impl Leases<'_> {
+    /// A network with fixed dimensions, perhaps one that takes vectors in place of tokens.
+    pub(super) fn network(
+        &self,
+        model: &ModelDir,
+        component: &str,
+        dims: &[(&str, usize)],
+        takes_vectors: bool,
+    ) -> Result<Lease, EngineError> {
+        let wish = (self.plan.graph, self.plan.compute);
+        let (key, _) = model.key(component, dims, self.engine.ep(), wish)?;
+        let key = key.takes_vectors(takes_vectors);
+        let manifest = model.manifest.as_ref();
+        self.engine.lease(&key, manifest, self.cancel)
+    }
+
+    /// The UNet of a model that is told this.
+    pub(super) fn unet(
+        &self,
+        model: &ModelDir,
+        told: &Guides<Condition>,
+    ) -> Result<Unet, EngineError> {
+        let mut dims = self.latent_dims().to_vec();
+        dims.extend(sequence(told).map(|length| ("sequence", length)));
+        let network = self.network(model, "unet", &dims, false)?;
+        Ok(Unet::new(network, model.prediction))
+    }
+
+    /// What makes pictures of latents.
+    pub(super) fn decoder(&self, model: &ModelDir) -> Result<Lease, EngineError> {
+        self.network(model, "vae_decoder", &self.latent_dims(), false)
+    }
+
+    fn latent_dims(&self) -> [(&'static str, usize); 3] {
+        let [_, _, height, width] = self.plan.latent_shape;
+        [("batch", 1), ("height", height), ("width", width)]
+    }
+}
+
+/// Tokens of all conditions, if they are equally long.
+fn sequence(conditions: &Guides<Condition>) -> Option<usize> {
+    let mut lengths = conditions.values().map(|(condition, _)| condition.tokens());
+    let first = lengths.next()?;
+    lengths.all(|length| length == first).then_some(first)
+}
