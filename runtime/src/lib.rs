@@ -2,7 +2,8 @@
 //!
 //! [`engine`] finds and runs ONNX Runtime, [`text`] turns prompts into embeddings, [`noise`] draws what other programs draw,
 //! [`denoise`] holds noise levels, guidance and prediction types, [`sampler`] the solvers, [`sigmas`] the spreads of noise
-//! levels, [`profile`] the rules of other programs, and [`pipeline`] puts them together.
+//! levels, [`profile`] the rules of other programs, [`pipeline`] puts them together, and [`jobs`]
+//! takes many requests through it.
 //!
 //! A picture, from a model directory to a file:
 //!
@@ -32,6 +33,7 @@
 
 pub mod denoise;
 pub mod engine;
+pub mod jobs;
 pub mod noise;
 pub mod pipeline;
 pub mod profile;

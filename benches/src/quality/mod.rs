@@ -312,7 +312,7 @@ impl Session<'_> {
         // Networks stay from prompt to prompt, in half of the memory that is left; those of the job before go.
         let pool = self.engine.pool();
         pool.set_budget(0);
-        let needed = job.plans.iter().map(|plans| plans.memory).max();
+        let needed = job.plans.iter().map(|plans| plans.memory.total).max();
         pool.set_budget(memory::limit().saturating_sub(needed.unwrap_or(0)) / 2);
         let (mut pictures, mut seconds) = (Vec::new(), Vec::new());
         let (mut graph, mut compute) = ("none", job.compute.name());

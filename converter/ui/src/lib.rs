@@ -185,6 +185,12 @@ impl Ui {
         self.bar(message, 0, "{spinner} {msg} {pos}, {seconds_per_step}")
     }
 
+    /// A bar over work of any unit; [`Bar::say`] puts words behind it.
+    #[must_use]
+    pub fn work(&self) -> Bar {
+        self.bar("", 0, "{wide_bar} {msg}")
+    }
+
     /// A sign of life for something without measure.
     #[must_use]
     pub fn spinner(&self, message: &'static str) -> Bar {
@@ -302,6 +308,22 @@ impl Bar {
     /// `n` steps or bytes are done.
     pub fn set(&self, n: u64) {
         self.bar.set_position(n);
+    }
+
+    /// There are `n` in all.
+    pub fn set_total(&self, n: u64) {
+        self.bar.set_length(n);
+    }
+
+    /// Puts words beside the bar.
+    pub fn say(&self, words: String) {
+        self.bar.set_message(words);
+    }
+
+    /// Whether it is drawn: stderr is a terminal.
+    #[must_use]
+    pub fn is_visible(&self) -> bool {
+        !self.bar.is_hidden()
     }
 
     /// `n` more steps or bytes are done.

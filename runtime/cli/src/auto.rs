@@ -78,18 +78,8 @@ fn fastest(
     let hash = Case::model(&model.path)?;
     let (mut results, mut new, mut turn) = (Vec::new(), 0, None);
     for (ep, found) in candidates {
-        let case = Case {
-            processor: processor(),
-            instructions: Isa::detect().name().to_owned(),
-            threads: args.processors(),
-            model: hash.clone(),
-            size: plan.size,
-            compute: request.compute,
-            graph: request.graph,
-            ep: ep.to_string(),
-            options: args.with(*ep).options(),
-            library: Case::library(found),
-        };
+        let of = (hash.as_str(), plan.size);
+        let case = case(&args.with(*ep), request, of, *ep, found);
         let mut known = record.find(&case);
         if known.is_none() && turn.is_none() {
             turn = wait_for_turn(&record, &cancel, |text| ui.note(text))?;
@@ -114,9 +104,32 @@ fn fastest(
     choose(&results, plan.calls.unwrap_or(plan.steps), new)
 }
 
+/// What is measured for a request, a model's hash and a size.
+pub(crate) fn case(
+    args: &EngineArgs,
+    request: &Request,
+    (model, size): (&str, [usize; 2]),
+    ep: Ep,
+    found: &library::Found,
+) -> Case {
+    Case {
+        processor: processor(),
+        instructions: Isa::detect().name().to_owned(),
+        threads: args.processors(),
+        workers: 1,
+        model: model.to_owned(),
+        size,
+        compute: request.compute,
+        graph: request.graph,
+        ep: ep.to_string(),
+        options: args.options(),
+        library: Case::library(found),
+    }
+}
+
 /// Waits until no other process measures, since two at once are slower than each alone, and keeps others waiting as long as the
 /// file is open; there is none where it cannot be made.
-fn wait_for_turn(
+pub(crate) fn wait_for_turn(
     record: &Record,
     cancel: &Cancel,
     tell: impl Fn(&str),
@@ -134,7 +147,7 @@ fn wait_for_turn(
             return Err(EngineError::Interrupted.into());
         }
         if !waits {
-            tell("another process measures providers; waiting for it ..");
+            tell("another process measures; waiting for it ..");
             waits = true;
         }
         std::thread::sleep(Duration::from_millis(100));

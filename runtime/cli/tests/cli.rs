@@ -2,50 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sd_runtime::engine::{Cancel, EngineError, Ep, library, setup};
+use common::{folder, run, sdrun};
+use sd_runtime::engine::Cancel;
 use sd_runtime::pipeline::{Destination, Format, Picture, PictureFile};
-use tempfile::TempDir;
-
-/// The library of this machine; fetched as `sdrun setup` does it if there is none.
-fn runtime_library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| match library::find(None, Ep::Cpu) {
-        Ok(found) => found.path,
-        Err(EngineError::NoLibrary { .. }) => setup::fetch(Ep::Cpu).unwrap(),
-        Err(e) => panic!("{e}"),
-    })
-}
-
-/// `sdrun` in a data folder of its own, with the machine's library.
-fn sdrun(data: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sdrun"));
-    command
-        .env("NO_COLOR", "1")
-        .env("SDRT_DATA_DIR", data)
-        .env("ORT_DYLIB_PATH", runtime_library());
-    command.current_dir(data).stdin(Stdio::null());
-    command
-}
-
-fn run(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (status.code(), text(stdout), text(stderr))
-}
-
-fn folder() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
 
 /// Whether another program's reader takes the file for a picture of the demo model's size.
 fn is_picture(path: &Path) -> bool {

@@ -49,7 +49,7 @@ impl Cancel {
     ///
     /// # Errors
     /// Somebody wants to stop; the work's result is lost then.
-    pub(super) fn during<T>(
+    pub(crate) fn during<T>(
         &self,
         stop: impl Fn() + Send + 'static,
         work: impl FnOnce() -> T,

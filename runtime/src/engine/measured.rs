@@ -24,8 +24,11 @@ pub struct Case {
     pub processor: String,
     /// Instruction level that kernels may use.
     pub instructions: String,
-    /// Threads.
+    /// Threads, of all workers together.
     pub threads: usize,
+    /// How many workers share them, each with a picture of its own.
+    #[serde(default = "one_worker")]
+    pub workers: usize,
     /// Hash of the model's manifest, or of its UNet's graph.
     pub model: String,
     /// Width and height of the picture.
@@ -40,6 +43,11 @@ pub struct Case {
     pub options: Vec<String>,
     /// The library: its path and its size in bytes.
     pub library: (PathBuf, u64),
+}
+
+/// Of records from before there were several.
+fn one_worker() -> usize {
+    1
 }
 
 impl Case {
@@ -139,6 +147,12 @@ impl Record {
         Self { file }
     }
 
+    /// What several workers took. Their networks were loaded already, so these figures do not go with the others.
+    #[must_use]
+    pub fn of_workers() -> Self {
+        Self::at(data_dir().join("workers.json"))
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -202,6 +216,7 @@ mod tests {
             processor: "a processor".to_owned(),
             instructions: "avx2".to_owned(),
             threads: 2,
+            workers: 1,
             model: "abc".to_owned(),
             size: [512, 768],
             compute: Compute::F32,
@@ -233,8 +248,9 @@ mod tests {
         record.add(&case("cpu"), &took).unwrap();
         assert_eq!(record.find(&case("cpu")), Some(took));
         assert_eq!(record.find(&case("openvino")), Some(failed));
-        let changes: [fn(&mut Case); 5] = [
+        let changes: [fn(&mut Case); 6] = [
             |case| case.threads = 1,
+            |case| case.workers = 2,
             |case| case.size = [512, 512],
             |case| case.model = "abd".to_owned(),
             |case| case.compute = Compute::Bf16,

@@ -7,6 +7,29 @@ use std::path::Path;
 use sd_models::manifest::Component;
 use sysinfo::System;
 
+/// Bytes of memory that a picture takes at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// All of it, of the network that takes most.
+    pub total: u64,
+    /// What no other picture can use: activations, and weights that are not used as they are stored.
+    pub own: u64,
+    /// Weights that are mapped from files, of which there is one copy however many pictures are made at the same time.
+    pub mapped: u64,
+}
+
+impl Needs {
+    /// What is enough for either.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            total: self.total.max(other.total),
+            own: self.own.max(other.own),
+            mapped: self.mapped.max(other.mapped),
+        }
+    }
+}
+
 /// Bytes that this process can have at most, swap not counted.
 #[must_use]
 pub fn limit() -> u64 {

@@ -68,9 +68,11 @@ pub struct Engine {
     ep_options: OpenVino,
     strict: bool,
     threads: usize,
+    /// Whether sessions have threads of their own, instead of those of the pool that all graphs share.
+    apart: bool,
     /// Where the profiles of networks grow, if they are wanted.
     profiles: Option<TempDir>,
-    verified: Verified,
+    verified: Arc<Verified>,
     pool: Pool,
     /// The latest error in ONNX Runtime's log, which tells more than what it returns.
     complaint: Arc<Mutex<String>>,
@@ -127,13 +129,37 @@ impl Engine {
             ep_options: OpenVino::default(),
             strict: false,
             threads,
+            apart: false,
             profiles: None,
-            verified: Verified::new(),
+            verified: Arc::new(Verified::new()),
             pool: Pool::new(0),
             complaint,
         };
         engine.provide(options.ep, &options.ep_options, options.strict)?;
         Ok(engine)
+    }
+
+    /// This many engines that share the library, the provider and the processors, so that several networks run at the same
+    /// time. Each has its own pool of networks and computes with its part of the threads, at least one; weights that are mapped from files
+    /// are in memory once for all of them. The threads of one engine are those of this one.
+    #[must_use]
+    pub fn split(&self, workers: NonZero<usize>) -> Vec<Self> {
+        let workers = workers.get();
+        let part = |i: usize| self.threads / workers + usize::from(i < self.threads % workers);
+        let engine = |i| Self {
+            environment: self.environment.clone(),
+            library: self.library.clone(),
+            ep: self.ep,
+            ep_options: self.ep_options.clone(),
+            strict: self.strict,
+            threads: part(i).max(1),
+            apart: self.apart || workers > 1,
+            profiles: None,
+            verified: Arc::clone(&self.verified),
+            pool: Pool::new(0),
+            complaint: Arc::clone(&self.complaint),
+        };
+        (0..workers).map(engine).collect()
     }
 
     /// Lets another provider compute what is loaded from now on, as [`EngineOptions`] describe it. Networks that were kept go.

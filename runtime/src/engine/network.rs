@@ -277,6 +277,14 @@ impl Graph {
                 .with_config_entry("session.x64quantprecision", "1")
                 .map_err(|e| say(&e))?;
         }
+        if engine.apart {
+            builder = builder
+                .with_independent_thread_pool()
+                .map_err(|e| say(&e))?;
+            builder = builder
+                .with_intra_threads(engine.threads)
+                .map_err(|e| say(&e))?;
+        }
         let placement = Placement::default();
         if let Some(dispatch) = engine.dispatch(key.compute) {
             builder = builder

@@ -47,6 +47,17 @@ impl Request {
         });
         rest.map(|()| request)
     }
+
+    /// [`Self::from_json`] of JSON that was read already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_value(json: serde_json::Value) -> Result<Self, RequestError> {
+        serde_path_to_error::deserialize(json).map_err(|e| RequestError::Value {
+            field: e.path().to_string(),
+            problem: e.inner().to_string(),
+        })
+    }
 }
 
 /// Reads a name by `parse`.

@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 
 use super::PipelineError;
 use crate::Remedy;
-use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose, memory};
+use crate::engine::memory::{self, Needs};
+use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose};
 use crate::profile::{ConfigError, Trained};
 use crate::text::{ClipTokenizer, Embeddings};
 
@@ -330,29 +331,44 @@ impl ModelDir {
             .unwrap_or_default()
     }
 
-    /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights in single
-    /// precision, its activations, and the scores of self-attention, which grow with the square.
+    /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights, its
+    /// activations, and the scores of self-attention, which grow with the square.
     #[must_use]
-    pub fn memory(&self, pixels: usize, dialect: Dialect) -> u64 {
+    pub fn memory(&self, pixels: usize, dialect: Dialect) -> Needs {
         // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
         const UNET: u64 = 110_000;
         const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
-        // Scores and their softmax; portable graphs of ours take the heads one by one, native ones have no scores.
-        let scores = |component, heads: u64, tokens: u64| match self.graph(component, dialect) {
-            Key::PLAIN => 2 * 4 * heads * tokens * tokens,
-            _ => 0,
-        };
-        let heads = if self.manifest.is_some() { 1 } else { 8 };
         // SDXL's finest level does not attend.
         let tokens = match self.family.time_ids() {
             Some(_) => pixels / 4,
             None => pixels,
         };
-        let weights = |component| self.weights(component, dialect);
-        let unet = weights("unet") + scores("unet", heads, tokens) + UNET * pixels;
-        let decoder = weights("vae_decoder") + scores("vae_decoder", 1, pixels) + DECODER * pixels;
+        // Portable graphs of ours take the heads one by one.
+        let heads = if self.manifest.is_some() { 1 } else { 8 };
+        let unet = self.needs("unet", heads * tokens * tokens, UNET * pixels, dialect);
+        let decoder = self.needs("vae_decoder", pixels * pixels, DECODER * pixels, dialect);
         unet.max(decoder)
+    }
+
+    /// What a network needs with so many scores and bytes of activations.
+    fn needs(&self, component: &str, scores: u64, activations: u64, dialect: Dialect) -> Needs {
+        let graph = self.graph(component, dialect);
+        let weights = memory::network(&self.path.join(component), graph, self.recorded(component));
+        match graph {
+            // Scores and their softmax, in single precision.
+            Key::PLAIN => Needs {
+                total: weights + 2 * 4 * scores + activations,
+                own: weights + 2 * 4 * scores + activations,
+                mapped: 0,
+            },
+            // Native graphs have no scores, and read weights where they are mapped.
+            _ => Needs {
+                total: weights + activations,
+                own: activations,
+                mapped: weights,
+            },
+        }
     }
 
     /// [`Self::memory`] of a picture of this width and height.
@@ -364,26 +380,20 @@ impl ModelDir {
         [width, height]: [usize; 2],
         dialect: Dialect,
         limit: u64,
-    ) -> Result<u64, PipelineError> {
+    ) -> Result<Needs, PipelineError> {
         let latent = |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2), dialect);
-        let needed = latent(width * height);
-        if needed <= limit {
-            return Ok(needed);
+        let needs = latent(width * height);
+        if needs.total <= limit {
+            return Ok(needs);
         }
         let mut sides = (64..=4096).rev().step_by(64);
         Err(PipelineError::Memory {
             width,
             height,
-            needed,
+            needed: needs.total,
             limit,
-            side_that_fits: sides.find(|side| latent(side * side) <= limit),
+            side_that_fits: sides.find(|side| latent(side * side).total <= limit),
         })
-    }
-
-    /// Bytes of a network's weights as its graph holds them.
-    fn weights(&self, component: &str, dialect: Dialect) -> u64 {
-        let graph = self.graph(component, dialect);
-        memory::network(&self.path.join(component), graph, self.recorded(component))
     }
 
     /// The graph of a component that a processor runs.

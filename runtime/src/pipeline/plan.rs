@@ -11,6 +11,7 @@ use super::prompts::Words;
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, idle};
 use crate::Remedy;
+use crate::engine::memory::Needs;
 use crate::engine::{Compute, Dialect};
 use crate::noise::{BrownianTree, FirstNoise, Origin, Variation};
 use crate::profile::Profile;
@@ -128,8 +129,8 @@ impl Plan {
 pub struct Plans {
     /// One per picture.
     pub plans: Vec<Plan>,
-    /// Bytes of memory that they take at most: they are made one after the other.
-    pub memory: u64,
+    /// Memory that they take at most: they are made one after the other.
+    pub memory: Needs,
     /// Good to know.
     pub notes: Vec<String>,
     /// What may be wrong.
@@ -261,6 +262,19 @@ impl Plans {
     }
 }
 
+impl Plans {
+    /// How much work the pictures are, in latent pixels that denoisers compute; each step counts as one call where the picture
+    /// decides how many there are.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        let work = |plan: &Plan| {
+            let pixels = plan.latent_shape[2] * plan.latent_shape[3];
+            (pixels * plan.calls.unwrap_or(plan.steps)) as u64
+        };
+        self.plans.iter().map(work).sum()
+    }
+}
+
 /// What is asked for and does nothing with what runs.
 fn without_effect(request: &Request, choice: &Choice, texts: &Guides<String>) -> Vec<String> {
     let profile = request.profile;
@@ -309,7 +323,7 @@ fn draws(request: &Request, i: usize) -> (u64, Option<Variation>, Origin) {
     }
 }
 
-/// Width and height, and the bytes of memory that they take in whatever network takes most.
+/// Width and height, and the memory that they take in whatever network takes most.
 fn size_and_memory(
     request: &Request,
     Models {
@@ -318,7 +332,7 @@ fn size_and_memory(
         ..
     }: &Models,
     limit: u64,
-) -> Result<([usize; 2], u64), PipelineError> {
+) -> Result<([usize; 2], Needs), PipelineError> {
     let size = [
         request.width.unwrap_or(model.default_size[0]),
         request.height.unwrap_or(model.default_size[1]),

@@ -1,5 +1,6 @@
 //! One file per subcommand: its options, and what it does with them.
 
+mod batch;
 mod completions;
 mod demo;
 mod doctor;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Demo(demo::DemoArgs),
     Txt2img(Box<txt2img::Txt2ImgArgs>),
     Replay(replay::ReplayArgs),
+    Batch(Box<batch::BatchArgs>),
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -37,6 +39,7 @@ impl Command {
             Self::Demo(args) => demo::run(args, ui),
             Self::Txt2img(args) => txt2img::run(args, ui),
             Self::Replay(args) => replay::run(args, ui),
+            Self::Batch(args) => batch::run(args, ui),
             Self::Setup(args) => setup::run(args, ui),
             Self::Doctor(args) => doctor::run(args, ui),
             Self::Completions(args) => completions::run(args, ui),

@@ -589,11 +589,11 @@ pub(crate) fn generate(
     output.check(plans)?;
     if models.refiner.is_some() && plans.plans.len() > 1 {
         // The next picture needs both networks again. Other programs need memory, too, so half of what is left is enough.
-        let left = memory::limit().saturating_sub(plans.memory);
+        let left = memory::limit().saturating_sub(plans.memory.total);
         engine.pool().set_budget(left / 2);
     }
-    if plans.memory > WORTH_TELLING {
-        let gigabytes = plans.memory as f64 / 1e9;
+    if plans.memory.total > WORTH_TELLING {
+        let gigabytes = plans.memory.total as f64 / 1e9;
         ui.note(format!("this takes about {gigabytes:.1} GB of memory"));
     }
     let mut dump = output.dump.as_ref().map(|_| Dump::default());

@@ -1,0 +1,209 @@
+//! What became of the jobs: a file in the output folder, by which a batch that was ended goes on.
+//!
+//! A job's line is written when its pictures are complete and have their names. A line that a killed process left unfinished is
+//! taken away. One process at a time writes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use sd_runtime::pipeline::Request;
+use serde::{Deserialize, Serialize};
+
+/// Name of the file.
+const NAME: &str = "results.jsonl";
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// Its pictures are there.
+    Done,
+    /// They cannot be made.
+    Failed,
+}
+
+/// A picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Image {
+    /// Its name in the output folder.
+    pub(crate) file: String,
+    pub(crate) seed: u64,
+}
+
+/// What became of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) job: String,
+    /// Number of its line.
+    pub(crate) line: usize,
+    pub(crate) status: Status,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) images: Vec<Image>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// Which worker made it, and in how many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) worker: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seconds: Option<f64>,
+    /// Whether it was made in an earlier run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) earlier: bool,
+    /// Hashes of the models.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) models: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<Request>,
+}
+
+/// The file of an output folder.
+#[derive(Debug)]
+pub(crate) struct Results {
+    path: PathBuf,
+    /// Keeps others away.
+    _lock: File,
+    done: BTreeMap<String, Record>,
+}
+
+impl Results {
+    /// What a folder has of jobs that are done; it need not be there.
+    pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Record>> {
+        let path = folder.join(NAME);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(parse(&path, &bytes)?.0),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Makes the folder if it is not there, and takes what it has.
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join(NAME);
+        let failed = || format!("cannot write {}", path.display());
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(&path).with_context(failed)?;
+        // Some file systems have no locks.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            bail!("{}: another `sdrun batch` writes there", folder.display());
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(failed)?;
+        let (done, whole) = parse(&path, &bytes)?;
+        if whole < bytes.len() {
+            file.set_len(whole as u64).with_context(failed)?;
+            file.seek(SeekFrom::End(0)).with_context(failed)?;
+        }
+        Ok(Self {
+            path,
+            _lock: file,
+            done,
+        })
+    }
+
+    /// What jobs made that are done, by their names.
+    pub(crate) fn done(&self) -> &BTreeMap<String, Record> {
+        &self.done
+    }
+
+    /// Adds a line.
+    pub(crate) fn add(&self, record: &Record) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        // By its name, so that a folder that is gone is noticed.
+        let opened = OpenOptions::new().append(true).open(&self.path);
+        let written = opened.and_then(|mut file| {
+            file.write_all(&line)?;
+            file.sync_data()
+        });
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+/// Jobs that are done, and how many bytes are whole lines.
+fn parse(path: &Path, bytes: &[u8]) -> anyhow::Result<(BTreeMap<String, Record>, usize)> {
+    let whole = bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |end| end + 1);
+    let mut done = BTreeMap::new();
+    for (i, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate() {
+        if line.is_empty() {
+            continue;
+        }
+        let record: Record = serde_json::from_slice(line)
+            .map_err(|e| anyhow!("{}: line {}: {e}", path.display(), i + 1))?;
+        match record.status {
+            Status::Done => drop(done.insert(record.job.clone(), record)),
+            Status::Failed => {}
+        }
+    }
+    Ok((done, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(job: &str, status: Status) -> Record {
+        Record {
+            job: job.to_owned(),
+            line: 1,
+            status,
+            images: vec![Image {
+                file: format!("{job}.png"),
+                seed: u64::MAX,
+            }],
+            error: None,
+            worker: Some(0),
+            seconds: Some(0.5),
+            earlier: false,
+            models: vec!["abc".to_owned()],
+            request: Some(Request::default()),
+        }
+    }
+
+    #[test]
+    fn what_is_done_is_known_later_and_unfinished_lines_are_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("new");
+        assert!(Results::read(&folder).unwrap().is_empty() && !folder.exists());
+        let results = Results::open(&folder).unwrap();
+        let error = Results::open(&folder).unwrap_err().to_string();
+        assert!(error.contains("another"), "{error}");
+        results.add(&record("a", Status::Done)).unwrap();
+        results.add(&record("b", Status::Failed)).unwrap();
+        drop(results);
+        let file = folder.join(NAME);
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, [&whole[..], b"{\"job\": \"c"].concat()).unwrap();
+        let results = Results::open(&folder).unwrap();
+        assert!(
+            results
+                .done()
+                .get("a")
+                .is_some_and(|a| a.request == Some(Request::default()))
+        );
+        assert!(results.done().len() == 1);
+        results.add(&record("b", Status::Done)).unwrap();
+        assert_eq!(Results::read(&folder).unwrap().len(), 2);
+        // A broken line elsewhere is no accident of ours.
+        fs::write(&file, "{}\n").unwrap();
+        let error = Results::read(&folder).unwrap_err().to_string();
+        assert!(error.contains("results.jsonl: line 1"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("new");
+        let results = Results::open(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let error = results.add(&record("a", Status::Done)).unwrap_err();
+        assert!(error.to_string().contains("new"), "{error}");
+    }
+}

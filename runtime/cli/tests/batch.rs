@@ -1,0 +1,441 @@
+//! `sdrun batch`: jobs, wrong jobs, and what becomes of a batch that is ended in the middle.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{folder, run, sdrun};
+use serde_json::{Value, json};
+
+/// A small picture of the demo model.
+fn small(seed: usize) -> Value {
+    json!({"prompt": "a red circle", "width": 64, "height": 64, "steps": 1, "seed": seed})
+}
+
+fn with(mut job: Value, fields: &Value) -> Value {
+    let all = job.as_object_mut().unwrap();
+    for (name, value) in fields.as_object().unwrap() {
+        all.insert(name.clone(), value.clone());
+    }
+    job
+}
+
+/// Writes `jobs.jsonl` into a folder.
+fn write_jobs(dir: &Path, jobs: &[Value]) {
+    let lines: Vec<String> = jobs.iter().map(Value::to_string).collect();
+    fs::write(dir.join("jobs.jsonl"), lines.join("\n")).unwrap();
+}
+
+fn batch(dir: &Path) -> Command {
+    let mut command = sdrun(dir);
+    command.args(["batch", "jobs.jsonl", "-o", "out"]);
+    command
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Names of a folder's pictures. Each is whole: another program's reader takes it.
+fn pictures(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    let mut names: Vec<String> = names
+        .filter(|name| name.ends_with(".png") && !name.starts_with('.'))
+        .collect();
+    for name in &names {
+        assert_eq!(
+            image::open(folder.join(name)).unwrap().width(),
+            64,
+            "{name}"
+        );
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn pictures_are_those_of_txt2img_and_are_made_once() {
+    let dir = folder();
+    let jobs = [
+        small(1),
+        with(
+            small(2),
+            &json!({"id": "two", "batch": 2, "client": "b", "priority": 3}),
+        ),
+        small(4),
+    ];
+    write_jobs(dir.path(), &jobs);
+    let (code, stdout, stderr) = run(batch(dir.path()).args(["--workers", "2"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let mut results = lines(&stdout);
+    results.sort_by_key(|result| result["line"].as_u64());
+    assert_eq!(results.len(), 3);
+    assert_eq!(
+        results[1]["images"][1],
+        json!({"file": "two-001.png", "seed": 3})
+    );
+    assert!(stderr.contains("4 of 4 pictures"), "{stderr}");
+    let out = dir.path().join("out");
+    let all = ["000001.png", "000003.png", "two-000.png", "two-001.png"];
+    assert_eq!(pictures(&out), all);
+
+    let args = [
+        "txt2img",
+        "-p",
+        "a red circle",
+        "-W",
+        "64",
+        "-H",
+        "64",
+        "--steps",
+        "1",
+        "--seed",
+        "3",
+        "-o",
+        "3.png",
+    ];
+    assert_eq!(run(sdrun(dir.path()).args(args)).0, Some(0));
+    let bytes = |path: &Path| fs::read(path).unwrap();
+    assert!(bytes(&dir.path().join("3.png")) == bytes(&out.join("two-001.png")));
+
+    // Once more, with a job more.
+    write_jobs(dir.path(), &[&jobs[..], &[small(5)]].concat());
+    let before = fs::metadata(out.join("two-001.png"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{stderr}");
+    let earlier = lines(&stdout);
+    let earlier: Vec<bool> = earlier.iter().map(|line| line["earlier"] == true).collect();
+    assert_eq!(earlier, [true, true, true, false]);
+    assert_eq!(
+        fs::metadata(out.join("two-001.png"))
+            .unwrap()
+            .modified()
+            .unwrap(),
+        before
+    );
+    assert_eq!(pictures(&out).len(), 5);
+
+    // A job that was another one before takes no picture's place.
+    write_jobs(dir.path(), &[small(7)]);
+    let (code, _, stderr) = run(&mut batch(dir.path()));
+    assert!(
+        code == Some(2) && stderr.contains("line 1: job 000001 was made from another request"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn the_number_of_workers_is_measured_once() {
+    let dir = folder();
+    let jobs: Vec<Value> = (0..12).map(small).collect();
+    write_jobs(dir.path(), &jobs);
+    let made = |output: &str| {
+        let mut command = sdrun(dir.path());
+        command.args(["batch", "jobs.jsonl", "-o", output]);
+        let (code, _, stderr) = run(&mut command);
+        assert_eq!(code, Some(0), "{stderr}");
+        (
+            stderr.contains("measuring"),
+            stderr.contains(" at a time (1: "),
+        )
+    };
+    let several = std::thread::available_parallelism().unwrap().get() > 1;
+    assert_eq!(made("first"), (several, several));
+    assert_eq!(made("second"), (false, several));
+    let record = fs::read_to_string(dir.path().join("workers.json"));
+    assert_eq!(
+        record.is_ok_and(|text| text.contains("\"workers\": 2")),
+        several
+    );
+}
+
+#[test]
+fn broken_lines_are_named_before_anything_is_made() {
+    let dir = folder();
+    let text = format!(
+        "{}\n\n{{\"promt\": 1}}\n{{\"steps\": 0}}\n{}\n{{\"prompt\": \n{}\n",
+        small(1),
+        with(small(2), &json!({"id": "000001"})),
+        with(small(3), &json!({"width": 4096, "height": 4096})),
+    );
+    fs::write(dir.path().join("jobs.jsonl"), text).unwrap();
+    let small_machine = ["--max-ram", "2GB"];
+    let (code, stdout, stderr) = run(batch(dir.path()).args(small_machine));
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+    for said in [
+        "line 3: promt: unknown field `promt`",
+        "line 4: steps 0 is out of range",
+        "line 5: another line has pictures called 000001.png",
+        "line 6: no JSON",
+        "line 7: 4096x4096 takes about ",
+        "there are 2.0 GB",
+        "--keep-going",
+    ] {
+        assert!(stderr.contains(said), "{said}: {stderr}");
+    }
+    assert!(!dir.path().join("out").exists());
+
+    let (code, stdout, stderr) = run(batch(dir.path()).args(small_machine).arg("--keep-going"));
+    assert_eq!(code, Some(1), "{stderr}");
+    let status = |line: &Value| (line["line"].as_u64().unwrap(), line["status"] == "done");
+    let results: BTreeMap<u64, bool> = lines(&stdout).iter().map(status).collect();
+    let expected = [
+        (1, true),
+        (3, false),
+        (4, false),
+        (5, false),
+        (6, false),
+        (7, false),
+    ];
+    assert_eq!(results, BTreeMap::from(expected));
+    assert_eq!(pictures(&dir.path().join("out")), ["000001.png"]);
+    assert!(stderr.contains("5 jobs failed"), "{stderr}");
+}
+
+#[test]
+fn wrong_usage_is_answered_with_2() {
+    let dir = folder();
+    write_jobs(dir.path(), &[small(1)]);
+    for (args, said) in [
+        (vec!["--max-ram", "8"], "8GB"),
+        (vec!["--workers", "0"], "--workers"),
+        (vec!["--ep", "abacus"], "openvino"),
+    ] {
+        let (code, _, stderr) = run(batch(dir.path()).args(&args));
+        assert!(
+            code == Some(2) && stderr.contains(said),
+            "{args:?}: {stderr}"
+        );
+    }
+    let (code, _, stderr) = run(sdrun(dir.path()).args(["batch", "absent.jsonl", "-o", "out"]));
+    assert!(
+        code == Some(1) && stderr.contains("absent.jsonl"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(sdrun(dir.path()).args(["batch", "jobs.jsonl"]));
+    assert!(code == Some(2) && stderr.contains("--output"), "{stderr}");
+    let (code, stdout, _) = run(sdrun(dir.path()).args(["batch", "--schema"]));
+    assert_eq!(code, Some(0));
+    let schema: Value = serde_json::from_str(&stdout).unwrap();
+    assert!(schema["properties"]["prompt"].is_object());
+}
+
+#[test]
+fn a_job_of_a_stream_begins_before_the_stream_ends() {
+    let dir = folder();
+    let mut command = sdrun(dir.path());
+    command.args(["batch", "-", "-o", "out"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut to = child.stdin.take().unwrap();
+    let mut from = BufReader::new(child.stdout.take().unwrap());
+    for seed in 1..3 {
+        writeln!(to, "{}", small(seed)).unwrap();
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        assert!(line.contains("\"done\""), "{line}");
+    }
+    writeln!(to, "{{").unwrap();
+    // The next one is not wanted any more, and its writer may find nobody.
+    let _ = writeln!(to, "{}", small(3));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    drop(to);
+    assert_eq!(pictures(&dir.path().join("out")).len(), 2);
+}
+
+#[test]
+fn a_job_that_fails_ends_the_batch_unless_it_shall_go_on() {
+    let dir = folder();
+    let absent = with(small(1), &json!({"initial_noise": "absent.safetensors"}));
+    write_jobs(dir.path(), &[absent, small(2), small(3)]);
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(1), "{stderr}");
+    let failed = lines(&stdout)[0].clone();
+    assert!(
+        failed["status"] == "failed"
+            && failed["error"]
+                .as_str()
+                .unwrap()
+                .contains("absent.safetensors")
+    );
+    let (code, stdout, stderr) = run(batch(dir.path()).arg("--keep-going"));
+    assert_eq!(code, Some(1), "{stderr}");
+    let done = lines(&stdout)
+        .iter()
+        .filter(|line| line["status"] == "done")
+        .count();
+    assert_eq!(done, 2, "{stdout}");
+}
+
+#[test]
+fn a_folder_that_goes_away_is_named() {
+    let dir = folder();
+    let jobs: Vec<Value> = (0..40)
+        .map(|seed| with(small(seed), &json!({"steps": 20})))
+        .collect();
+    write_jobs(dir.path(), &jobs);
+    let mut child = batch(dir.path())
+        .arg("--keep-going")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    // Whatever is written there at this moment.
+    while dir.path().join("out").exists() {
+        let _ = fs::remove_dir_all(dir.path().join("out"));
+    }
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1), "{stderr}");
+    assert!(
+        stderr.contains("cannot write out") && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_ends_with_130_and_the_batch_goes_on_later() {
+    let dir = folder();
+    let long = with(
+        small(1),
+        &json!({"width": 256, "height": 256, "steps": 1000}),
+    );
+    write_jobs(dir.path(), &[small(2), long]);
+    let mut child = batch(dir.path()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    write_jobs(dir.path(), &[small(2), small(1)]);
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(lines(&stdout)[0]["earlier"], true);
+    assert_eq!(pictures(&dir.path().join("out")).len(), 2);
+}
+
+/// 200 jobs, of which some fail, by processes that are killed at any moment: in the end every picture is there, was made once,
+/// and is the one that an undisturbed process makes.
+#[test]
+#[cfg(unix)]
+fn two_hundred_jobs_survive_kills() {
+    const JOBS: usize = 200;
+    let dir = folder();
+    // The model is converted once.
+    assert_eq!(
+        run(sdrun(dir.path()).args(["txt2img", "-p", "x", "--steps", "1"])).0,
+        Some(0)
+    );
+    let fails = |i: usize| i % 23 == 7;
+    let job = |i: usize| match fails(i) {
+        true => with(small(i), &json!({"initial_noise": "absent"})),
+        false => with(
+            small(i),
+            &json!({"client": (i % 2).to_string(), "priority": (i % 3)}),
+        ),
+    };
+    let jobs: Vec<Value> = (0..JOBS).map(job).collect();
+    write_jobs(dir.path(), &jobs);
+    let out = dir.path().join("out");
+    let mut kills = 0;
+    // A fixed sequence of moments, which fall anywhere in a job.
+    let mut moment = 12_345_u64;
+    let code = loop {
+        let mut command = batch(dir.path());
+        command.args(["--keep-going", "--workers", "2", "-q"]);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        moment = moment
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        if kills < 12 {
+            thread::sleep(Duration::from_millis(300 + (moment >> 33) % 2500));
+            if child.try_wait().unwrap().is_none() {
+                child.kill().unwrap();
+                kills += 1;
+            }
+        }
+        let status = child.wait().unwrap();
+        if out.exists() {
+            pictures(&out);
+        }
+        if let Some(code) = status.code() {
+            break code;
+        }
+    };
+    assert_eq!(code, 1);
+    let good: Vec<String> = (0..JOBS)
+        .filter(|&i| !fails(i))
+        .map(|i| format!("{:06}.png", i + 1))
+        .collect();
+    assert_eq!(pictures(&out), good);
+    let mut done: BTreeMap<String, usize> = BTreeMap::new();
+    let results = fs::read_to_string(out.join("results.jsonl")).unwrap();
+    for record in lines(&results) {
+        if record["status"] == "done" {
+            *done
+                .entry(record["images"][0]["file"].as_str().unwrap().to_owned())
+                .or_default() += 1;
+        }
+    }
+    assert!(
+        done.values().all(|&times| times == 1) && done.keys().eq(&good),
+        "{done:?}"
+    );
+    for i in [0, 100, 198] {
+        let (seed, file) = (i.to_string(), format!("{i}.png"));
+        let args = [
+            "txt2img",
+            "-p",
+            "a red circle",
+            "-W",
+            "64",
+            "-H",
+            "64",
+            "--steps",
+            "1",
+            "--seed",
+            &seed,
+            "-o",
+            &file,
+        ];
+        assert_eq!(run(sdrun(dir.path()).args(args)).0, Some(0));
+        let bytes = |path: &Path| fs::read(path).unwrap();
+        assert!(
+            bytes(&dir.path().join(&file)) == bytes(&out.join(format!("{:06}.png", i + 1))),
+            "{i}"
+        );
+    }
+    println!("{kills} kills");
+}
