@@ -191,6 +191,52 @@ fn all_combinations_are_measured_in_turns() {
     assert!(page.contains("Most memory") && page.contains("rocm"));
 }
 
+/// Another build takes turns with this one, and what cannot be started is said.
+#[test]
+fn other_builds_are_measured_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("sdbench");
+    std::fs::copy(env!("CARGO_BIN_EXE_sdbench"), &other).unwrap();
+    let model = demo_model().to_str().unwrap();
+    let other = other.to_str().unwrap();
+    let args = [
+        "-m",
+        model,
+        "--runs",
+        "1",
+        "--rounds",
+        "1",
+        "--warm-up",
+        "0",
+        "--parts",
+        "networks",
+        "--program",
+    ];
+    let report = sdbench("run", &[&args[..], &[other]].concat());
+    let configurations = report["configurations"].as_array().unwrap();
+    let programs: Vec<_> = configurations
+        .iter()
+        .map(|c| &c["case"]["program"])
+        .collect();
+    assert_eq!(programs, ["this", other]);
+    assert!(
+        configurations.iter().all(|c| c["measured"].is_object()),
+        "{report}"
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_sdbench"))
+        .arg("run")
+        .args(args)
+        .arg("nowhere/sdbench")
+        .env("ORT_DYLIB_PATH", &engine().library().path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("cannot start nowhere/sdbench"),
+        "{said}"
+    );
+}
+
 /// The part that depends on the prompt runs once, the one that depends on the noise level in every pass.
 #[test]
 fn all_graphs_of_a_native_network_are_profiled() {

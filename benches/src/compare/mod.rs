@@ -30,7 +30,7 @@ pub(crate) struct CompareArgs {
     a: PathBuf,
     /// The other one; `--across` says what to compare in one report
     b: Option<PathBuf>,
-    /// What the configurations that are compared may differ in, one or several of model, ep, graph, compute, instructions, size, threads, sampler, steps
+    /// What the configurations that are compared may differ in, one or several of model, program, ep, graph, compute, instructions, size, threads, sampler, steps
     /// and batch. In one report, all others are compared with the first one
     #[arg(long, value_name = "WHAT,..", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(AXES))]
     across: Vec<String>,

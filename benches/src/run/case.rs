@@ -17,6 +17,8 @@ pub(crate) struct Case {
     pub(crate) hash: String,
     /// Model directory of its refiner.
     pub(crate) refiner: Option<PathBuf>,
+    /// Which build of `sdbench` measured: `this`, or another one's path as the user gives it.
+    pub(crate) program: String,
     /// Execution provider.
     pub(crate) ep: String,
     /// Its options, `KEY=VALUE`.
@@ -47,8 +49,9 @@ pub(crate) struct Wish {
 }
 
 /// What configurations differ in.
-pub(crate) const AXES: [&str; 10] = [
+pub(crate) const AXES: [&str; 11] = [
     "model",
+    "program",
     "ep",
     "graph",
     "compute",
@@ -70,6 +73,7 @@ impl Case {
         let of_picture = |value: &dyn Fn(&Wish) -> String| wish.map(value).unwrap_or_default();
         let places = [
             self.model.clone(),
+            self.program.clone(),
             ep.join(" "),
             self.graph.clone(),
             self.compute.clone(),
@@ -92,6 +96,7 @@ fn words(axis: &str, place: &str) -> String {
         "graph" => format!("{place} graph"),
         "threads" | "steps" => format!("{place} {axis}"),
         "instructions" => format!("{place} instructions"),
+        "program" if place == "this" => "this program".to_owned(),
         "batch" => format!("batch of {place}"),
         _ => place.to_owned(),
     }
@@ -125,7 +130,12 @@ pub(crate) fn common(cases: &[&Case]) -> String {
         return String::new();
     };
     let same = |axis: &&str| places.iter().all(|places| places[axis] == first[axis]);
-    let default = |axis: &&str| *axis == "instructions" && first[axis] == "all";
+    let default = |axis: &&str| {
+        matches!(
+            (*axis, &*first[axis]),
+            ("instructions", "all") | ("program", "this")
+        )
+    };
     let axes = AXES.into_iter().filter(same).filter(|axis| !default(axis));
     let all = axes.map(|axis| words(axis, &first[axis]));
     all.filter(|words| !words.is_empty())
@@ -144,6 +154,7 @@ pub(crate) mod tests {
             path: "models/sd15".into(),
             hash: "abc".to_owned(),
             refiner: None,
+            program: "this".to_owned(),
             ep: ep.to_owned(),
             ep_options: Vec::new(),
             graph: "auto".to_owned(),

@@ -52,25 +52,29 @@ impl Words {
     }
 }
 
-/// Runs `sdbench measure` and reads its result. The process ends if the user wants to stop.
+/// Runs `sdbench measure`, of another build if one is given, and reads its result. The process ends if the user wants to stop.
 ///
 /// # Errors
 /// It cannot be started, or the user stops. That the measurement fails is an answer.
 pub(crate) fn measure<T: DeserializeOwned>(
+    program: Option<&Path>,
     words: &[&Words],
     ui: &Ui,
 ) -> anyhow::Result<Result<T, Failed>> {
-    let program = std::env::current_exe().context("where is this program?")?;
+    let program = match program {
+        Some(other) => other.to_owned(),
+        None => std::env::current_exe().context("where is this program?")?,
+    };
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let [stdout, stderr] = ["stdout", "stderr"].map(|name| scratch.path().join(name));
-    let mut child = Command::new(program)
+    let mut child = Command::new(&program)
         .args(["measure", "--quiet"])
         .args(words.iter().flat_map(|words| &words.0))
         .stdin(Stdio::null())
         .stdout(File::create(&stdout)?)
         .stderr(File::create(&stderr)?)
         .spawn()
-        .context("cannot start this program once more")?;
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -92,7 +96,9 @@ pub(crate) fn measure<T: DeserializeOwned>(
         return Ok(Err(failed()));
     }
     let result = serde_json::from_str(&text(&stdout));
-    Ok(Ok(result.context("what the measuring process wrote")?))
+    Ok(Ok(result.with_context(|| {
+        format!("what {} wrote", program.display())
+    })?))
 }
 
 #[cfg(test)]

@@ -111,6 +111,9 @@ pub(crate) struct RunArgs {
     /// Pictures that are made one after the other with the same networks, one or several numbers
     #[arg(long, value_name = "N,..", default_value = "1", value_delimiter = ',')]
     batch: Vec<NonZero<u16>>,
+    /// Other build of sdbench to measure with, too, in turns with this one: another version of the same, for example; repeat for several
+    #[arg(long, value_name = "FILE")]
+    program: Vec<PathBuf>,
     /// Passes of a network that are timed in each round, after one that is not
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -154,6 +157,8 @@ fn parse_sampler(name: &str) -> Result<String, String> {
 /// A configuration to measure, and how.
 struct Job {
     case: Case,
+    /// Another build that measures it.
+    program: Option<PathBuf>,
     /// Options of the process that measures it.
     words: Words,
     /// Those that say how much is measured, in a round that counts and in one that does not.
@@ -224,7 +229,7 @@ fn count_operations(
         if operations.contains_key(&key) {
             continue;
         }
-        let counted = child::measure::<Operations>(&[&job.count], ui)?;
+        let counted = child::measure::<Operations>(None, &[&job.count], ui)?;
         if let Err(failed) = &counted {
             let model = &job.case.model;
             ui.note(format!("{model}: its operations are not counted: {failed}"));
@@ -242,7 +247,8 @@ impl Job {
             more.add("--dump", dump);
         }
         let amount = &self.amount[usize::from(!counts)];
-        match child::measure(&[&self.words, amount, &more], ui)? {
+        let program = self.program.as_deref();
+        match child::measure(program, &[&self.words, amount, &more], ui)? {
             Ok(round) if counts => self.rounds.push(round),
             Ok(_) => {}
             Err(failed) => self.failed = Some(failed),
@@ -331,7 +337,11 @@ impl RunArgs {
                 refiner,
                 ..Models::one(base)
             };
-            let places = product(&providers, &self.graph);
+            let programs: Vec<_> = std::iter::once(None)
+                .chain(self.program.iter().map(Some))
+                .collect();
+            let places = product(&programs, &providers);
+            let places = product(&places, &self.graph);
             let places = product(&places, &self.compute);
             let places = product(&places, &optional(&self.instructions));
             let places = product(&places, &optional(&self.size));
@@ -345,8 +355,9 @@ impl RunArgs {
                 let (place, threads) = place;
                 let (place, size) = place;
                 let (place, instructions) = place;
-                let (((ep, ep_options), graph), compute) = place;
+                let (((program, (ep, ep_options)), graph), compute) = place;
                 let choice = Choice {
+                    program: program.map(PathBuf::as_path),
                     ep,
                     ep_options,
                     graph,
@@ -405,6 +416,9 @@ impl RunArgs {
             path: models.base.path.clone(),
             hash: hash.to_owned(),
             refiner: self.refiner.clone(),
+            program: choice
+                .program
+                .map_or("this".to_owned(), |path| path.display().to_string()),
             ep: choice.ep.to_string(),
             ep_options: choice
                 .ep_options
@@ -463,6 +477,7 @@ impl RunArgs {
         count.flag("--operations");
         Ok(Job {
             case,
+            program: choice.program.map(Path::to_owned),
             words,
             amount: [amount(self.runs, steps), amount(1, Some(1))],
             count,
@@ -515,6 +530,7 @@ impl RunArgs {
 
 /// One of the combinations that are asked for.
 struct Choice<'a> {
+    program: Option<&'a Path>,
     ep: Ep,
     ep_options: &'a [EpOption],
     graph: Dialect,
