@@ -21,7 +21,7 @@ section { border-top: 2px solid var(--line); margin-top: 2rem } h2 { font-size: 
 .row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; max-width: 50rem }
 figure { margin: 0 } img { width: 100%; height: auto; display: block; image-rendering: pixelated }
 figcaption { font-size: .8rem; color: var(--faint); overflow-wrap: anywhere }
-@media (max-width: 30rem) { th, td { padding: .3rem .3rem; font-size: .8rem } }
+@media (max-width: 30rem) { th, td { padding: .3rem; font-size: .8rem } td:first-child { white-space: normal } }
 ";
 
 /// The beginning of a page, with more rules of style behind those of all pages.

@@ -194,7 +194,7 @@ fn write_pair(page: &mut String, report: &Report, pair: &Pair, i: usize) -> anyh
                 relative(distance),
                 distance
                     .cosine
-                    .map_or_else(String::new, |x| format!("{x:.7}")),
+                    .map_or_else(String::new, |x| format!("{x:.6}")),
             ]),
         }
         cells
