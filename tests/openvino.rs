@@ -13,7 +13,7 @@ use sd_converter::build::Precision;
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_models::demo;
 use sd_runtime::engine::{
-    Cancel, Compute, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, OpenVino, library,
+    Cancel, Compute, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, EpOptions, library,
 };
 use sd_runtime::pipeline::{self, ModelDir, Models, Plans, Request};
 use sdrt_tests::{circle, converted_as, demo_model, psnr};
@@ -85,7 +85,9 @@ fn pictures_are_the_same_as_the_cpus() {
         ..request.clone()
     };
     let mut engine = engine(&library);
-    engine.provide(Ep::Cpu, &OpenVino::default(), true).unwrap();
+    engine
+        .provide(Ep::Cpu, &EpOptions::default(), true)
+        .unwrap();
     let expected = cases
         .each_ref()
         .map(|(model, request)| picture(&engine, model, &portable(request)).0);

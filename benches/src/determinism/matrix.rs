@@ -20,7 +20,7 @@ pub(crate) struct WaysArgs {
     /// Model directory; repeat for others of the same checkpoint, stored in other numbers for example
     #[arg(short, long = "model", value_name = "DIR", required = true)]
     models: Vec<PathBuf>,
-    /// Who computes: cpu, openvino, cuda, migraphx, rocm
+    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu
     #[arg(
         long = "ep",
         value_name = "NAME,..",

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch,
+};
 use sd_kernels::Compute;
 
 use super::library::Found;
 use super::openvino::{EpOption, EpOptionError, OpenVino};
-use super::{EngineError, setup};
+use super::{Compute as Wish, EngineError, setup};
 use crate::Remedy;
 
 /// An execution provider. Except for the CPU's, it must be in the library.
@@ -21,61 +23,207 @@ pub enum Ep {
     OpenVino,
     /// NVIDIA cards.
     Cuda,
+    /// NVIDIA cards, through `TensorRT`; what that does not take goes to CUDA.
+    TensorRt,
     /// AMD cards, through MIGraphX.
     MiGraphX,
     /// AMD cards, through ROCm (libraries up to 1.22).
     Rocm,
+    /// Cards of Windows, through `DirectML`.
+    DirectMl,
+    /// Apple's processors.
+    CoreMl,
+    /// Processors, through Google's XNNPACK.
+    Xnnpack,
+    /// Cards, through WebGPU.
+    WebGpu,
+}
+
+/// What there is to know of a provider.
+struct Row {
+    ep: Ep,
+    name: &'static str,
+    /// Whether the loaded library was built with it.
+    available: fn() -> ort::Result<bool>,
+    /// Python's package with such a library, and what to know of it.
+    package: &'static str,
+    options: Options,
+    /// The providers that a session registers, given options.
+    dispatch: fn(&[EpOption]) -> Vec<ExecutionProviderDispatch>,
+}
+
+/// Which options a provider takes.
+#[derive(Clone, Copy, PartialEq)]
+enum Options {
+    None,
+    /// Those of [`OpenVino`].
+    OpenVino,
+    /// `device_id` alone.
+    Device,
+    /// Its own. It refuses what it does not know.
+    Own,
+}
+
+/// In the order of lists.
+const ROWS: [Row; 10] = [
+    Row {
+        ep: Ep::Cpu,
+        name: "cpu",
+        available: || Ok(true),
+        package: "`onnxruntime`",
+        options: Options::None,
+        dispatch: |_| Vec::new(),
+    },
+    Row {
+        ep: Ep::OpenVino,
+        name: "openvino",
+        available: || ep::OpenVINO::is_available(),
+        package: "`onnxruntime-openvino` for this system, which brings its own OpenVINO on Linux and x86-64 only,",
+        options: Options::OpenVino,
+        dispatch: |_| Vec::new(),
+    },
+    Row {
+        ep: Ep::Cuda,
+        name: "cuda",
+        available: || ep::CUDA::is_available(),
+        package: "`onnxruntime-gpu`",
+        options: Options::Own,
+        dispatch: |options| vec![cuda(options)],
+    },
+    Row {
+        ep: Ep::TensorRt,
+        name: "tensorrt",
+        available: || ep::TensorRT::is_available(),
+        package: "`onnxruntime-gpu`, with TensorRT beside it,",
+        options: Options::Own,
+        dispatch: |options| vec![own::<ep::TensorRT>(options), cuda(&[])],
+    },
+    Row {
+        ep: Ep::MiGraphX,
+        name: "migraphx",
+        available: || ep::MIGraphX::is_available(),
+        package: "`onnxruntime-migraphx`",
+        options: Options::Device,
+        dispatch: |options| {
+            let provider = ep::MIGraphX::default();
+            vec![
+                provider
+                    .with_device_id(device(options).unwrap_or(0))
+                    .build(),
+            ]
+        },
+    },
+    Row {
+        ep: Ep::Rocm,
+        name: "rocm",
+        available: || ep::ROCm::is_available(),
+        package: "`onnxruntime-rocm` 1.22.2, the last with this provider,",
+        options: Options::Own,
+        dispatch: |options| vec![own::<ep::ROCm>(options)],
+    },
+    Row {
+        ep: Ep::DirectMl,
+        name: "directml",
+        available: || ep::DirectML::is_available(),
+        package: "`onnxruntime-directml`, which is for Windows,",
+        options: Options::Device,
+        dispatch: |options| {
+            let provider = ep::DirectML::default();
+            vec![match device(options) {
+                Some(device) => provider.with_device_id(device).build(),
+                None => provider.build(),
+            }]
+        },
+    },
+    Row {
+        ep: Ep::CoreMl,
+        name: "coreml",
+        available: || ep::CoreML::is_available(),
+        package: "`onnxruntime` for macOS",
+        options: Options::Own,
+        dispatch: |options| vec![own::<ep::CoreML>(options)],
+    },
+    Row {
+        ep: Ep::Xnnpack,
+        name: "xnnpack",
+        available: || ep::XNNPACK::is_available(),
+        package: "`onnxruntime`, built with XNNPACK,",
+        options: Options::Own,
+        dispatch: |options| vec![own::<ep::XNNPACK>(options)],
+    },
+    Row {
+        ep: Ep::WebGpu,
+        name: "webgpu",
+        available: || ep::WebGPU::is_available(),
+        package: "`onnxruntime`, built with WebGPU,",
+        options: Options::Own,
+        dispatch: |options| vec![own::<ep::WebGPU>(options)],
+    },
+];
+
+/// A provider with options as it knows them.
+fn own<E>(options: &[EpOption]) -> ExecutionProviderDispatch
+where
+    E: ArbitrarilyConfigurableExecutionProvider + Default + Into<ExecutionProviderDispatch>,
+{
+    let with =
+        |provider: E, option: &EpOption| provider.with_arbitrary_config(&option.key, &option.value);
+    options.iter().fold(E::default(), with).into()
+}
+
+/// CUDA, in single precision unless fewer bits are asked for: by default it multiplies numbers of 19 bits (TF32).
+fn cuda(options: &[EpOption]) -> ExecutionProviderDispatch {
+    let exact = EpOption {
+        key: "use_tf32".to_owned(),
+        value: "0".to_owned(),
+    };
+    own::<ep::CUDA>(&[&[exact], options].concat())
+}
+
+/// The card that is asked for.
+fn device(options: &[EpOption]) -> Option<i32> {
+    options.first()?.value.parse().ok()
 }
 
 impl Ep {
     /// Every provider.
-    pub const ALL: [Self; 5] = [
-        Self::Cpu,
-        Self::OpenVino,
-        Self::Cuda,
-        Self::MiGraphX,
-        Self::Rocm,
-    ];
+    pub const ALL: [Self; ROWS.len()] = {
+        let mut all = [Self::Cpu; ROWS.len()];
+        let mut i = 0;
+        while i < ROWS.len() {
+            all[i] = ROWS[i].ep;
+            i += 1;
+        }
+        all
+    };
+
+    fn row(self) -> &'static Row {
+        let found = ROWS.iter().find(|row| row.ep == self);
+        found.expect("every provider has a row")
+    }
 
     /// The name on command lines.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::OpenVino => "openvino",
-            Self::Cuda => "cuda",
-            Self::MiGraphX => "migraphx",
-            Self::Rocm => "rocm",
-        }
+        self.row().name
     }
 
     /// Whether the loaded library was built with the provider.
     #[must_use]
     pub fn is_available(self) -> bool {
-        let available = match self {
-            Self::Cpu => return true,
-            Self::OpenVino => ep::OpenVINO::is_available(),
-            Self::Cuda => ep::CUDA::is_available(),
-            Self::MiGraphX => ep::MIGraphX::is_available(),
-            Self::Rocm => ep::ROCm::is_available(),
-        };
-        available.unwrap_or(false)
+        (self.row().available)().unwrap_or(false)
     }
 
     /// Where to get a library with the provider.
     #[must_use]
     pub fn remedy(self) -> Remedy {
-        let package = match self {
-            _ if setup::fetches(self) => return Remedy::Setup { ep: self },
-            Self::Cpu => return Remedy::OwnLibrary,
-            Self::OpenVino => {
-                "`onnxruntime-openvino` for this system, which brings its own OpenVINO on Linux and x86-64 only,"
-            }
-            Self::Cuda => "`onnxruntime-gpu`",
-            Self::MiGraphX => "`onnxruntime-migraphx`",
-            Self::Rocm => "`onnxruntime-rocm` 1.22.2, the last with this provider,",
-        };
-        Remedy::LibraryOf { package }
+        match self {
+            _ if setup::fetches(self) => Remedy::Setup { ep: self },
+            Self::Cpu => Remedy::OwnLibrary,
+            _ => Remedy::LibraryOf {
+                package: self.row().package,
+            },
+        }
     }
 
     pub(super) fn require(self, library: &Found) -> Result<(), EngineError> {
@@ -86,37 +234,84 @@ impl Ep {
         Err(EngineError::NoProvider { path, ep: self })
     }
 
-    /// Whether the provider takes such options.
+    /// Reads options as the provider takes them.
     ///
     /// # Errors
-    /// The first that it does not take, or a value that means nothing.
-    pub fn check(self, options: &[EpOption]) -> Result<OpenVino, EpOptionError> {
-        match (self, options.first()) {
-            (Self::OpenVino, _) => OpenVino::read(options),
-            (_, None) => Ok(OpenVino::default()),
-            (ep, Some(option)) => {
-                let key = option.key.clone();
-                Err(EpOptionError::NotTaken { key, ep })
+    /// The first that it does not take, or a value that means nothing. What a provider's own options are, only it knows: it refuses
+    /// others when it is loaded.
+    pub fn check(self, options: &[EpOption]) -> Result<EpOptions, EpOptionError> {
+        let taken = self.row().options;
+        if taken == Options::OpenVino {
+            return OpenVino::read(options).map(EpOptions::OpenVino);
+        }
+        for (i, option) in options.iter().enumerate() {
+            let EpOption { key, value } = option;
+            if options[..i].iter().any(|other| other.key == *key) {
+                return Err(EpOptionError::Twice(key.clone()));
+            }
+            let not_taken = |known| EpOptionError::NotTaken {
+                key: key.clone(),
+                ep: self,
+                known,
+            };
+            match taken {
+                Options::None => return Err(not_taken("no options")),
+                Options::Device if key != "device_id" => return Err(not_taken("device_id=N")),
+                Options::Device if !value.parse().is_ok_and(|id: i32| id >= 0) => {
+                    return Err(EpOptionError::Value {
+                        key: "device_id",
+                        value: value.clone(),
+                        expected: "the number of a card, from 0",
+                    });
+                }
+                _ => {}
             }
         }
+        Ok(EpOptions::Own(options.to_vec()))
     }
 
     /// What a session registers for a network whose products are computed in `compute`. A provider that does not load is an
     /// error, never a silent fallback.
     pub(super) fn dispatch(
         self,
-        options: &OpenVino,
+        options: &EpOptions,
         compute: Compute,
         threads: usize,
-    ) -> Option<ExecutionProviderDispatch> {
-        let dispatch = match self {
-            Self::Cpu => return None,
-            Self::OpenVino => options.dispatch(compute, threads),
-            Self::Cuda => ep::CUDA::default().build(),
-            Self::MiGraphX => ep::MIGraphX::default().build(),
-            Self::Rocm => ep::ROCm::default().build(),
+    ) -> Vec<ExecutionProviderDispatch> {
+        let providers = match options {
+            EpOptions::OpenVino(options) => vec![options.dispatch(compute, threads)],
+            EpOptions::Own(options) => (self.row().dispatch)(options),
         };
-        Some(dispatch.error_on_failure())
+        let strictly = ExecutionProviderDispatch::error_on_failure;
+        providers.into_iter().map(strictly).collect()
+    }
+}
+
+/// A provider's options, read by [`Ep::check`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum EpOptions {
+    /// Those of OpenVINO.
+    OpenVino(OpenVino),
+    /// Those of another one, for it to read.
+    Own(Vec<EpOption>),
+}
+
+impl Default for EpOptions {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl EpOptions {
+    /// What products are computed in where `wish` is asked for beside these options.
+    ///
+    /// # Errors
+    /// They contradict each other.
+    pub fn compute(&self, wish: Wish) -> Result<Wish, EpOptionError> {
+        match self {
+            Self::OpenVino(options) => options.compute(wish),
+            Self::Own(_) => Ok(wish),
+        }
     }
 }
 
@@ -128,7 +323,7 @@ impl fmt::Display for Ep {
 
 /// A name that is no provider's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no provider is called `{0}`; there are cpu, openvino, cuda, migraphx and rocm")]
+#[error("no provider is called `{0}`; there are {names}", names = Ep::ALL.map(Ep::name).join(", "))]
 pub struct UnknownEp(String);
 
 impl FromStr for Ep {
@@ -139,5 +334,58 @@ impl FromStr for Ep {
             .into_iter()
             .find(|ep| ep.name() == name)
             .ok_or_else(|| UnknownEp(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn providers_are_found_by_their_names() {
+        for ep in Ep::ALL {
+            assert_eq!(ep.name().parse(), Ok(ep));
+        }
+        let error = "gpu".parse::<Ep>().unwrap_err().to_string();
+        assert!(error.contains("cuda, tensorrt, migraphx"), "{error}");
+    }
+
+    #[test]
+    fn options_are_read_as_far_as_they_are_known() {
+        let check = |ep: Ep, options: &[&str]| {
+            let options: Result<Vec<EpOption>, _> = options.iter().map(|o| o.parse()).collect();
+            ep.check(&options.unwrap()).map_err(|e| e.to_string())
+        };
+        let said = |ep, options: &[&str]| check(ep, options).unwrap_err();
+        assert!(
+            check(
+                Ep::Cuda,
+                &["device_id=1", "cudnn_conv_algo_search=HEURISTIC"]
+            )
+            .is_ok()
+        );
+        assert!(said(Ep::Cuda, &["device_id=1", "device_id=0"]).contains("twice"));
+        assert!(said(Ep::Cpu, &["device_id=1"]).contains("no options"));
+        assert!(check(Ep::DirectMl, &["device_id=1"]).is_ok());
+        assert!(said(Ep::DirectMl, &["device_id=-1"]).contains("from 0"));
+        assert!(said(Ep::MiGraphX, &["fp16=1"]).contains("device_id=N"));
+        assert!(matches!(
+            check(Ep::OpenVino, &["num_streams=1"]),
+            Ok(EpOptions::OpenVino(_))
+        ));
+    }
+
+    /// Every provider but the processor's own registers something, CUDA behind `TensorRT`.
+    #[test]
+    fn sessions_register_what_is_asked_for() {
+        for ep in Ep::ALL {
+            let count = ep.dispatch(&ep.check(&[]).unwrap(), Compute::F32, 1).len();
+            let expected = match ep {
+                Ep::Cpu => 0,
+                Ep::TensorRt => 2,
+                _ => 1,
+            };
+            assert_eq!(count, expected, "{ep}");
+        }
     }
 }

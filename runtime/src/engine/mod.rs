@@ -29,7 +29,7 @@ use tempfile::TempDir;
 
 pub use cancel::Cancel;
 pub use dialect::{Chosen, Compute, Dialect, UnknownName, choose};
-pub use ep::{Ep, UnknownEp};
+pub use ep::{Ep, EpOptions, UnknownEp};
 pub use error::EngineError;
 pub(crate) use network::sha256;
 pub use network::{Input, Network};
@@ -47,7 +47,7 @@ pub struct EngineOptions {
     /// Who computes.
     pub ep: Ep,
     /// Options of that provider, which [`Ep::check`] reads.
-    pub ep_options: OpenVino,
+    pub ep_options: EpOptions,
     /// Whether it is an error if the provider leaves nodes of a graph to ONNX Runtime's own kernels.
     pub strict: bool,
     /// Threads of the pool that all graphs share; as many as the process may use if absent, and never more.
@@ -65,7 +65,7 @@ pub struct Engine {
     environment: Environment,
     library: library::Found,
     ep: Ep,
-    ep_options: OpenVino,
+    ep_options: EpOptions,
     strict: bool,
     threads: usize,
     /// Whether sessions have threads of their own, instead of those of the pool that all graphs share.
@@ -126,7 +126,7 @@ impl Engine {
             environment,
             library,
             ep: Ep::Cpu,
-            ep_options: OpenVino::default(),
+            ep_options: EpOptions::default(),
             strict: false,
             threads,
             apart: false,
@@ -169,7 +169,7 @@ impl Engine {
     pub fn provide(
         &mut self,
         ep: Ep,
-        ep_options: &OpenVino,
+        ep_options: &EpOptions,
         strict: bool,
     ) -> Result<(), EngineError> {
         ep.require(&self.library)?;
@@ -178,9 +178,10 @@ impl Engine {
         self.strict = strict;
         self.pool = Pool::new(0);
         // Libraries of a provider are files of their own, which a session loads.
-        let Some(dispatch) = self.dispatch(sd_kernels::Compute::F32) else {
+        let providers = self.dispatch(sd_kernels::Compute::F32);
+        if providers.is_empty() {
             return Ok(());
-        };
+        }
         let builder =
             ort::session::Session::builder(&self.environment).map_err(EngineError::start)?;
         let said = || {
@@ -189,7 +190,7 @@ impl Engine {
                 .unwrap_or_else(PoisonError::into_inner)
         };
         said().clear();
-        let registered = builder.with_execution_providers([dispatch]).map(drop);
+        let registered = builder.with_execution_providers(providers).map(drop);
         registered.map_err(|error| EngineError::ProviderBroken {
             path: self.library.path.clone(),
             ep: self.ep,
@@ -201,7 +202,7 @@ impl Engine {
     }
 
     /// What a session registers for a network whose products are computed in `compute`.
-    fn dispatch(&self, compute: sd_kernels::Compute) -> Option<ort::ep::ExecutionProviderDispatch> {
+    fn dispatch(&self, compute: sd_kernels::Compute) -> Vec<ort::ep::ExecutionProviderDispatch> {
         self.ep.dispatch(&self.ep_options, compute, self.threads)
     }
 

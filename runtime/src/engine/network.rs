@@ -286,9 +286,10 @@ impl Graph {
                 .map_err(|e| say(&e))?;
         }
         let placement = Placement::default();
-        if let Some(dispatch) = engine.dispatch(key.compute) {
+        let providers = engine.dispatch(key.compute);
+        if !providers.is_empty() {
             builder = builder
-                .with_execution_providers([dispatch])
+                .with_execution_providers(providers)
                 .map_err(|e| say(&e))?;
             builder = placement.listen(builder).map_err(|e| say(&e))?;
         }

@@ -40,13 +40,15 @@ pub enum EpOptionError {
     /// It is not written as one.
     #[error("`{0}`: expected KEY=VALUE; {KNOWN}")]
     Form(String),
-    /// The provider takes none.
-    #[error("`{key}`: the {ep} provider takes no options; those of openvino are: {KNOWN}")]
+    /// The provider takes others, or none.
+    #[error("`{key}`: the {ep} provider takes {known}; the options of openvino are: {KNOWN}")]
     NotTaken {
         /// The option.
         key: String,
         /// The provider.
         ep: super::Ep,
+        /// What it takes.
+        known: &'static str,
     },
     /// Nobody knows it.
     #[error("there is no option `{0}`; there are: {KNOWN}")]

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use sd_kernels::Isa;
 use sd_runtime::engine::{
-    Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, OpenVino, UnknownEp,
+    Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, EpOptions, UnknownEp,
 };
 use sd_runtime::pipeline::Request;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings};
@@ -76,7 +76,8 @@ impl FromStr for Provider {
 /// Options of every command that computes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
-    /// Who computes: cpu, openvino, cuda, migraphx, rocm, or auto, the faster one of cpu and openvino by measurement
+    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, or auto, the faster one of cpu
+    /// and openvino by measurement
     #[arg(
         long,
         default_value = "cpu",
@@ -112,11 +113,11 @@ impl EngineArgs {
         }
     }
 
-    /// The same with this provider; options are OpenVINO's and go with it.
+    /// The same with this provider, which gets the options if it takes any.
     pub(crate) fn with(&self, ep: Ep) -> Self {
         let ep_options = match ep {
-            Ep::OpenVino => self.ep_options.clone(),
-            _ => Vec::new(),
+            Ep::Cpu => Vec::new(),
+            _ => self.ep_options.clone(),
         };
         Self {
             ep: Provider::Named(ep),
@@ -205,17 +206,17 @@ impl EngineArgs {
     }
 
     /// Reads the provider's options.
-    fn provider_options(&self) -> Result<OpenVino, EpOptionError> {
+    fn provider_options(&self) -> Result<EpOptions, EpOptionError> {
         match self.ep {
             Provider::Named(ep) => ep.check(&self.ep_options),
-            Provider::Auto => OpenVino::read(&self.ep_options),
+            Provider::Auto => Ep::OpenVino.check(&self.ep_options),
         }
     }
 
     /// Checks the provider's options, and lets a request be computed in the numbers that they say.
     pub(crate) fn apply(&self, request: &mut Request) -> Result<(), EpOptionError> {
         let options = self.provider_options()?;
-        if self.ep == Provider::Named(Ep::OpenVino) {
+        if self.ep != Provider::Auto {
             request.compute = options.compute(request.compute)?;
         }
         Ok(())
