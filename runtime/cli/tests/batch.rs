@@ -160,7 +160,7 @@ fn the_number_of_workers_is_measured_once() {
     assert_eq!(made("second"), (false, several));
     let record = fs::read_to_string(dir.path().join("workers.json"));
     assert_eq!(
-        record.is_ok_and(|text| text.contains("\"workers\": 2")),
+        record.is_ok_and(|text| text.matches("\"workers\"").count() > 1),
         several
     );
 }
