@@ -41,12 +41,17 @@ computes=f32,bf16,i16,i8
 measure demo "Demo model" --demo --ep cpu,openvino --compute "$computes" --steps 20 --rounds 5
 measure threads "Demo model on 1 thread and more" --demo --threads "$(seq -s, 1 "$(nproc)")" --steps 20 --rounds 5
 measure samplers "Samplers on the demo model" --demo --sampler "Euler,Euler a,DPM++ 2M Karras,DPM++ SDE Karras,UniPC" --parts pictures --steps 10 --rounds 5
+step "why pictures of one seed differ"
+data=${SDRT_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/sdrt}
+demo=$(ls -d "$data"/models/tiny-shapes-[0-9]* | tail -n 1)
+threads=$(printf '%s\n' "$(nproc)" 1 | sort -nru | paste -sd,)
+"$bin/sdbench" determinism -m "$demo" --ep cpu,openvino --compute "$computes" --graph auto,portable --threads "$threads" \
+    --rng torch-cpu,philox --one-by-one --html "$record/determinism.html" >"$record/determinism.json"
 if [[ -z $quick ]]; then
     measure sd15 "SD 1.5 with random weights, 512 pixels" --synth sd15 --ep cpu,openvino --compute f32,bf16,i8 --parts networks --runs 1 --warm-up 0 --rounds 4
     step "one picture of SD 1.5's size"
     measure sd15-picture "A picture of SD 1.5's size, 2 steps" --synth sd15 --ep cpu --compute f32,auto --parts pictures --steps 2 --warm-up 0 --rounds 4
     step "where the time of SD 1.5's UNet goes"
-    data=${SDRT_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/sdrt}
     model=$(ls -d "$data"/models/synth-sd15-[0-9]* | tail -n 1)
     "$bin/sdbench" ops -m "$model" --runs 2 >"$record/ops.txt"
     step "conversion of SD 1.5 against copying"
@@ -60,7 +65,7 @@ fi
     echo "# $(date -u +%F), ${processor:-unknown processor}"
     echo
     echo "Commit $commit, made with \`benches/record.sh${quick:+ --quick}\` in $(((SECONDS - start) / 60)) minutes. \`micro.txt\` are the small parts (criterion),"
-    echo "the other reports have a page with plots each."
+    echo "\`determinism.html\` tells why pictures of one seed differ, and the other reports have a page with plots each."
     for report in "$record"/*.md; do
         [[ $report == */README.md ]] && continue
         echo

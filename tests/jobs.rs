@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+use std::io::Write;
 use std::num::NonZero;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -80,6 +81,8 @@ fn pictures_are_those_of_a_run_by_itself() {
 #[test]
 fn every_job_ends_once() {
     const JOBS: u64 = 200;
+    let mut broken = tempfile::NamedTempFile::new().unwrap();
+    broken.write_all(b"no tensors").unwrap();
     let models = models();
     let scheduler = scheduler(&models, 2, 20);
     let ended = Arc::new(Mutex::new(vec![Vec::new(); JOBS as usize]));
@@ -88,7 +91,7 @@ fn every_job_ends_once() {
     for i in 0..JOBS {
         let mut request = small(i);
         if i % 11 == 3 {
-            request.initial_noise = Some("absent.safetensors".into());
+            request.initial_noise = Some(broken.path().to_owned());
         }
         let to = Arc::clone(&ended);
         let follow = Box::new(move |news: News<'_>| match news {
