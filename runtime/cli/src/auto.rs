@@ -134,7 +134,7 @@ pub(crate) fn wait_for_turn(
     cancel: &Cancel,
     tell: impl Fn(&str),
 ) -> anyhow::Result<Option<File>> {
-    let path = record.path().with_extension("lock");
+    let path = record.path().with_file_name("measuring.lock");
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).ok();
     }

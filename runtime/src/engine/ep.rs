@@ -96,7 +96,11 @@ const ROWS: [Row; 10] = [
         available: || ep::TensorRT::is_available(),
         package: "`onnxruntime-gpu`, with TensorRT beside it,",
         options: Options::Own,
-        dispatch: |options| vec![own::<ep::TensorRT>(options), cuda(&[])],
+        dispatch: |options| {
+            let device = options.iter().filter(|option| option.key == "device_id");
+            let behind = cuda(&device.cloned().collect::<Vec<_>>());
+            vec![own::<ep::TensorRT>(options), behind]
+        },
     },
     Row {
         ep: Ep::MiGraphX,
@@ -278,9 +282,15 @@ impl Ep {
         compute: Compute,
         threads: usize,
     ) -> Vec<ExecutionProviderDispatch> {
-        let providers = match options {
-            EpOptions::OpenVino(options) => vec![options.dispatch(compute, threads)],
-            EpOptions::Own(options) => (self.row().dispatch)(options),
+        let providers = match (self, options) {
+            (Self::OpenVino, EpOptions::OpenVino(options)) => {
+                vec![options.dispatch(compute, threads)]
+            }
+            (Self::OpenVino, EpOptions::Own(_)) => {
+                vec![OpenVino::default().dispatch(compute, threads)]
+            }
+            (_, EpOptions::Own(options)) => (self.row().dispatch)(options),
+            (_, EpOptions::OpenVino(_)) => (self.row().dispatch)(&[]),
         };
         let strictly = ExecutionProviderDispatch::error_on_failure;
         providers.into_iter().map(strictly).collect()
@@ -292,7 +302,7 @@ impl Ep {
 pub enum EpOptions {
     /// Those of OpenVINO.
     OpenVino(OpenVino),
-    /// Those of another one, for it to read.
+    /// Those of another one, for it to read. For OpenVINO, its usual ones.
     Own(Vec<EpOption>),
 }
 
@@ -379,13 +389,15 @@ mod tests {
     #[test]
     fn sessions_register_what_is_asked_for() {
         for ep in Ep::ALL {
-            let count = ep.dispatch(&ep.check(&[]).unwrap(), Compute::F32, 1).len();
-            let expected = match ep {
-                Ep::Cpu => 0,
-                Ep::TensorRt => 2,
-                _ => 1,
-            };
-            assert_eq!(count, expected, "{ep}");
+            for options in [ep.check(&[]).unwrap(), EpOptions::default()] {
+                let count = ep.dispatch(&options, Compute::F32, 1).len();
+                let expected = match ep {
+                    Ep::Cpu => 0,
+                    Ep::TensorRt => 2,
+                    _ => 1,
+                };
+                assert_eq!(count, expected, "{ep}");
+            }
         }
     }
 }
