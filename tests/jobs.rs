@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sd_runtime::engine::Cancel;
+use sd_runtime::engine::{Cancel, Ep};
 use sd_runtime::jobs::{Handle, Job, JobError, News, Options, Scheduler, SubmitError};
 use sd_runtime::pipeline::{Event, ModelDir, Models, Plans, Request, run};
 use sdrt_tests::{demo_model, engine};
@@ -135,6 +135,16 @@ fn every_job_ends_once() {
     }
     let count = |kind: &str| ended.iter().flatten().filter(|&&it| it == kind).count();
     assert!(count("done") > 100 && count("failed") > 5 && count("cancelled") > 5);
+}
+
+/// Other providers compile portable graphs, weights and all, for every worker.
+#[test]
+fn a_provider_with_graphs_of_its_own_shares_no_weights() {
+    let models = models();
+    let plans = Plans::resolve(&small(1), &models, MEMORY).unwrap();
+    assert_eq!(plans.memory_with(Ep::Cpu, &models), plans.memory);
+    let needs = plans.memory_with(Ep::OpenVino, &models);
+    assert!(needs.mapped == 0 && needs.own == needs.total && needs.own > 0);
 }
 
 #[test]

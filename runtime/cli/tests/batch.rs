@@ -262,18 +262,21 @@ fn a_job_of_a_stream_begins_before_the_stream_ends() {
 #[test]
 fn a_job_that_fails_ends_the_batch_unless_it_shall_go_on() {
     let dir = folder();
-    let absent = with(small(1), &json!({"initial_noise": "absent.safetensors"}));
-    write_jobs(dir.path(), &[absent, small(2), small(3)]);
-    let (code, stdout, stderr) = run(&mut batch(dir.path()));
-    assert_eq!(code, Some(1), "{stderr}");
-    let failed = lines(&stdout)[0].clone();
-    assert!(
-        failed["status"] == "failed"
-            && failed["error"]
-                .as_str()
-                .unwrap()
-                .contains("absent.safetensors")
-    );
+    fs::write(dir.path().join("broken.safetensors"), "no tensors").unwrap();
+    // What is known before, and what shows when its turn comes.
+    for file in ["absent.safetensors", "broken.safetensors"] {
+        let fails = with(small(1), &json!({"initial_noise": file}));
+        write_jobs(dir.path(), &[fails, small(2), small(3)]);
+        let (code, stdout, stderr) = run(&mut batch(dir.path()));
+        assert_eq!(code, Some(1), "{stderr}");
+        let failed = lines(&stdout)[0].clone();
+        assert!(
+            failed["status"] == "failed"
+                && failed["job"] == "000001"
+                && failed["error"].as_str().unwrap().contains(file),
+            "{failed}"
+        );
+    }
     let (code, stdout, stderr) = run(batch(dir.path()).arg("--keep-going"));
     assert_eq!(code, Some(1), "{stderr}");
     let done = lines(&stdout)
@@ -281,6 +284,92 @@ fn a_job_that_fails_ends_the_batch_unless_it_shall_go_on() {
         .filter(|line| line["status"] == "done")
         .count();
     assert_eq!(done, 2, "{stdout}");
+}
+
+/// A job's pictures belong to it in later runs, too, and are made again if they are gone.
+#[test]
+fn pictures_of_earlier_jobs_are_theirs_while_they_are_there() {
+    let dir = folder();
+    let two = with(small(1), &json!({"id": "a", "batch": 2}));
+    write_jobs(dir.path(), std::slice::from_ref(&two));
+    assert_eq!(run(&mut batch(dir.path())).0, Some(0));
+    write_jobs(dir.path(), &[with(small(2), &json!({"id": "a-000"}))]);
+    let (code, _, stderr) = run(&mut batch(dir.path()));
+    assert!(
+        code == Some(2)
+            && stderr.contains("job a of an earlier run has a picture called a-000.png"),
+        "{stderr}"
+    );
+    let out = dir.path().join("out");
+    fs::remove_file(out.join("a-001.png")).unwrap();
+    write_jobs(dir.path(), &[two]);
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(lines(&stdout)[0]["earlier"].is_null(), "{stdout}");
+    assert_eq!(pictures(&out), ["a-000.png", "a-001.png"]);
+}
+
+#[test]
+fn who_stops_reading_results_ends_no_jobs() {
+    let dir = folder();
+    let jobs: Vec<Value> = (0..6).map(small).collect();
+    write_jobs(dir.path(), &jobs);
+    let mut child = batch(dir.path()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(pictures(&dir.path().join("out")).len(), 6);
+    let results = fs::read_to_string(dir.path().join("out/results.jsonl")).unwrap();
+    assert_eq!(lines(&results).len(), 6);
+}
+
+#[test]
+fn there_are_no_more_workers_than_threads() {
+    let dir = folder();
+    write_jobs(dir.path(), &[small(1)]);
+    let (code, _, stderr) = run(batch(dir.path()).args(["--threads", "1", "--workers", "3"]));
+    assert!(
+        code == Some(0) && stderr.contains("--workers 3: there are 1 threads"),
+        "{stderr}"
+    );
+}
+
+/// A file that cannot grow any more has whole lines only.
+#[test]
+#[cfg(unix)]
+fn a_batch_goes_on_after_a_full_disk() {
+    let dir = folder();
+    let long = "a red circle, ".repeat(150);
+    let jobs: Vec<Value> = (0..12)
+        .map(|seed| with(small(seed), &json!({"prompt": long})))
+        .collect();
+    // The model is converted, and files are as large as they will be.
+    write_jobs(dir.path(), &jobs[..1]);
+    assert_eq!(run(&mut batch(dir.path())).0, Some(0));
+    write_jobs(dir.path(), &jobs);
+    let program = batch(dir.path());
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\""])
+        .arg(program.get_program())
+        .args(program.get_args());
+    for (name, value) in program.get_envs() {
+        limited.env(name, value.unwrap());
+    }
+    let (code, _, stderr) = run(limited.current_dir(dir.path()));
+    assert!(
+        code == Some(1) && stderr.contains("results.jsonl"),
+        "{stderr}"
+    );
+    let results = fs::read_to_string(dir.path().join("out/results.jsonl")).unwrap();
+    assert!(results.ends_with('\n') && lines(&results).len() > 1);
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(lines(&stdout).len(), 12);
+    assert!(lines(&stdout).iter().any(|line| line["earlier"] == true));
+    assert_eq!(pictures(&dir.path().join("out")).len(), 12);
 }
 
 #[test]
@@ -354,9 +443,10 @@ fn two_hundred_jobs_survive_kills() {
         run(sdrun(dir.path()).args(["txt2img", "-p", "x", "--steps", "1"])).0,
         Some(0)
     );
+    fs::write(dir.path().join("broken.safetensors"), "no tensors").unwrap();
     let fails = |i: usize| i % 23 == 7;
     let job = |i: usize| match fails(i) {
-        true => with(small(i), &json!({"initial_noise": "absent"})),
+        true => with(small(i), &json!({"initial_noise": "broken.safetensors"})),
         false => with(
             small(i),
             &json!({"client": (i % 2).to_string(), "priority": (i % 3)}),

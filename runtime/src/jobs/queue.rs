@@ -7,6 +7,8 @@
 //!
 //! *Memory is admitted.* The next job begins when it fits beside those that run, or when none runs. No other job overtakes it
 //! meanwhile, or a large one would wait for ever.
+//!
+//! *Workers share evenly.* A worker takes no second job while another one has none.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -33,17 +35,25 @@ pub(super) enum Refused {
     Closed,
 }
 
+/// What of a job counts while it runs.
+#[derive(Clone, Copy)]
+struct Running {
+    worker: usize,
+    needs: Needs,
+}
+
 struct State<T> {
     capacity: usize,
     /// Bytes of memory.
     bound: u64,
+    workers: usize,
     /// In the order of their numbers.
     waiting: BTreeMap<u64, Entry<T>>,
     /// What clients have paid that wait, or have paid more than the one that was served last.
     paid: BTreeMap<String, u64>,
     /// What the client that was served last had paid before.
     now: u64,
-    running: BTreeMap<u64, Needs>,
+    running: BTreeMap<u64, Running>,
     next: u64,
     closed: bool,
 }
@@ -72,22 +82,34 @@ impl<T> State<T> {
     }
 
     fn fits(&self, needs: Needs) -> bool {
-        let own: u64 = self.running.values().map(|needs| needs.own).sum();
-        let all = self.running.values().fold(needs, |a, b| a.max(*b));
+        let own: u64 = self.running.values().map(|job| job.needs.own).sum();
+        let all = self.running.values().fold(needs, |a, b| a.max(b.needs));
         self.running.is_empty() || own + needs.own + all.mapped <= self.bound
     }
 
-    /// Takes the job whose turn it is out of the queue, if there is room for it.
-    fn take(&mut self) -> Option<(u64, Entry<T>)> {
+    /// Whether no other worker has fewer jobs.
+    fn has_fewest(&self, worker: usize) -> bool {
+        let jobs = |worker| {
+            self.running
+                .values()
+                .filter(|job| job.worker == worker)
+                .count()
+        };
+        (0..self.workers).all(|other| jobs(worker) <= jobs(other))
+    }
+
+    /// Takes the job whose turn it is out of the queue, if there is room for it and it is this worker's turn.
+    fn take(&mut self, worker: usize) -> Option<(u64, Entry<T>)> {
         let number = self.first()?;
-        if !self.fits(self.waiting.get(&number)?.needs) {
+        if !self.has_fewest(worker) || !self.fits(self.waiting.get(&number)?.needs) {
             return None;
         }
         let entry = self.waiting.remove(&number)?;
         let paid = self.paid.entry(entry.client.clone()).or_default();
         self.now = *paid;
         *paid = paid.saturating_add(entry.cost);
-        self.running.insert(number, entry.needs);
+        let needs = entry.needs;
+        self.running.insert(number, Running { worker, needs });
         self.forget();
         Some((number, entry))
     }
@@ -131,11 +153,12 @@ impl<T> Clone for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue for `capacity` waiting jobs, of which those that run at the same time need `bound` bytes at most.
-    pub(super) fn new(capacity: usize, bound: u64) -> Self {
+    /// An empty queue for `capacity` waiting jobs, of which those that `workers` run at the same time need `bound` bytes at most.
+    pub(super) fn new(capacity: usize, bound: u64, workers: usize) -> Self {
         let state = State {
             capacity,
             bound,
+            workers,
             waiting: BTreeMap::new(),
             paid: BTreeMap::new(),
             now: 0,
@@ -170,11 +193,12 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The next job, once there is memory for it; none when the queue is closed and empty.
-    pub(super) fn take(&self) -> Option<Taken<T>> {
+    /// The next job for a worker, counted from 0, once there is memory for it and no other worker has fewer jobs; none when the
+    /// queue is closed and empty.
+    pub(super) fn take(&self, worker: usize) -> Option<Taken<T>> {
         let mut state = self.shared.state();
         loop {
-            if let Some((number, entry)) = state.take() {
+            if let Some((number, entry)) = state.take(worker) {
                 // There may be room for one more, or for who waits to put one in.
                 self.shared.changed.notify_all();
                 let place = Place {
@@ -220,7 +244,7 @@ impl<T> Queue<T> {
     /// Memory that the jobs need that run now.
     pub(super) fn used(&self) -> Used {
         let state = self.shared.state();
-        let needs = state.running.values();
+        let needs = state.running.values().map(|job| job.needs);
         Used {
             own: needs.clone().map(|needs| needs.own).sum(),
             mapped: needs.map(|needs| needs.mapped).max().unwrap_or(0),
@@ -261,6 +285,7 @@ impl<T> Drop for Place<T> {
 
 #[cfg(test)]
 mod tests {
+    use shuttle::sync::Barrier;
     use shuttle::thread;
 
     use super::*;
@@ -284,7 +309,7 @@ mod tests {
     /// What would run one after the other.
     fn order<T>(queue: &Queue<T>) -> Vec<T> {
         queue.close();
-        std::iter::from_fn(|| Some(queue.take()?.task)).collect()
+        std::iter::from_fn(|| Some(queue.take(0)?.task)).collect()
     }
 
     /// Runs what uses the queue by itself.
@@ -295,7 +320,7 @@ mod tests {
     #[test]
     fn five_jobs_do_not_wait_for_a_hundred_of_another_client() {
         alone(|| {
-            let queue = Queue::new(200, ROOM);
+            let queue = Queue::new(200, ROOM, 1);
             for i in 0..100 {
                 queue.push(entry("many", 0, 1, ("many", i)), false).unwrap();
             }
@@ -318,7 +343,7 @@ mod tests {
     #[test]
     fn shares_go_by_cost() {
         alone(|| {
-            let queue = Queue::new(200, ROOM);
+            let queue = Queue::new(200, ROOM, 1);
             for _ in 0..20 {
                 let mut large = entry("large", 0, 1, "large");
                 large.cost = 40;
@@ -334,12 +359,12 @@ mod tests {
     #[test]
     fn who_pauses_saves_nothing_up() {
         alone(|| {
-            let queue = Queue::new(200, ROOM);
+            let queue = Queue::new(200, ROOM, 1);
             queue.push(entry("a", 0, 1, "a"), false).unwrap();
-            drop(queue.take());
+            drop(queue.take(0));
             for _ in 0..10 {
                 queue.push(entry("b", 0, 1, "b"), false).unwrap();
-                drop(queue.take());
+                drop(queue.take(0));
             }
             for client in ["b", "a", "a", "a", "b"] {
                 queue.push(entry(client, 0, 1, client), false).unwrap();
@@ -353,7 +378,7 @@ mod tests {
     #[test]
     fn priorities_order_the_jobs_of_one_client_only() {
         alone(|| {
-            let queue = Queue::new(200, ROOM);
+            let queue = Queue::new(200, ROOM, 1);
             for (client, priority) in [("a", 0), ("a", 5), ("b", -1), ("a", 5), ("b", 0)] {
                 let task = (client, priority);
                 queue.push(entry(client, priority, 1, task), false).unwrap();
@@ -366,45 +391,94 @@ mod tests {
     #[test]
     fn a_large_job_waits_for_memory_and_nobody_overtakes_it() {
         alone(|| {
-            let queue = Queue::new(10, ROOM);
+            let queue = Queue::new(10, ROOM, 1);
             for (own, name) in [(60, "first"), (60, "large"), (1, "small")] {
                 queue.push(entry("a", 0, own, name), false).unwrap();
             }
-            let first = queue.take().unwrap();
-            assert!(queue.shared.state().take().is_none());
+            let first = queue.take(0).unwrap();
+            assert!(queue.shared.state().take(0).is_none());
             drop(first);
-            let large = queue.take().unwrap();
-            let small = queue.take().unwrap();
+            let large = queue.take(0).unwrap();
+            let small = queue.take(0).unwrap();
             assert_eq!((large.task, small.task), ("large", "small"));
             assert_eq!(queue.used().own, 61);
             drop((large, small));
             // Alone, even what takes more than there is begins: whoever puts it in has looked.
             queue.push(entry("a", 0, 1000, "huge"), false).unwrap();
-            assert_eq!(queue.take().unwrap().task, "huge");
+            assert_eq!(queue.take(0).unwrap().task, "huge");
         });
     }
 
     #[test]
     fn mapped_weights_count_once() {
         alone(|| {
-            let queue = Queue::new(10, ROOM);
+            let queue = Queue::new(10, ROOM, 1);
             for _ in 0..4 {
                 let mut job = entry("a", 0, 10, ());
                 job.needs.mapped = 70;
                 queue.push(job, false).unwrap();
             }
-            let running: Vec<_> = (0..3).map(|_| queue.take().unwrap()).collect();
+            let running: Vec<_> = (0..3).map(|_| queue.take(0).unwrap()).collect();
             let used = queue.used();
             assert_eq!((used.own, used.mapped, used.bound), (30, 70, ROOM));
-            assert!(queue.shared.state().take().is_none());
+            assert!(queue.shared.state().take(0).is_none());
             drop(running);
         });
     }
 
     #[test]
+    fn a_worker_waits_while_another_one_has_no_job() {
+        alone(|| {
+            let queue = Queue::new(10, ROOM, 2);
+            for _ in 0..4 {
+                queue.push(entry("a", 0, 1, ()), false).unwrap();
+            }
+            let of_first = queue.take(0).unwrap();
+            assert!(queue.shared.state().take(0).is_none());
+            let of_second = queue.take(1).unwrap();
+            let more = queue.take(0).unwrap();
+            assert!(queue.shared.state().take(0).is_none());
+            drop((of_first, more));
+            assert!(queue.shared.state().take(1).is_none());
+            drop(of_second);
+            assert!(queue.take(1).is_some());
+        });
+    }
+
+    /// Two threads of each of two workers, and two jobs of which each lasts until the other one has begun.
+    fn two_jobs_at_once() {
+        let queue = Queue::new(2, ROOM, 2);
+        let began = Arc::new(Barrier::new(2));
+        let of = Arc::new(Mutex::new(Vec::new()));
+        let threads = [0, 0, 1, 1].map(|worker| {
+            let (queue, began, of) = (queue.clone(), Arc::clone(&began), Arc::clone(&of));
+            thread::spawn(move || {
+                while let Some(taken) = queue.take(worker) {
+                    of.lock().unwrap().push(worker);
+                    began.wait();
+                    drop(taken);
+                }
+            })
+        });
+        for _ in 0..2 {
+            queue.push(entry("a", 0, 1, ()), true).unwrap();
+        }
+        queue.close();
+        threads.into_iter().for_each(|it| it.join().unwrap());
+        let mut of = of.lock().unwrap();
+        of.sort_unstable();
+        assert_eq!(*of, [0, 1]);
+    }
+
+    #[test]
+    fn two_jobs_go_to_two_workers() {
+        shuttle::check_random(two_jobs_at_once, 2_000);
+    }
+
+    #[test]
     fn a_full_or_closed_queue_refuses() {
         alone(|| {
-            let queue = Queue::new(1, ROOM);
+            let queue = Queue::new(1, ROOM, 1);
             let number = queue.push(entry("a", 0, 1, 1), false).unwrap();
             assert_eq!(queue.push(entry("a", 0, 1, 2), false), Err(Refused::Full));
             assert_eq!(queue.remove(number), Some(1));
@@ -412,8 +486,8 @@ mod tests {
             queue.push(entry("a", 0, 1, 3), false).unwrap();
             queue.close();
             assert_eq!(queue.push(entry("a", 0, 1, 4), true), Err(Refused::Closed));
-            assert_eq!(queue.take().unwrap().task, 3);
-            assert!(queue.take().is_none());
+            assert_eq!(queue.take(0).unwrap().task, 3);
+            assert!(queue.take(0).is_none());
         });
     }
 
@@ -421,7 +495,7 @@ mod tests {
     /// bound holds at every moment. Shuttle ends with an error if all threads wait.
     fn everything_at_once() {
         const JOBS: usize = 6;
-        let queue = Queue::<usize>::new(2, ROOM);
+        let queue = Queue::<usize>::new(2, ROOM, 2);
         let ended = Arc::new(Mutex::new(vec![0; 2 * JOBS]));
         let used = Arc::new(Mutex::new((0, 0)));
         let end = |ended: &Mutex<Vec<i32>>, job: usize| ended.lock().unwrap()[job] += 1;
@@ -442,10 +516,10 @@ mod tests {
                 }
             })
         });
-        let workers = [(); 3].map(|()| {
+        let workers = [0, 1, 1].map(|worker| {
             let (queue, ended, used) = (queue.clone(), Arc::clone(&ended), Arc::clone(&used));
             thread::spawn(move || {
-                while let Some(taken) = queue.take() {
+                while let Some(taken) = queue.take(worker) {
                     let own = [30, 70, 100][taken.task % 3];
                     {
                         let mut used = used.lock().unwrap();

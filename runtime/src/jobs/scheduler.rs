@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use super::queue::{Entry, Queue, Refused, Taken, Used};
 use super::turn::Turn;
-use crate::engine::{Cancel, Engine};
+use crate::engine::{Cancel, Engine, Ep};
 use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, Stage, run};
 
 /// Jobs that a worker has at the same time: one computes with the UNet, the other one does everything else.
@@ -108,6 +108,7 @@ impl Task {
 struct Shared {
     queue: Queue<Task>,
     models: Arc<Models>,
+    ep: Ep,
     /// One for each worker.
     engines: Vec<Engine>,
     /// Whose turn it is to use a worker's UNet.
@@ -168,8 +169,9 @@ impl Scheduler {
     pub fn start(engine: &Engine, models: &Arc<Models>, options: Options) -> Self {
         let engines = engine.split(options.workers);
         let shared = Arc::new(Shared {
-            queue: Queue::new(options.capacity, options.memory),
+            queue: Queue::new(options.capacity, options.memory, engines.len()),
             models: Arc::clone(models),
+            ep: engine.ep(),
             turns: engines.iter().map(|_| Turn::default()).collect(),
             engines,
             running: Mutex::default(),
@@ -214,7 +216,7 @@ impl Scheduler {
             client,
             priority,
             cost: plans.work(),
-            needs: plans.memory,
+            needs: plans.memory_with(self.shared.ep, &self.shared.models),
             task: Task {
                 plans,
                 cancel: cancel.clone(),
@@ -304,7 +306,7 @@ impl Shared {
 
     /// Does jobs until there will be no more.
     fn work(&self, worker: usize) {
-        while let Some(Taken { task, place }) = self.queue.take() {
+        while let Some(Taken { task, place }) = self.queue.take(worker) {
             self.share_memory();
             let mut running = self.running();
             running.cancels.insert(place.number, task.cancel.clone());
@@ -362,7 +364,7 @@ impl Shared {
 }
 
 /// What `work` returns, or what it panicked with.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

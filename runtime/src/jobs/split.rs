@@ -6,10 +6,12 @@
 use std::num::NonZero;
 use std::thread;
 
+use super::scheduler::{JobError, caught};
 use crate::engine::measured::{Case, Measured, Record, Seconds};
 use crate::engine::memory::Needs;
-use crate::engine::{Cancel, Engine, EngineError};
-use crate::pipeline::{Models, PipelineError, Plans, Request, run};
+use crate::engine::{Cancel, Engine};
+use crate::pipeline::{Models, Plans, Request, run};
+use crate::sampler;
 
 /// Steps of a measured picture.
 const STEPS: usize = 3;
@@ -64,7 +66,7 @@ pub fn best(measured: &[(NonZero<usize>, Seconds)], calls: usize) -> Option<NonZ
 /// Measures numbers of workers with pictures of a few steps that have the request's size and numbers, and adds what they took to a record.
 ///
 /// # Errors
-/// As [`run`]'s.
+/// As [`run`]'s, and [`JobError::Panicked`].
 pub fn measure(
     engine: &Engine,
     models: &Models,
@@ -72,12 +74,14 @@ pub fn measure(
     candidates: &[NonZero<usize>],
     (record, case): (&Record, &Case),
     cancel: &Cancel,
-) -> Result<Vec<(NonZero<usize>, Seconds)>, PipelineError> {
+) -> Result<Vec<(NonZero<usize>, Seconds)>, JobError> {
     let plans = |steps| {
         let request = Request {
             prompt: "a lighthouse at dusk".to_owned(),
             width: request.width,
             height: request.height,
+            // The record does not tell samplers apart, and every model takes this one.
+            sampler: sampler::parse("Euler").ok().map(|(sampler, _)| sampler),
             steps: Some(steps),
             guidance_scale: request.guidance_scale,
             profile: request.profile,
@@ -131,11 +135,12 @@ fn at_once(
     models: &Models,
     plans: &Plans,
     cancel: &Cancel,
-) -> Result<Seconds, PipelineError> {
+) -> Result<Seconds, JobError> {
+    let make = |engine| run(plans, models, engine, cancel, &mut |_| (), None);
     let outcomes: Vec<_> = thread::scope(|scope| {
         let started = engines
             .iter()
-            .map(|engine| scope.spawn(|| run(plans, models, engine, cancel, &mut |_| (), None)));
+            .map(|engine| scope.spawn(move || caught(|| make(engine))));
         let started: Vec<_> = started.collect();
         let ended = started.into_iter().map(thread::ScopedJoinHandle::join);
         ended.collect()
@@ -147,8 +152,8 @@ fn at_once(
         decode: 0.0,
     };
     for outcome in outcomes {
-        // Libraries do not panic; whoever is asked for a number of workers does not have to, either.
-        let outcome = outcome.map_err(|_| EngineError::Interrupted)??;
+        let outcome = outcome.unwrap_or_else(|_| Err(String::new()));
+        let outcome = outcome.map_err(JobError::Panicked)??;
         let (timing, calls) = (outcome.timing, outcome.calls.iter().sum::<usize>().max(1));
         slowest = Seconds {
             encode: slowest.encode.max(timing.encode.as_secs_f64()),

@@ -332,9 +332,9 @@ impl ModelDir {
     }
 
     /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights, its
-    /// activations, and the scores of self-attention, which grow with the square.
+    /// activations, and the scores of self-attention, which grow with the square. Networks are those that a provider runs.
     #[must_use]
-    pub fn memory(&self, pixels: usize, dialect: Dialect) -> Needs {
+    pub fn memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
         // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
         const UNET: u64 = 110_000;
         const DECODER: u64 = 340_000;
@@ -346,14 +346,16 @@ impl ModelDir {
         };
         // Portable graphs of ours take the heads one by one.
         let heads = if self.manifest.is_some() { 1 } else { 8 };
-        let unet = self.needs("unet", heads * tokens * tokens, UNET * pixels, dialect);
-        let decoder = self.needs("vae_decoder", pixels * pixels, DECODER * pixels, dialect);
-        unet.max(decoder)
+        let needs = |component, scores, activations| {
+            let graph = self.graph(component, dialect, ep);
+            self.needs(component, graph, scores, activations)
+        };
+        let unet = needs("unet", heads * tokens * tokens, UNET * pixels);
+        unet.max(needs("vae_decoder", pixels * pixels, DECODER * pixels))
     }
 
-    /// What a network needs with so many scores and bytes of activations.
-    fn needs(&self, component: &str, scores: u64, activations: u64, dialect: Dialect) -> Needs {
-        let graph = self.graph(component, dialect);
+    /// What a network's graph needs with so many scores and bytes of activations.
+    fn needs(&self, component: &str, graph: &str, scores: u64, activations: u64) -> Needs {
         let weights = memory::network(&self.path.join(component), graph, self.recorded(component));
         match graph {
             // Scores and their softmax, in single precision.
@@ -371,7 +373,7 @@ impl ModelDir {
         }
     }
 
-    /// [`Self::memory`] of a picture of this width and height.
+    /// [`Self::memory`] of a picture of this width and height by processors.
     ///
     /// # Errors
     /// It is more than `limit`.
@@ -381,7 +383,8 @@ impl ModelDir {
         dialect: Dialect,
         limit: u64,
     ) -> Result<Needs, PipelineError> {
-        let latent = |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2), dialect);
+        let latent =
+            |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2), dialect, Ep::Cpu);
         let needs = latent(width * height);
         if needs.total <= limit {
             return Ok(needs);
@@ -396,10 +399,10 @@ impl ModelDir {
         })
     }
 
-    /// The graph of a component that a processor runs.
-    fn graph(&self, component: &str, dialect: Dialect) -> &'static str {
+    /// The graph of a component that a provider runs.
+    fn graph(&self, component: &str, dialect: Dialect, ep: Ep) -> &'static str {
         let recorded = self.recorded(component);
-        let chosen = choose(Ep::Cpu, recorded, dialect, Compute::F32);
+        let chosen = choose(ep, recorded, dialect, Compute::F32);
         chosen.map_or(Key::PLAIN, |chosen| chosen.file)
     }
 

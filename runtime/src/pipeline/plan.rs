@@ -12,7 +12,7 @@ use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, idle};
 use crate::Remedy;
 use crate::engine::memory::Needs;
-use crate::engine::{Compute, Dialect};
+use crate::engine::{Compute, Dialect, Ep};
 use crate::noise::{BrownianTree, FirstNoise, Origin, Variation};
 use crate::profile::Profile;
 use crate::sampler::{self, Options, Sampler, Schedule};
@@ -129,7 +129,7 @@ impl Plan {
 pub struct Plans {
     /// One per picture.
     pub plans: Vec<Plan>,
-    /// Memory that they take at most: they are made one after the other.
+    /// Memory that they take at most with processors: they are made one after the other.
     pub memory: Needs,
     /// Good to know.
     pub notes: Vec<String>,
@@ -138,6 +138,17 @@ pub struct Plans {
 }
 
 impl Plans {
+    /// [`Self::memory`] with a provider, which may run other graphs than processors do.
+    #[must_use]
+    pub fn memory_with(&self, ep: Ep, models: &Models) -> Needs {
+        let needs = self.plans.iter().flat_map(|plan| {
+            let [_, _, height, width] = plan.latent_shape;
+            let of = move |model: &ModelDir| model.memory(height * width, plan.graph, ep);
+            models.all().map(of)
+        });
+        needs.fold(Needs::default(), Needs::max)
+    }
+
     /// Resolves a request for a model and perhaps its refiner; `limit` is how many bytes of memory there are.
     ///
     /// # Errors

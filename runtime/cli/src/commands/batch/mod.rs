@@ -8,8 +8,9 @@ mod progress;
 mod results;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,14 +19,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use sd_runtime::engine::measured::{self, Case};
 use sd_runtime::engine::{Cancel, Engine, Ep, memory};
 use sd_runtime::jobs::{Follow, Job, JobError, Made, News, Options, Scheduler, Stop, split};
+use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{
     Destination, Event, Format, ModelDir, Models, PipelineError, Plans, Request, Stage,
 };
-use sd_ui::{Interrupted, Ui, UsageError, is_stdout};
+use sd_ui::{Interrupted, Ui, UsageError};
 
 use self::line::{Line, SCHEMA, next_line};
 use self::progress::Progress;
@@ -38,6 +40,9 @@ const WAITING: usize = 256;
 
 /// So many jobs are worth finding out how many workers are fastest, which takes as long as a few.
 const WORTH_MEASURING: usize = 12;
+
+/// Names of standard input.
+const STDIN: [&str; 4] = ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
 
 /// Broken lines that are named.
 const NAMED: usize = 10;
@@ -148,7 +153,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         (Some(jobs), Some(folder)) if !args.schema => (jobs, folder),
         _ => return Ok(ui.result(SCHEMA)?),
     };
-    let is_stream = is_stdout(jobs);
+    let is_stream = STDIN.iter().any(|name| jobs == Path::new(name));
     let lines = match is_stream {
         true => Vec::new(),
         false => read_all(jobs)?,
@@ -163,36 +168,17 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
             .map_or(u64::MAX, |size| size.0)
             .min(memory::limit()),
         engine: args.engine.clone(),
-        done: Results::read(folder)?,
+        earlier: Earlier::of(Results::read(folder)?),
         files: BTreeSet::new(),
     };
-    let mut items = Vec::new();
-    for (number, text) in lines {
-        items.push(checker.check(number, text));
-        if ui.interrupted() {
-            return Err(Interrupted.into());
-        }
-    }
-    if !args.keep_going {
-        refuse_broken(&items, jobs)?;
-    }
+    let (items, first) = look(args, &mut checker, lines, jobs, ui)?;
 
     // From here on, something is written.
     let results = Results::open(folder)?;
-    let first = items.iter().find_map(Item::request);
-    let first = first.cloned().unwrap_or_default();
-    let (engine, _) = auto::resolve(&args.engine, &first, &models, ui)?;
-    checker.engine = engine.clone();
-    checker.done = results.done().clone();
-    let engine = engine.start(ui)?;
+    checker.earlier = Earlier::of(results.done().clone());
+    let engine = checker.engine.start(ui)?;
     let options = Options {
-        workers: match args.workers {
-            Workers::Number(workers) => workers,
-            Workers::Auto => {
-                let open = items.iter().filter_map(Item::request).count();
-                fastest(&engine, &checker, &first, open, ui)?
-            }
-        },
+        workers: workers(args, &engine, &checker, &first, &items, ui)?,
         memory: checker.limit,
         capacity: WAITING,
     };
@@ -214,12 +200,21 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         scheduler: Arc::clone(&scheduler),
         folder: folder.clone(),
         keep_going: args.keep_going,
+        tell: tell.clone(),
+    };
+    let mut end = LastWord {
         tell,
+        word: Some(Message::End(Err(anyhow!(
+            "a mistake in this program ended the reading of jobs"
+        )))),
     };
     // It is not waited for: reading from a stream cannot be ended.
-    thread::spawn(move || match is_stream {
-        false => feeder.feed(items, &checker),
-        true => feeder.stream(std::io::stdin().lock(), &mut checker),
+    thread::spawn(move || {
+        let submitted = match is_stream {
+            false => Ok(feeder.feed(items, &checker)),
+            true => feeder.stream(io::stdin().lock(), &mut checker),
+        };
+        end.be(Message::End(submitted));
     });
     let mut batch = Batch {
         ui,
@@ -227,13 +222,17 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         progress,
         keep_going: args.keep_going,
         failed: 0,
+        is_read: true,
         noted: BTreeSet::new(),
     };
     let outcome = batch.follow(&told, &scheduler.stop());
     scheduler.finish();
     // What was finished meanwhile is not lost.
-    let rest = told.try_iter().try_for_each(|message| batch.hear(message));
-    outcome.and(rest)?;
+    let rest = told.try_iter();
+    rest.fold(outcome, |outcome, message| {
+        let heard = batch.hear(message);
+        outcome.and(heard)
+    })?;
     if ui.interrupted() {
         return Err(Interrupted.into());
     }
@@ -242,6 +241,68 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         1 => bail!("a job failed"),
         failed => bail!("{failed} jobs failed"),
     }
+}
+
+/// What the lines of a file ask for, and a request like those that are open, by which is measured. Wrong lines are refused unless they
+/// shall be left out.
+fn look(
+    args: &BatchArgs,
+    checker: &mut Checker,
+    lines: Vec<(usize, Result<String, String>)>,
+    jobs: &Path,
+    ui: &Ui,
+) -> anyhow::Result<(Vec<Item>, Request)> {
+    let mut items = Vec::new();
+    for (number, text) in lines {
+        items.push(checker.read(number, text));
+        if ui.interrupted() {
+            return Err(Interrupted.into());
+        }
+    }
+    if !args.keep_going {
+        refuse_broken(&items, jobs)?;
+    }
+    // Files of noise take no time.
+    let first = Request {
+        initial_noise: None,
+        noise: Texture::default(),
+        ..items
+            .iter()
+            .find_map(Item::request)
+            .cloned()
+            .unwrap_or_default()
+    };
+    (checker.engine, _) = auto::resolve(&args.engine, &first, &checker.models, ui)?;
+    let items: Vec<Item> = items.into_iter().map(|it| checker.compare(it)).collect();
+    if !args.keep_going {
+        refuse_broken(&items, jobs)?;
+    }
+    Ok((items, first))
+}
+
+/// How many workers there are.
+fn workers(
+    args: &BatchArgs,
+    engine: &Engine,
+    checker: &Checker,
+    first: &Request,
+    items: &[Item],
+    ui: &Ui,
+) -> anyhow::Result<NonZero<usize>> {
+    let Workers::Number(workers) = args.workers else {
+        let open = items.iter().filter_map(Item::request).count();
+        let found = fastest(engine, checker, first, open, ui);
+        if found.is_err() && ui.interrupted() {
+            return Err(Interrupted.into());
+        }
+        return Ok(found.unwrap_or_else(|e| {
+            ui.warn(format!(
+                "one at a time: which number of workers is fastest cannot be measured: {e:#}"
+            ));
+            NonZero::<usize>::MIN
+        }));
+    };
+    Ok(at_most(workers, engine.threads(), ui))
 }
 
 fn models(args: &BatchArgs, ui: &Ui) -> anyhow::Result<Models> {
@@ -254,6 +315,17 @@ fn models(args: &BatchArgs, ui: &Ui) -> anyhow::Result<Models> {
         embeddings: embeddings::of(&args.embeddings, &model)?,
         base: model,
     })
+}
+
+/// So many workers, or as many as there are threads.
+fn at_most(workers: NonZero<usize>, threads: usize, ui: &Ui) -> NonZero<usize> {
+    let most = NonZero::new(threads).map_or(workers, |threads| workers.min(threads));
+    if most < workers {
+        ui.note(format!(
+            "--workers {workers}: there are {threads} threads, so there are {threads} workers"
+        ));
+    }
+    most
 }
 
 /// The number of workers that makes pictures like the request's fastest: as it was measured before, or as it is measured now if there
@@ -274,7 +346,11 @@ fn fastest(
     let (Some(plan), Some(hash)) = (plans.plans.first(), checker.hashes.first()) else {
         return Ok(one);
     };
-    let candidates = split::candidates(engine.threads(), plans.memory, checker.limit);
+    let candidates = split::candidates(
+        engine.threads(),
+        plans.memory_with(engine.ep(), &checker.models),
+        checker.limit,
+    );
     let record = measured::Record::of_workers();
     let library = engine.library();
     let model = (hash.as_str(), plan.size);
@@ -366,6 +442,27 @@ impl Item {
     }
 }
 
+/// What earlier runs made.
+struct Earlier {
+    /// By the names of the jobs.
+    done: BTreeMap<String, Record>,
+    /// Names of jobs by those of their pictures.
+    pictures: BTreeMap<String, String>,
+}
+
+impl Earlier {
+    fn of(done: BTreeMap<String, Record>) -> Self {
+        let images = done
+            .values()
+            .flat_map(|record| record.images.iter().map(|image| (image, &record.job)));
+        let pictures = images.map(|(image, job)| (image.file.clone(), job.clone()));
+        Self {
+            pictures: pictures.collect(),
+            done,
+        }
+    }
+}
+
 /// Looks at lines before anything is computed.
 struct Checker {
     models: Arc<Models>,
@@ -373,33 +470,67 @@ struct Checker {
     /// Bytes of memory.
     limit: u64,
     engine: EngineArgs,
-    /// What earlier runs made.
-    done: BTreeMap<String, Record>,
+    earlier: Earlier,
     /// Pictures of all lines so far.
     files: BTreeSet<String>,
 }
 
 impl Checker {
-    fn check(&mut self, number: usize, text: Result<String, String>) -> Item {
-        self.read(number, text)
+    /// A line: what it asks for, whatever earlier runs made.
+    fn read(&mut self, number: usize, text: Result<String, String>) -> Item {
+        self.try_read(number, text)
             .unwrap_or_else(|problem| Item::Broken {
                 line: number,
                 problem,
             })
     }
 
-    fn read(&mut self, number: usize, text: Result<String, String>) -> Result<Item, String> {
+    fn try_read(&mut self, number: usize, text: Result<String, String>) -> Result<Item, String> {
         let mut line = Line::read(&text?, number)?;
         self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
-        let work = self.plans(&line.request).map_err(|e| said(&e))?.work();
+        let work = match self.plans(&line.request) {
+            Ok(plans) => plans.work(),
+            // The line is right; its job fails, or finds the file when its turn comes.
+            Err(e) if is_of_file(&e) => 0,
+            Err(e) => return Err(said(&e)),
+        };
         for file in line.files() {
             if !self.files.insert(file.clone()) {
                 return Err(format!("another line has pictures called {file}, too"));
             }
         }
-        let Some(known) = self.done.get(&line.name) else {
-            let line = Box::new(line);
-            return Ok(Item::Open { line, work });
+        let line = Box::new(line);
+        Ok(Item::Open { line, work })
+    }
+
+    /// What is left of it. The provider is known now, and with it the numbers that are computed with.
+    fn compare(&self, item: Item) -> Item {
+        let Item::Open { mut line, work } = item else {
+            return item;
+        };
+        match self.made(&mut line) {
+            Ok(None) => Item::Open { line, work },
+            Ok(Some(record)) => Item::Done(Box::new(record)),
+            Err(problem) => Item::Broken {
+                line: line.number,
+                problem,
+            },
+        }
+    }
+
+    /// What an earlier run made of a line.
+    fn made(&self, line: &mut Line) -> Result<Option<Record>, String> {
+        self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
+        for file in line.files() {
+            let owner = self.earlier.pictures.get(&file);
+            if let Some(owner) = owner.filter(|owner| **owner != line.name) {
+                return Err(format!(
+                    "job {owner} of an earlier run has a picture called {file}; give another folder or `id`"
+                ));
+            }
+        }
+        let Some(known) = self.earlier.done.get(&line.name) else {
+            return Ok(None);
         };
         if known.request.as_ref() != Some(&line.request) || known.models != self.hashes {
             return Err(format!(
@@ -407,15 +538,24 @@ impl Checker {
                 line.name
             ));
         }
-        let mut known = known.clone();
-        known.line = number;
-        known.earlier = true;
-        Ok(Item::Done(Box::new(known)))
+        Ok(Some(Record {
+            line: line.number,
+            earlier: true,
+            ..known.clone()
+        }))
     }
 
     fn plans(&self, request: &Request) -> Result<Plans, PipelineError> {
         Plans::resolve(request, &self.models, self.limit)
     }
+}
+
+/// Whether a request cannot be planned because of a file that it names.
+fn is_of_file(error: &PipelineError) -> bool {
+    matches!(
+        error,
+        PipelineError::Read { .. } | PipelineError::Texture(_) | PipelineError::InitNoise { .. }
+    )
 }
 
 /// An error and what can be done about it, in one line.
@@ -454,6 +594,27 @@ enum Message {
     Interrupted,
 }
 
+/// What is said when it is dropped, so that nobody waits for ever for a thread with a mistake.
+struct LastWord {
+    tell: Sender<Message>,
+    word: Option<Message>,
+}
+
+impl LastWord {
+    fn be(&mut self, word: Message) {
+        self.word = Some(word);
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(word) = self.word.take() {
+            // Nobody listens when the batch has been ended.
+            let _ = self.tell.send(word);
+        }
+    }
+}
+
 /// Puts jobs into the queue.
 struct Feeder {
     scheduler: Arc<Scheduler>,
@@ -463,17 +624,16 @@ struct Feeder {
 }
 
 impl Feeder {
-    /// The lines of a stream, as they come.
-    fn stream(&self, mut from: impl BufRead, checker: &mut Checker) {
+    /// The lines of a stream, as they come: how many jobs were begun.
+    fn stream(&self, mut from: impl BufRead, checker: &mut Checker) -> anyhow::Result<usize> {
         let mut submitted = 0;
-        let mut next = || next_line(&mut from).context("cannot read standard input");
         for number in 1.. {
-            let item = match next() {
-                Ok(Some(Ok(text))) if text.is_empty() => continue,
-                Ok(Some(text)) => checker.check(number, text),
-                Ok(None) => break,
-                Err(e) => return self.say(Message::End(Err(e))),
+            let item = match next_line(&mut from).context("cannot read standard input")? {
+                Some(Ok(text)) if text.is_empty() => continue,
+                Some(text) => checker.read(number, text),
+                None => break,
             };
+            let item = checker.compare(item);
             if let Item::Open { line, work } = &item {
                 let pictures = line.request.batch;
                 self.say(Message::Read {
@@ -486,16 +646,13 @@ impl Feeder {
                 None => break,
             }
         }
-        self.say(Message::End(Ok(submitted)));
+        Ok(submitted)
     }
 
-    /// The lines of a file, which were looked at already.
-    fn feed(&self, items: Vec<Item>, checker: &Checker) {
-        let submitted = items
-            .into_iter()
-            .map_while(|item| self.put(item, checker))
-            .sum();
-        self.say(Message::End(Ok(submitted)));
+    /// The lines of a file, which were looked at already: how many jobs were begun.
+    fn feed(&self, items: Vec<Item>, checker: &Checker) -> usize {
+        let items = items.into_iter();
+        items.map_while(|item| self.put(item, checker)).sum()
     }
 
     fn say(&self, message: Message) {
@@ -519,10 +676,12 @@ impl Feeder {
         let plans = match checker.plans(&line.request) {
             Ok(plans) => plans,
             Err(e) => {
-                // A file that it names has changed since.
-                let (line, problem) = (line.number, said(&e));
-                self.say(Message::Broken { line, problem });
-                return self.keep_going.then_some(0);
+                let record = Box::new(Record {
+                    error: Some(said(&e)),
+                    ..Record::open(&line, checker.hashes.clone())
+                });
+                self.say(Message::Ended { record, work });
+                return self.keep_going.then_some(1);
             }
         };
         let job = Job {
@@ -538,24 +697,23 @@ impl Feeder {
     fn follow(&self, line: Line, work: u64, hashes: Vec<String>) -> Follow {
         let (tell, folder) = (self.tell.clone(), self.folder.clone());
         let mut began = Instant::now();
-        let mut record = Record {
-            job: line.name.clone(),
-            line: line.number,
-            status: Status::Failed,
-            images: Vec::new(),
-            error: None,
-            worker: None,
-            seconds: None,
-            earlier: false,
-            models: hashes,
-            request: Some(line.request.clone()),
-        };
+        let mut record = Record::open(&line, hashes);
         let mut total_calls = None;
+        let mut last = LastWord {
+            tell: tell.clone(),
+            word: None,
+        };
         Box::new(move |news| {
             let message = match news {
                 News::Began { worker } => {
                     began = Instant::now();
                     record.worker = Some(worker);
+                    let error = "a mistake in this program ended the job".to_owned();
+                    let record = Box::new(Record {
+                        error: Some(error),
+                        ..record.clone()
+                    });
+                    last.be(Message::Ended { record, work });
                     return;
                 }
                 News::Run(Event::Stage(stage)) => {
@@ -585,13 +743,16 @@ impl Feeder {
                     text: text.to_owned(),
                     is_warning: true,
                 },
-                News::Ended(Err(JobError::Cancelled)) => Message::Cancelled,
+                News::Ended(Err(JobError::Cancelled)) => {
+                    last.be(Message::Cancelled);
+                    return;
+                }
                 News::Ended(result) => {
                     let written = result.map(|made| write(&made, &folder, &line.files()));
                     record.seconds = Some(began.elapsed().as_secs_f64());
                     match written {
                         Ok(Err(e)) => {
-                            let _ = tell.send(Message::Unwritable(e));
+                            last.be(Message::Unwritable(e));
                             return;
                         }
                         Ok(Ok(images)) => {
@@ -601,7 +762,8 @@ impl Feeder {
                         Err(e) => record.error = Some(said(&e)),
                     }
                     let record = Box::new(record.clone());
-                    Message::Ended { record, work }
+                    last.be(Message::Ended { record, work });
+                    return;
                 }
             };
             let _ = tell.send(message);
@@ -632,6 +794,8 @@ struct Batch<'a> {
     progress: Progress<'a>,
     keep_going: bool,
     failed: usize,
+    /// Whether somebody reads results as they come.
+    is_read: bool,
     /// Notes that were told already.
     noted: BTreeSet<String>,
 }
@@ -671,7 +835,7 @@ impl Batch<'_> {
             Message::Broken { line, problem } => {
                 self.failed += 1;
                 self.ui.warn(format!("line {line}: {problem}"));
-                self.ui.result(
+                self.say(
                     serde_json::json!({"line": line, "status": Status::Failed, "error": problem}),
                 )?;
             }
@@ -704,12 +868,44 @@ impl Batch<'_> {
     }
 
     /// A result without what the user knows already.
-    fn print(&self, record: &Record) -> anyhow::Result<()> {
+    fn print(&mut self, record: &Record) -> anyhow::Result<()> {
         let line = Record {
             request: None,
             models: Vec::new(),
             ..record.clone()
         };
-        Ok(self.ui.result(serde_json::to_string(&line)?)?)
+        self.say(serde_json::to_string(&line)?)
+    }
+
+    /// A line of standard output. Whoever stops reading there has the file of results.
+    fn say(&mut self, line: impl fmt::Display) -> anyhow::Result<()> {
+        if !self.is_read {
+            return Ok(());
+        }
+        match self.ui.result(line) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.is_read = false,
+            written => written?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_has_a_last_word() {
+        let (tell, told) = channel();
+        let mut last = LastWord {
+            tell: tell.clone(),
+            word: None,
+        };
+        let panics = thread::spawn(move || {
+            last.be(Message::Cancelled);
+            panic!("a mistake");
+        });
+        assert!(panics.join().is_err());
+        assert!(matches!(told.try_recv(), Ok(Message::Cancelled)));
     }
 }

@@ -12,6 +12,8 @@ use anyhow::{Context, anyhow, bail};
 use sd_runtime::pipeline::Request;
 use serde::{Deserialize, Serialize};
 
+use super::line::Line;
+
 /// Name of the file.
 const NAME: &str = "results.jsonl";
 
@@ -59,6 +61,24 @@ pub(crate) struct Record {
     pub(crate) request: Option<Request>,
 }
 
+impl Record {
+    /// That of a job that is not done.
+    pub(crate) fn open(line: &Line, models: Vec<String>) -> Self {
+        Self {
+            job: line.name.clone(),
+            line: line.number,
+            status: Status::Failed,
+            images: Vec::new(),
+            error: None,
+            worker: None,
+            seconds: None,
+            earlier: false,
+            models,
+            request: Some(line.request.clone()),
+        }
+    }
+}
+
 /// The file of an output folder.
 #[derive(Debug)]
 pub(crate) struct Results {
@@ -69,11 +89,11 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// What a folder has of jobs that are done; it need not be there.
+    /// What a folder has of jobs that are done and whose pictures are there; the folder need not be.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Record>> {
         let path = folder.join(NAME);
         match fs::read(&path) {
-            Ok(bytes) => Ok(parse(&path, &bytes)?.0),
+            Ok(bytes) => Ok(parse(&path, &bytes, folder)?.0),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -93,8 +113,12 @@ impl Results {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(failed)?;
-        let (done, whole) = parse(&path, &bytes)?;
+        let (done, whole) = parse(&path, &bytes, folder)?;
         if whole < bytes.len() {
+            tracing::warn!(
+                "{}: the last line is cut off; its job is made again",
+                path.display()
+            );
             file.set_len(whole as u64).with_context(failed)?;
             file.seek(SeekFrom::End(0)).with_context(failed)?;
         }
@@ -110,22 +134,31 @@ impl Results {
         &self.done
     }
 
-    /// Adds a line.
+    /// Adds a line, whole or not at all.
     pub(crate) fn add(&self, record: &Record) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         // By its name, so that a folder that is gone is noticed.
         let opened = OpenOptions::new().append(true).open(&self.path);
         let written = opened.and_then(|mut file| {
-            file.write_all(&line)?;
-            file.sync_data()
+            let before = file.metadata()?.len();
+            let written = file.write_all(&line).and_then(|()| file.sync_data());
+            if written.is_err() {
+                // What follows half a line could not be read.
+                file.set_len(before)?;
+            }
+            written
         });
         written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
-/// Jobs that are done, and how many bytes are whole lines.
-fn parse(path: &Path, bytes: &[u8]) -> anyhow::Result<(BTreeMap<String, Record>, usize)> {
+/// Jobs that are done and whose pictures are in a folder, and how many bytes are whole lines.
+fn parse(
+    path: &Path,
+    bytes: &[u8],
+    folder: &Path,
+) -> anyhow::Result<(BTreeMap<String, Record>, usize)> {
     let whole = bytes
         .iter()
         .rposition(|&byte| byte == b'\n')
@@ -142,6 +175,10 @@ fn parse(path: &Path, bytes: &[u8]) -> anyhow::Result<(BTreeMap<String, Record>,
             Status::Failed => {}
         }
     }
+    done.retain(|_, record| {
+        let mut files = record.images.iter().map(|image| folder.join(&image.file));
+        files.all(|file| file.is_file())
+    });
     Ok((done, whole))
 }
 
@@ -175,6 +212,9 @@ mod tests {
         let results = Results::open(&folder).unwrap();
         let error = Results::open(&folder).unwrap_err().to_string();
         assert!(error.contains("another"), "{error}");
+        for picture in ["a.png", "b.png"] {
+            fs::write(folder.join(picture), "").unwrap();
+        }
         results.add(&record("a", Status::Done)).unwrap();
         results.add(&record("b", Status::Failed)).unwrap();
         drop(results);
@@ -191,6 +231,9 @@ mod tests {
         assert!(results.done().len() == 1);
         results.add(&record("b", Status::Done)).unwrap();
         assert_eq!(Results::read(&folder).unwrap().len(), 2);
+        // What somebody removed is not done.
+        fs::remove_file(folder.join("a.png")).unwrap();
+        assert!(Results::read(&folder).unwrap().keys().eq(["b"]));
         // A broken line elsewhere is no accident of ours.
         fs::write(&file, "{}\n").unwrap();
         let error = Results::read(&folder).unwrap_err().to_string();
