@@ -5,10 +5,10 @@
 use std::path::Path;
 
 use sd_kernels::Isa;
-use sd_runtime::engine::{Cancel, Compute, Dialect};
+use sd_runtime::engine::{Cancel, Compute, Dialect, Ep};
 use sd_runtime::noise::Rng;
 use sd_runtime::noise::texture::Texture;
-use sd_runtime::pipeline::infotext::Settings;
+use sd_runtime::pipeline::infotext::{Settings, within_reach};
 use sd_runtime::pipeline::{
     Destination, Format, Micro, ModelDir, Models, PictureFile, Plan, Plans, Request,
 };
@@ -199,6 +199,67 @@ fn settings_of_sdxl_and_its_refiner_are_read_back() {
     assert_eq!(missing, format!("missing: refiner {hash}"));
     let left_out = settings.wanted.not_carried(&alone);
     assert_eq!(left_out[0].field, "Refiner");
+    // Without a hash, the name decides.
+    let named = |name: &str| {
+        let text = format!("a circle\nSteps: 2, Seed: 3, Refiner: {name}");
+        Settings::read(&text).unwrap().wanted
+    };
+    let refiner = models.refiner.as_ref().unwrap();
+    assert!(named(&refiner.title()).is_refiner(refiner));
+    let other = named("another.safetensors");
+    assert!(!other.is_refiner(refiner));
+    let missing = other.lacks_beside(&models).unwrap().to_string();
+    assert_eq!(missing, "missing: refiner another.safetensors");
+    let left_out = other.not_carried(&models);
+    assert_eq!(left_out[0].value, "another.safetensors");
+}
+
+/// A picture of a processor is made where there is none of its graphs or numbers, unless somebody asks for them.
+#[test]
+fn graphs_and_numbers_that_cannot_be_had_are_left_out() {
+    let mut models = Models::one(ModelDir::open(demo_model()).unwrap());
+    let text = "a circle\nSteps: 2, Seed: 3, Version: sdrt-0.1.0, Graph: native";
+    let mut carried = Settings::read(text).unwrap().request;
+    assert_eq!(carried.graph, Dialect::Native);
+    if Isa::detect() >= Isa::Avx2 {
+        let mut same = carried.clone();
+        assert_eq!(
+            within_reach(&mut same, &models, Ep::Cpu, [false, false]),
+            []
+        );
+        assert_eq!(same.graph, Dialect::Native);
+    }
+    let left_out = |request: &mut Request, models: &Models, ep, given| {
+        let left_out = within_reach(request, models, ep, given);
+        let pairs = left_out.into_iter().map(|it| (it.field, it.value));
+        pairs.collect::<Vec<_>>()
+    };
+    let graph = ("Graph".to_owned(), "native".to_owned());
+    let mut request = carried.clone();
+    let found = left_out(&mut request, &models, Ep::OpenVino, [false, false]);
+    assert_eq!((found, request.graph), (vec![graph.clone()], Dialect::Auto));
+    let mut request = carried.clone();
+    let found = left_out(&mut request, &models, Ep::OpenVino, [true, false]);
+    assert_eq!((found, request.graph), (vec![], Dialect::Native));
+    carried.compute = Compute::I16;
+    let mut request = carried.clone();
+    let found = left_out(&mut request, &models, Ep::OpenVino, [false, false]);
+    let compute = ("Compute".to_owned(), "i16".to_owned());
+    assert_eq!((&found[0], &found[1]), (&graph, &compute));
+    assert_eq!(request.compute, Compute::Auto);
+    carried.compute = Compute::F32;
+    for component in models
+        .base
+        .manifest
+        .as_mut()
+        .unwrap()
+        .components
+        .values_mut()
+    {
+        component.variants.retain(|name, _| name != "native.onnx");
+    }
+    let found = left_out(&mut carried, &models, Ep::Cpu, [false, false]);
+    assert_eq!((found, carried.graph), (vec![graph], Dialect::Auto));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Measures conversion and inference, end to end; results go to stdout.
 
+mod child;
 mod classify;
 mod compare;
 mod convert;
@@ -11,6 +12,7 @@ mod networks;
 mod ops;
 mod page;
 mod peak;
+mod providers;
 mod quality;
 mod report;
 mod run;
@@ -83,7 +85,7 @@ fn marked(error: anyhow::Error) -> anyhow::Error {
 /// What can be done about an error, in the words of this command line.
 fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     use sd_runtime::Remedy;
-    if let Some(failed) = error.downcast_ref::<run::Failed>() {
+    if let Some(failed) = error.downcast_ref::<child::Failed>() {
         return failed.hint.clone();
     }
     let Some(remedy) = Remedy::of(error) else {

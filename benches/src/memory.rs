@@ -71,18 +71,34 @@ impl Memory {
                     std::thread::sleep(INTERVAL);
                 }
             });
+            let end = End(&done);
             let result = work();
             look();
-            done.store(true, Ordering::Relaxed);
+            drop(end);
             result
         });
         (result, peak.into_inner().ok().flatten())
     }
 }
 
+/// Says that work is done when it goes, also if the work panics: its thread is waited for.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_that_panics_is_not_watched_for_ever() {
+        let caught = std::panic::catch_unwind(|| Memory::during(|| panic!("it breaks")));
+        assert!(caught.is_err());
+    }
 
     /// A block of memory that is written counts as anonymous, and the kinds make up the whole.
     #[test]

@@ -255,6 +255,32 @@ fn files_that_are_damaged_or_lie_are_refused_with_what_is_wrong() {
     assert!(fs::read(&model).unwrap() == before);
 }
 
+/// The others are compared all the same.
+#[test]
+fn a_variant_that_cannot_be_recorded_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html");
+    let file = recording().to_str().unwrap();
+    let found = figures(&[
+        "--against",
+        file,
+        "--ep",
+        "cuda,cpu",
+        "--threads",
+        "1",
+        "--html",
+        page.to_str().unwrap(),
+    ]);
+    assert_eq!(found["pairs"][0]["verdict"], "bit_equal");
+    assert_eq!(found["failed"][0]["way"]["ep"], "cuda");
+    let problem = found["failed"][0]["problem"].as_str().unwrap();
+    assert!(problem.starts_with("cuda f32: "), "{problem}");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("Left out: cuda f32"));
+    let (code, said) = refused(&["-m", demo_model().to_str().unwrap(), "--ep", "cuda"]);
+    assert!(code != 0 && said.contains("cuda"), "{said}");
+}
+
 #[test]
 fn what_cannot_be_is_said_before_anything_is_computed() {
     let demo = demo_model().to_str().unwrap();

@@ -30,8 +30,8 @@ pub(crate) struct CompareArgs {
     a: PathBuf,
     /// The other one; `--across` says what to compare in one report
     b: Option<PathBuf>,
-    /// What the configurations that are compared may differ in, one or several of model, program, ep, graph, compute, instructions, size, threads, sampler, steps
-    /// and batch. In one report, all others are compared with the first one
+    /// What the configurations that are compared may differ in, one or several of model, refiner, program, ep, graph, compute, instructions, size, threads, sampler,
+    /// steps, batch and guidance. In one report, all others are compared with the first one
     #[arg(long, value_name = "WHAT,..", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(AXES))]
     across: Vec<String>,
     /// How often an interval holds the true ratio, in percent
@@ -77,6 +77,9 @@ pub(crate) struct Pair {
     /// The one with which the other is compared.
     pub(crate) a: String,
     pub(crate) b: String,
+    /// What else may be the cause of differences.
+    #[serde(default)]
+    pub(crate) remarks: Vec<String>,
     /// The first one is that of the whole. By chance, about one in 20 of figures without a difference seems to have one.
     pub(crate) figures: Vec<Compared>,
 }
@@ -363,16 +366,26 @@ fn remarks(a: &RunReport, b: &RunReport) -> Vec<String> {
 fn pair(both: [(&Configuration, &Measured); 2], confidence: f64) -> Pair {
     let [(a, of_a), (b, of_b)] = both;
     let cases = [&a.case, &b.case];
-    let [of_a, of_b] = [of_a, of_b].map(Measured::figures);
-    let figures = of_a.iter().filter_map(|figure| {
-        let other = of_b.iter().find(|other| other.name == figure.name)?;
+    let [figures_a, figures_b] = [of_a, of_b].map(Measured::figures);
+    let figures = figures_a.iter().filter_map(|figure| {
+        let other = figures_b.iter().find(|other| other.name == figure.name)?;
         Some(compared(figure, other, confidence))
     });
     let names = names(&cases);
+    let both = [of_a, of_b];
+    let builds = both.map(|measured| measured.onnxruntime.clone());
+    let libraries = both.map(|measured| measured.libraries.join(" "));
+    let remarks = [
+        ("ONNX Runtime", builds),
+        ("the provider's libraries", libraries),
+    ];
+    let remarks = remarks.into_iter().filter(|(_, [a, b])| a != b);
+    let remarks = remarks.map(|(what, [a, b])| format!("not the same: {what}: {a}, and {b}"));
     Pair {
         name: crate::run::common(&cases),
         a: names[0].clone(),
         b: names[1].clone(),
+        remarks: remarks.collect(),
         figures: figures.collect(),
     }
 }
@@ -391,5 +404,34 @@ fn compared(a: &Figure<'_>, b: &Figure<'_>, confidence: f64) -> Compared {
             Some(ratio) if ratio.estimate > 1.0 => Verdict::More,
             Some(_) => Verdict::Less,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_else_differs_is_told_or_keeps_configurations_apart() {
+        let a = crate::show::tests::report(&["cpu"]);
+        let files = ["a", "b"].map(str::to_owned);
+        let with = |change: &dyn Fn(&mut Configuration)| {
+            let mut b = a.clone();
+            change(&mut b.configurations[0]);
+            between(&a, &b, &[], 0.95, &files)
+        };
+        let remarks = |pairs: anyhow::Result<Vec<Pair>>| pairs.unwrap()[0].remarks.clone();
+        assert!(remarks(with(&|_| {})).is_empty());
+        let other = with(&|b| {
+            let measured = b.measured.as_mut().unwrap();
+            measured.libraries = vec!["libonnxruntime.so.2".to_owned()];
+        });
+        assert!(remarks(other)[0].contains("libonnxruntime.so.2"));
+        let refined = with(&|b| b.case.refiner = Some("models/refiner".into()));
+        let said = refined.unwrap_err().to_string();
+        assert!(said.contains("`--across refiner`"), "{said}");
+        let guided = with(&|b| b.case.picture.as_mut().unwrap().guidance_scale = 1.0);
+        let said = guided.unwrap_err().to_string();
+        assert!(said.contains("`--across guidance`"), "{said}");
     }
 }

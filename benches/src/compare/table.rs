@@ -107,6 +107,9 @@ pub(super) fn text(comparison: &Comparison) -> String {
     }
     for pair in &comparison.pairs {
         let _ = writeln!(text, "\n**{}**  \n{}\n", pair.summary(), pair.name);
+        for remark in &pair.remarks {
+            let _ = writeln!(text, "{remark}\n");
+        }
         text.push_str(&markdown_table(&pair.rows()));
     }
     let _ = writeln!(text, "\n{}", comparison.explanation());

@@ -2,15 +2,15 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, anyhow};
-use sd_runtime::engine::{Cancel, EngineError};
+use anyhow::Context;
+use sd_runtime::engine::Cancel;
 use sd_ui::Ui;
 
 use super::record::Order;
 use super::recording::Recording;
+use crate::child::{Failed, finish};
 
 /// The subcommand that such a process is started with; not for people.
 pub(crate) const COMMAND: &str = "determinism-record";
@@ -48,34 +48,10 @@ pub(crate) fn record(order: &Order, scratch: &Path, cancel: &Cancel) -> anyhow::
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(&stderr)?);
-    let status = finish(command, cancel)?;
+    let status = finish(&mut command, || cancel.is_cancelled())?;
     if !status.success() {
         let said = std::fs::read(&stderr).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let said = said.trim().trim_start_matches("error: ");
-        return Err(match said.is_empty() {
-            true => anyhow!("the process that records ended with {status}"),
-            false => anyhow!("{said}"),
-        });
+        return Err(Failed::read(&String::from_utf8_lossy(&said), status).into());
     }
     Recording::read(&order.output)
-}
-
-/// Waits for a process, or ends it if the user wants to stop.
-fn finish(mut command: Command, cancel: &Cancel) -> anyhow::Result<ExitStatus> {
-    let child = command.spawn();
-    let mut child = child.context("cannot start this program once more")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if cancel.is_cancelled() {
-            child.kill().and_then(|()| child.wait()).ok();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    match cancel.is_cancelled() {
-        true => Err(EngineError::Interrupted.into()),
-        false => Ok(status),
-    }
 }

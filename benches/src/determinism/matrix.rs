@@ -13,6 +13,7 @@ use sd_ui::Ui;
 
 use super::record::processors;
 use super::way::Way;
+use crate::providers;
 
 /// Who computes, in lists.
 #[derive(Clone, Debug, clap::Args)]
@@ -89,9 +90,10 @@ impl WaysArgs {
                 processors()
             ));
         }
+        let providers = providers::with_options(&self.eps, &self.ep_options)?;
         let (mut ways, mut known) = (Vec::new(), HashSet::new());
         for choice in self.choices() {
-            let (way, model) = self.way(choice, &models)?;
+            let (way, model) = self.way(choice, &models, &providers)?;
             let runs = way.compute().and_then(|compute| {
                 let wish = (way.graph, compute);
                 Ok(model.key("unet", &[], way.ep()?, wish)?)
@@ -159,12 +161,11 @@ impl WaysArgs {
         &self,
         [model, ep, graph, compute, threads, instructions, rng]: [usize; 7],
         models: &'m [ModelDir],
+        providers: &[(Ep, &[EpOption])],
     ) -> anyhow::Result<(Way, &'m ModelDir)> {
         let model = models.get(model).context("a choice is among the models")?;
-        let ep = self.eps[ep];
-        // Options are OpenVINO's alone; without it they are an error that says so.
-        let takes_options = ep == Ep::OpenVino || !self.eps.contains(&Ep::OpenVino);
-        let options = self.ep_options.iter().filter(|_| takes_options);
+        let (ep, options) = providers[ep];
+        let options = options.iter();
         let way = Way {
             model: model.path.clone(),
             ep: ep.name().to_owned(),
@@ -180,8 +181,6 @@ impl WaysArgs {
             rng: self.rngs[rng].name().to_owned(),
             library: self.lib.clone(),
         };
-        // Options that are none are an error, not a way that is left out.
-        way.engine()?;
         Ok((way, model))
     }
 }

@@ -16,11 +16,11 @@ mod recording;
 mod report;
 mod way;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sd_runtime::engine::{Cancel, library};
-use sd_runtime::pipeline::{Destination, Dump, Request};
+use sd_runtime::pipeline::{Destination, Dump, ModelDir, Request};
 use sd_runtime::sampler;
 use sd_runtime::sigmas::Spread;
 use sd_ui::{Ui, UsageError};
@@ -32,7 +32,7 @@ use matrix::WaysArgs;
 use measure::VISUALLY_EQUAL;
 use record::Order;
 use recording::Recording;
-use report::{Pair, Report, SCHEMA, Side};
+use report::{Failure, Pair, Report, SCHEMA, Side};
 use way::Way;
 
 use crate::quality::prompts;
@@ -118,6 +118,16 @@ fn request(fields: Map<String, Value>) -> anyhow::Result<Request> {
     Ok(Request::from_json(&Value::Object(fields).to_string())?)
 }
 
+/// All ways are of the first one's checkpoint.
+fn check_models(ways: &[Way], first: &ModelDir) -> anyhow::Result<()> {
+    let expected = Identity::of(first)?;
+    for way in ways.iter().filter(|way| way.model != first.path) {
+        let same = expected.check(&Identity::of(&way.models()?.base)?);
+        same.with_context(|| way.model.display().to_string())?;
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
     if args.threshold.is_nan() || args.threshold <= 0.0 {
         let text = format!("--threshold {}: expected a number above 0", args.threshold);
@@ -142,6 +152,7 @@ pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
     let ways = args.ways.ways(ui)?;
     let first = ways.first().context("there is a way")?;
     let models = first.models()?;
+    check_models(&ways, &models.base)?;
     let request = match (&reference, against) {
         (Some(reference), Some(path)) => {
             let about = &reference.about;
@@ -162,8 +173,8 @@ pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
             self::request(settled(&request, &plan)?)?
         }
     };
-    for way in &ways {
-        library::find(way.library.as_deref(), way.ep()?)?;
+    if reference.is_none() {
+        library::find(first.library.as_deref(), first.ep()?)?;
     }
     let cancel = Cancel::new();
     let job = cancel.clone();
@@ -186,14 +197,10 @@ pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
     if let Some(to) = &record {
         to.write(&reference.to_bytes()?, &session.cancel)?;
     }
-    let (mut pairs, mut recordings) = (Vec::new(), Vec::new());
-    for (i, way) in variants.iter().enumerate() {
-        let output = session.scratch.path().join("variant.safetensors");
-        let variant = session.record(way, Some(path.clone()), output)?;
-        pairs.push(Pair::of(&variant, &reference, args.threshold)?);
-        recordings.push(variant);
-        bar.set((ways.len() - variants.len() + i + 1) as u64);
-    }
+    let made = ways.len() - variants.len();
+    let done = |count| bar.set((made + count) as u64);
+    let from = (&reference, path.as_path());
+    let compared = session.compare(variants, from, args.threshold, ui, done)?;
     drop(bar);
     let report = Report {
         schema: SCHEMA,
@@ -204,10 +211,11 @@ pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
         reference: Side::of(&reference.about, None),
         threshold: args.threshold,
         visually_equal: VISUALLY_EQUAL,
-        pairs,
+        pairs: compared.pairs,
+        failed: compared.failed,
     };
     if let Some(to) = &html {
-        let page = page::html(&report, &reference, &recordings)?;
+        let page = page::html(&report, &reference, &compared.recordings)?;
         to.write(page.as_bytes(), &session.cancel)?;
     }
     for pair in &report.pairs {
@@ -227,7 +235,49 @@ struct Session {
     cancel: Cancel,
 }
 
+/// What became of variants.
+#[derive(Default)]
+struct Compared {
+    pairs: Vec<Pair>,
+    /// Those of the pairs.
+    recordings: Vec<Recording>,
+    failed: Vec<Failure>,
+}
+
 impl Session {
+    /// Records variants and compares each with the reference, which is in a file, too; `done` hears how many there are.
+    fn compare(
+        &self,
+        variants: &[Way],
+        (reference, path): (&Recording, &Path),
+        threshold: f64,
+        ui: &Ui,
+        done: impl Fn(usize),
+    ) -> anyhow::Result<Compared> {
+        let mut compared = Compared::default();
+        for (i, way) in variants.iter().enumerate() {
+            let output = self.scratch.path().join("variant.safetensors");
+            match self.record(way, Some(path.to_owned()), output) {
+                Ok(variant) => {
+                    let pair = Pair::of(&variant, reference, threshold)?;
+                    compared.pairs.push(pair);
+                    compared.recordings.push(variant);
+                }
+                Err(error) if self.cancel.is_cancelled() => return Err(error),
+                Err(error) => {
+                    let problem = format!("{error:#}");
+                    ui.note(format!("left out: {problem}"));
+                    compared.failed.push(Failure {
+                        way: way.clone(),
+                        problem,
+                    });
+                }
+            }
+            done(i + 1);
+        }
+        Ok(compared)
+    }
+
     fn record(
         &self,
         way: &Way,

@@ -47,6 +47,9 @@ pub(super) fn html(
     let text = format!("Reference: {name}; {}.", machine.onnxruntime);
     page::paragraph(&mut page, &text);
     page::table(&mut page, &rows(report));
+    for failure in &report.failed {
+        page::paragraph(&mut page, &format!("Left out: {}.", failure.problem));
+    }
     let [psnr, ssim] = report.visually_equal;
     let text = format!(
         "Pictures are bit-equal if all bytes are, visually equal from {psnr} dB and SSIM {ssim} on. A cause's share is what the picture \

@@ -29,6 +29,17 @@ pub(crate) struct Report {
     /// PSNR in dB and SSIM from which on pictures are visually equal.
     pub(crate) visually_equal: [f64; 2],
     pub(crate) pairs: Vec<Pair>,
+    /// Variants that could not be recorded.
+    #[serde(default)]
+    pub(crate) failed: Vec<Failure>,
+}
+
+/// A variant that could not be recorded.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) way: Way,
+    /// Who computes in which numbers, and why that cannot be.
+    pub(crate) problem: String,
 }
 
 /// Who made a picture.

@@ -1,7 +1,7 @@
 //! One configuration: which model, who computes, how, and what.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,9 @@ pub(crate) struct Wish {
 }
 
 /// What configurations differ in.
-pub(crate) const AXES: [&str; 11] = [
+pub(crate) const AXES: [&str; 13] = [
     "model",
+    "refiner",
     "program",
     "ep",
     "graph",
@@ -61,10 +62,11 @@ pub(crate) const AXES: [&str; 11] = [
     "sampler",
     "steps",
     "batch",
+    "guidance",
 ];
 
 impl Case {
-    /// Its place on each axis. Without pictures, the last three are empty.
+    /// Its place on each axis. Without pictures, the last four are empty. A refiner is its folder's name, wherever it lies.
     pub(crate) fn places(&self) -> BTreeMap<&'static str, String> {
         let [width, height] = self.size;
         let mut ep = vec![self.ep.clone()];
@@ -73,6 +75,7 @@ impl Case {
         let of_picture = |value: &dyn Fn(&Wish) -> String| wish.map(value).unwrap_or_default();
         let places = [
             self.model.clone(),
+            self.refiner.as_deref().map(folder).unwrap_or_default(),
             self.program.clone(),
             ep.join(" "),
             self.graph.clone(),
@@ -83,14 +86,24 @@ impl Case {
             of_picture(&|wish| wish.sampler.clone()),
             of_picture(&|wish| wish.steps.to_string()),
             of_picture(&|wish| wish.batch.to_string()),
+            of_picture(&|wish| wish.guidance_scale.to_string()),
         ];
         AXES.into_iter().zip(places).collect()
     }
 }
 
+/// The name of a model's folder.
+fn folder(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
 /// A place on an axis in words.
 fn words(axis: &str, place: &str) -> String {
     match axis {
+        "refiner" if place.is_empty() => "no refiner".to_owned(),
+        "refiner" => format!("refiner {place}"),
+        _ if place.is_empty() => String::new(),
         "graph" if place == "auto" => "any graph".to_owned(),
         "compute" if place == "auto" => "computed as is fastest".to_owned(),
         "graph" => format!("{place} graph"),
@@ -98,6 +111,7 @@ fn words(axis: &str, place: &str) -> String {
         "instructions" => format!("{place} instructions"),
         "program" if place == "this" => "this program".to_owned(),
         "batch" => format!("batch of {place}"),
+        "guidance" => format!("guidance {place}"),
         _ => place.to_owned(),
     }
 }
@@ -133,7 +147,7 @@ pub(crate) fn common(cases: &[&Case]) -> String {
     let default = |axis: &&str| {
         matches!(
             (*axis, &*first[axis]),
-            ("instructions", "all") | ("program", "this")
+            ("instructions", "all") | ("program", "this") | ("refiner", "")
         )
     };
     let axes = AXES.into_iter().filter(same).filter(|axis| !default(axis));
@@ -184,8 +198,16 @@ pub(crate) mod tests {
         assert_eq!(names(&[&a]), ["sd15, cpu"]);
         assert_eq!(
             common(&[&a, &b]),
-            "sd15, any graph, f32, 512x768, 2 threads, Euler, batch of 1"
+            "sd15, any graph, f32, 512x768, 2 threads, Euler, batch of 1, guidance 7"
         );
         assert_eq!(names(&[]), Vec::<String>::new());
+        let (a, mut b) = (case("cpu", 20), case("cpu", 20));
+        b.refiner = Some("models/xl-refiner".into());
+        assert_eq!(names(&[&a, &b]), ["no refiner", "refiner xl-refiner"]);
+        b.refiner = None;
+        if let Some(wish) = &mut b.picture {
+            wish.guidance_scale = 1.5;
+        }
+        assert_eq!(names(&[&a, &b]), ["guidance 7", "guidance 1.5"]);
     }
 }

@@ -1,42 +1,15 @@
-//! A process of its own for each measurement: a process has one ONNX Runtime and one pool of threads, and its memory is its own.
+//! A process of its own for each measurement.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::Context;
-use sd_ui::{Interrupted, Ui};
+use sd_ui::Ui;
 use serde::de::DeserializeOwned;
 
-/// What another process said of its failure.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem}")]
-pub(crate) struct Failed {
-    /// The error.
-    pub(crate) problem: String,
-    /// What can be done about it.
-    pub(crate) hint: Option<String>,
-}
-
-impl Failed {
-    /// Reads what a program wrote to stderr before it ended.
-    fn read(stderr: &str, status: &str) -> Self {
-        let said = |word: &str| {
-            let lines = stderr.lines().filter_map(|line| line.strip_prefix(word));
-            lines.map(str::trim).collect::<Vec<_>>().join("; ")
-        };
-        let (problem, hint) = (said("error:"), said("hint:"));
-        Self {
-            problem: match problem.is_empty() {
-                true => format!("the measuring process ended with {status}"),
-                false => problem,
-            },
-            hint: (!hint.is_empty()).then_some(hint),
-        }
-    }
-}
+use crate::child::{Failed, finish};
 
 /// Options of a command line.
 #[derive(Clone, Debug, Default)]
@@ -67,52 +40,23 @@ pub(crate) fn measure<T: DeserializeOwned>(
     };
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let [stdout, stderr] = ["stdout", "stderr"].map(|name| scratch.path().join(name));
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .args(["measure", "--quiet"])
         .args(words.iter().flat_map(|words| &words.0))
         .stdin(Stdio::null())
         .stdout(File::create(&stdout)?)
-        .stderr(File::create(&stderr)?)
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if ui.interrupted() {
-            child.kill().and_then(|()| child.wait()).ok();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    if ui.interrupted() {
-        return Err(Interrupted.into());
-    }
+        .stderr(File::create(&stderr)?);
+    let status = finish(&mut command, || ui.interrupted())?;
     let text = |path: &Path| {
         let bytes = fs::read(path).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    let failed = || Failed::read(&text(&stderr), &status.to_string());
     if !status.success() {
-        return Ok(Err(failed()));
+        return Ok(Err(Failed::read(&text(&stderr), status)));
     }
     let result = serde_json::from_str(&text(&stdout));
     Ok(Ok(result.with_context(|| {
         format!("what {} wrote", program.display())
     })?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_process_says_is_kept() {
-        let stderr = "warning: x\nerror: no library\nhint: fetch it\n";
-        let failed = Failed::read(stderr, "exit status: 1");
-        assert_eq!(failed.problem, "no library");
-        assert_eq!(failed.hint.as_deref(), Some("fetch it"));
-        let failed = Failed::read("", "signal: 9 (SIGKILL)");
-        assert!(failed.problem.contains("SIGKILL"), "{failed}");
-        assert_eq!(failed.hint, None);
-    }
 }

@@ -17,13 +17,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use sd_kernels::Isa;
 use sd_runtime::engine::measured;
-use sd_runtime::engine::{Compute, Dialect, Ep, EpOption, EpOptionError, memory};
+use sd_runtime::engine::{Compute, Dialect, Ep, EpOption, memory};
 use sd_runtime::pipeline::{Destination, Dump, ModelDir, Models, Plans, RequestError};
 use sd_runtime::sampler;
 use sd_ui::{Ui, UsageError};
 
 pub(crate) use case::{AXES, Case, Wish, common, names};
-pub(crate) use child::Failed;
 pub(crate) use measure::{MeasureArgs, run as measure};
 pub(crate) use report::{
     COMMAND, Configuration, Figure, MOST_ROUNDS, Measured, RunReport, Settings, Unit,
@@ -34,10 +33,12 @@ use measure::wanted;
 use models::ModelsArgs;
 use report::{Operations, Round};
 
+use crate::child::Failed;
 use crate::energy::{self, Energy};
 use crate::machine::{Machine, Ticks};
 use crate::networks::request;
 use crate::peak;
+use crate::providers;
 use crate::report::SCHEMA;
 use crate::show;
 
@@ -279,28 +280,6 @@ impl RunArgs {
         self.parts.contains(&part)
     }
 
-    /// Providers, each with the options that it takes.
-    fn providers(&self) -> anyhow::Result<Vec<(Ep, &[EpOption])>> {
-        let mut providers = Vec::new();
-        let mut refused = None;
-        for &ep in &self.ep {
-            match ep.check(&self.ep_options) {
-                Ok(_) => providers.push((ep, &*self.ep_options)),
-                Err(error @ EpOptionError::NotTaken { .. }) => {
-                    providers.push((ep, &[]));
-                    refused = refused.or(Some(error));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        match refused {
-            Some(error) if providers.iter().all(|(_, options)| options.is_empty()) => {
-                Err(error.into())
-            }
-            _ => Ok(providers),
-        }
-    }
-
     /// Numbers of threads that this process may use.
     fn threads(&self, ui: &Ui) -> Vec<usize> {
         let available = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -321,7 +300,7 @@ impl RunArgs {
 
     /// All configurations; everything that can be known before is checked.
     fn jobs(&self, ui: &Ui) -> anyhow::Result<Vec<Job>> {
-        let providers = self.providers()?;
+        let providers = providers::with_options(&self.ep, &self.ep_options)?;
         let opened = self.models.open(ui)?;
         if opened.is_empty() {
             let text = "there is no model: `--model DIR`, `--synth FAMILY` or `--demo` names one";

@@ -226,6 +226,9 @@ pub(crate) fn of_comparison(comparison: &Comparison) -> String {
 fn of_pair(page: &mut String, pair: &Pair) {
     section(page, &pair.summary());
     page::paragraph(page, &pair.name);
+    for remark in &pair.remarks {
+        faint(page, remark);
+    }
     let rows: Vec<_> = pair
         .figures
         .iter()

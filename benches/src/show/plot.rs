@@ -9,9 +9,9 @@ use crate::compare::Ratio;
 
 /// Rules for the plots.
 pub(super) const STYLE: &str = "\
-.row { margin: .5rem 0 } .row > p { display: flex; gap: 1rem; justify-content: space-between; margin: 0; font-size: .9rem }
-.row > p > span:first-child { overflow-wrap: anywhere } .row > p > span:last-child { text-align: right; font-variant-numeric: tabular-nums }
-.row svg { display: block; width: 100%; height: 22px; background: var(--area); overflow: visible }
+.plot { margin: .5rem 0 } .plot > p { display: flex; gap: 1rem; justify-content: space-between; margin: 0; font-size: .9rem }
+.plot > p > span:first-child { overflow-wrap: anywhere } .plot > p > span:last-child { text-align: right; font-variant-numeric: tabular-nums }
+.plot svg { display: block; width: 100%; height: 22px; background: var(--area); overflow: visible }
 .ends { display: flex; justify-content: space-between; margin: 0; font-size: .8rem; color: var(--faint) }
 .legend { font-size: .85rem } .legend span { white-space: nowrap; margin-right: 1rem } .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
 .a { fill: var(--a); background: var(--a) } .b { fill: var(--b); background: var(--b) } .c { fill: var(--c); background: var(--c) }
@@ -47,7 +47,7 @@ pub(super) struct Whisker {
 fn row(page: &mut String, name: &str, value: &str, marks: &str) {
     let _ = writeln!(
         page,
-        "<div class=\"row\"><p><span>{}</span><span>{}</span></p><svg role=\"img\" aria-label=\"{}\">{marks}</svg></div>",
+        "<div class=\"plot\"><p><span>{}</span><span>{}</span></p><svg role=\"img\" aria-label=\"{}\">{marks}</svg></div>",
         encode_text(name),
         encode_text(value),
         encode_double_quoted_attribute(&format!("{name}: {value}")),

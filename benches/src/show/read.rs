@@ -31,14 +31,14 @@ fn parse(text: &str) -> anyhow::Result<RunReport> {
             "it is no report of sdbench: `schema` is {schema} and `command` {command}; expected {SCHEMA} and \"{COMMAND}\""
         );
     }
+    if json["command"] != COMMAND {
+        bail!("`command` is {}; expected \"{COMMAND}\"", found("command"));
+    }
     if json["schema"] != SCHEMA {
         bail!(
             "`schema` is {}; expected {SCHEMA}: it was written by another version, so measure again",
             found("schema")
         );
-    }
-    if json["command"] != COMMAND {
-        bail!("`command` is {}; expected \"{COMMAND}\"", found("command"));
     }
     let report: RunReport = serde_path_to_error::deserialize(&json)
         .map_err(|e| anyhow::anyhow!("`{}`: {}", e.path(), e.inner()))?;
@@ -92,6 +92,10 @@ mod tests {
             (refused("[1]"), "it is no report of sdbench"),
             (refused("{\"schema\": 2}"), "`command` missing"),
             (changed("/schema", 1.into()), "`schema` is 1; expected 2"),
+            (
+                refused("{\"schema\": 1, \"command\": \"determinism\"}"),
+                "`command` is \"determinism\"; expected \"run\"",
+            ),
             (changed("/schema", "x".into()), "`schema` is \"x\""),
             (
                 changed("/command", "quality".into()),

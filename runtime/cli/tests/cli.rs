@@ -782,6 +782,44 @@ fn pictures_are_written_in_three_formats_and_replayed() {
         "{stdout}"
     );
 
+    // A model that is given is not another one, and settings of a graph that cannot be had are told.
+    let another = settings.replace("30398d282e", "0123456789");
+    picture_with(&at("another.png"), &another);
+    let said = run(sdrun(dir.path())
+        .args(["replay", "another.png", "-m"])
+        .arg(data.join("tiny-shapes-0.1.0")));
+    assert_eq!(
+        (said.0, said.1.as_str()),
+        (Some(1), "missing: model 0123456789\n"),
+        "{}",
+        said.2
+    );
+    let scalar = ["--instructions", "scalar", "-o", "e.png", "--json"];
+    let (code, stdout, stderr) = run(sdrun(dir.path())
+        .args(["txt2img", "--from-png", "a.png"])
+        .args(scalar));
+    assert_eq!(code, Some(0), "{stderr}");
+    let told = stdout.contains(r#"{"field":"Graph","value":"native"}"#);
+    assert_eq!(told, settings.contains("Graph: native"), "{stdout}");
+    let graph = ["--instructions", "scalar", "--graph", "native"];
+    let (code, ..) = run(sdrun(dir.path())
+        .args(["txt2img", "--from-png", "a.png", "-o", "e.png"])
+        .args(graph));
+    assert_eq!(code, Some(1));
+    // A provider that is named is taken, whatever the settings have.
+    let openvino = format!("{settings}, EP: openvino");
+    picture_with(&at("openvino.png"), &openvino);
+    let (code, stdout, stderr) =
+        run(sdrun(dir.path()).args(["replay", "openvino.png", "--ep", "cpu"]));
+    assert!(
+        code == Some(1) && stdout.starts_with("differs: "),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("not carried over: EP: openvino"),
+        "{stderr}"
+    );
+
     let quality = ["--quality", "9", "-o", "d.png"];
     assert_eq!(run(sdrun(dir.path()).args(SHORT).args(quality)).0, Some(2));
     let long = "word ".repeat(8000);

@@ -67,6 +67,18 @@ impl FromStr for Dialect {
     }
 }
 
+impl Dialect {
+    /// The name in options.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Portable => "portable",
+            Self::Native => "native",
+        }
+    }
+}
+
 impl FromStr for Compute {
     type Err = UnknownName;
 

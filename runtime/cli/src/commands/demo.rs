@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use sd_models::demo::PROMPT;
-use sd_runtime::engine::{EngineError, Ep, library, memory, setup};
+use sd_runtime::engine::{EngineError, library, memory, setup};
 use sd_runtime::pipeline::{Models, Plans, Request};
 use sd_ui::Ui;
 
+use super::EngineArgs;
 use super::txt2img::{Job, Output, generate};
-use super::{EngineArgs, Provider};
 use crate::{auto, demo_model};
 
 /// Fetch what is needed, convert the model that ships with this program, make a picture
@@ -30,10 +30,7 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         ..Request::default()
     };
     args.engine.apply(&mut request)?;
-    let wanted = match args.engine.ep {
-        Provider::Named(ep) => ep,
-        Provider::Auto => Ep::Cpu,
-    };
+    let wanted = args.engine.least();
     let found = library::find(args.engine.lib.as_deref(), wanted);
     if let Err(EngineError::NoLibrary { .. }) = found {
         ui.note(format!(

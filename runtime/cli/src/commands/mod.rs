@@ -13,6 +13,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::parser::ValueSource;
 use sd_kernels::Isa;
 use sd_runtime::engine::{
     Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, EpOptions, UnknownEp,
@@ -73,9 +74,39 @@ impl FromStr for Provider {
     }
 }
 
+/// Whether `--ep` was given, since its value may be the default one all the same.
+#[derive(Clone, Copy, Debug, Default)]
+struct EpGiven(bool);
+
+impl clap::Args for EpGiven {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        command
+    }
+}
+
+impl clap::FromArgMatches for EpGiven {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(
+            matches.value_source("ep") == Some(ValueSource::CommandLine),
+        ))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 /// Options of every command that computes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
+    // Before `ep`, whose value is taken from what was parsed.
+    #[command(flatten)]
+    ep_given: EpGiven,
     /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, or auto, the faster one of cpu
     /// and openvino by measurement
     #[arg(
@@ -148,9 +179,9 @@ impl EngineArgs {
     /// The same with the provider and instructions that a picture was computed with, as far as this machine has them and nobody says
     /// otherwise.
     pub(crate) fn like(&self, settings: &Settings) -> Self {
-        let provider = match self.ep {
-            Provider::Named(Ep::Cpu) => self.with(settings.ep),
-            _ => self.clone(),
+        let provider = match self.ep_given {
+            EpGiven(false) => self.with(settings.ep),
+            EpGiven(true) => self.clone(),
         };
         let there = settings.instructions;
         Self {
@@ -158,6 +189,14 @@ impl EngineArgs {
                 .instructions
                 .or(there.filter(|isa| Isa::available().any(|own| own == *isa))),
             ..provider
+        }
+    }
+
+    /// The provider, or the one that is always among those to choose from.
+    pub(crate) fn least(&self) -> Ep {
+        match self.ep {
+            Provider::Named(ep) => ep,
+            Provider::Auto => Ep::Cpu,
         }
     }
 

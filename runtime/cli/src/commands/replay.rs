@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use sd_models::manifest;
 use sd_runtime::engine::memory;
-use sd_runtime::pipeline::infotext::{Infotext, Missing, NotCarried, Wanted};
+use sd_runtime::pipeline::infotext::{Infotext, Missing, NotCarried, Wanted, within_reach};
 use sd_runtime::pipeline::{Format, ModelDir, Models, PictureFile, Plans, run as make};
 use sd_ui::{Told, Ui};
 
 use super::{EngineArgs, cancel_with};
 use crate::carried::{self, QUALITY};
 use crate::progress::Terminal;
-use crate::{demo_model, embeddings};
+use crate::{auto, demo_model, embeddings};
 
 /// Make a picture again from its own settings, and say whether it is the same
 ///
@@ -27,6 +27,9 @@ pub(crate) struct ReplayArgs {
     /// Folder with model directories, also in folders in it, of which the one with the hashes in the settings is taken
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Model directory of the refiner, if the picture was made with one
+    #[arg(long, value_name = "DIR", conflicts_with = "models")]
+    refiner: Option<PathBuf>,
     /// Folder with textual inversions; repeat for several
     #[arg(long, value_name = "DIR")]
     embeddings: Vec<PathBuf>,
@@ -46,12 +49,19 @@ pub(crate) fn run(args: &ReplayArgs, ui: &Ui) -> anyhow::Result<()> {
         return told(&missing, ui);
     }
     let mut left_out = settings.not_carried.clone();
+    let mut request = settings.request.clone();
+    left_out.extend(within_reach(
+        &mut request,
+        &models,
+        engine.least(),
+        [false, false],
+    ));
+    let (engine, _) = auto::resolve(&engine, &request, &models, ui)?;
     left_out.extend(settings.wanted.not_carried(&models));
     left_out.extend(engine.not_carried(&settings));
     for NotCarried { field, value } in &left_out {
         ui.note(format!("not carried over: {field}: {value}"));
     }
-    let mut request = settings.request.clone();
     engine.apply(&mut request)?;
     let mut plans = Plans::resolve(&request, &models, memory::limit())?;
     plans.plans = plans
@@ -102,22 +112,23 @@ fn format(file: &PictureFile) -> Format {
 /// The models that settings name.
 fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<Models, Missing>> {
     let mut there = Vec::new();
-    let base = match (&args.model, &args.models) {
-        (Some(path), _) => ModelDir::open(path)?,
-        (None, folder) => {
-            match folder {
-                Some(folder) => directories(folder, DEEPEST, &mut there)?,
-                None => there.push(demo_model::directory(ui)?),
-            }
-            match chosen(&mut there, wanted) {
-                Ok(base) => base,
-                Err(missing) => return Ok(Err(missing)),
-            }
-        }
+    match (&args.model, &args.models) {
+        (Some(path), _) => there.push(ModelDir::open(path)?),
+        (None, Some(folder)) => directories(folder, DEEPEST, &mut there)?,
+        (None, None) => there.push(demo_model::directory(ui)?),
+    }
+    // A model may be its own refiner.
+    let found = there.iter().find(|model| wanted.is_refiner(model));
+    let refiner = args
+        .refiner
+        .clone()
+        .or(found.map(|refiner| refiner.path.clone()));
+    let base = match chosen(&mut there, wanted) {
+        Ok(base) => base,
+        Err(missing) => return Ok(Err(missing)),
     };
-    let refiner = there.into_iter().find(|model| wanted.is_refiner(model));
     Ok(Ok(Models {
-        refiner,
+        refiner: refiner.as_deref().map(ModelDir::open).transpose()?,
         embeddings: embeddings::of(&args.embeddings, &base)?,
         base,
     }))

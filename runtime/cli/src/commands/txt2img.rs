@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
-use sd_runtime::pipeline::infotext::{NotCarried, Settings};
+use sd_runtime::pipeline::infotext::{NotCarried, Settings, within_reach};
 use sd_runtime::pipeline::{
     Destination, Dump, Format, ModelDir, Models, Outcome, Plans, Request, run as make,
 };
@@ -375,6 +375,10 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         base: model,
     };
     if let Some(settings) = &carried {
+        args.engine.limit_instructions();
+        let given = [args.graph.is_some(), args.compute.is_some()];
+        let ep = args.engine.least();
+        not_carried.extend(within_reach(&mut request, &models, ep, given));
         not_carried.extend(settings.wanted.not_carried(&models));
         not_carried.extend(args.engine.not_carried(settings));
     }

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod cases;
+mod reach;
 mod settings;
 mod told;
 mod wanted;
@@ -14,6 +15,7 @@ mod writer;
 
 use std::fmt;
 
+pub use reach::within_reach;
 pub use settings::{NotCarried, Settings};
 pub(super) use told::{NoiseFile, Picture, negative, settings};
 pub use wanted::{Missing, Wanted};

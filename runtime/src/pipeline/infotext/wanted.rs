@@ -126,12 +126,9 @@ impl Wanted {
                 return missing("embedding", hash);
             }
         }
-        if let Some((name, hash, weights)) = &self.refiner {
-            let is_there = models
-                .refiner
-                .as_ref()
-                .is_some_and(|refiner| is_refiner(refiner, hash, weights));
-            if !is_there {
+        if let Some((name, hash, _)) = &self.refiner {
+            let given = models.refiner.as_ref();
+            if !given.is_some_and(|refiner| self.is_refiner(refiner)) {
                 return missing("refiner", if hash.is_empty() { name } else { hash });
             }
         }
@@ -141,8 +138,13 @@ impl Wanted {
     /// Whether a directory is the refiner that is named.
     #[must_use]
     pub fn is_refiner(&self, model: &ModelDir) -> bool {
-        let refiner = self.refiner.as_ref();
-        refiner.is_some_and(|(_, hash, weights)| is_refiner(model, hash, weights))
+        self.refiner.as_ref().is_some_and(|(name, hash, weights)| {
+            let is_same = match hash.as_str() {
+                "" => stem(name) == model.title(),
+                hash => model.hash() == Some(hash),
+            };
+            is_same && (weights.is_empty() || model.weights_hash().as_ref() == Some(weights))
+        })
     }
 
     /// What the models of a run are not, in the words of the text.
@@ -189,10 +191,13 @@ impl Wanted {
                 add("TI hashes", &format!("{name}: {hash}"));
             }
         }
-        if let Some((name, hash, weights)) = &self.refiner {
+        if let Some((name, hash, _)) = &self.refiner {
             let given = models.refiner.as_ref();
-            if !given.is_some_and(|refiner| is_refiner(refiner, hash, weights)) {
-                add("Refiner", &format!("{name} [{hash}]"));
+            if !given.is_some_and(|refiner| self.is_refiner(refiner)) {
+                match hash.as_str() {
+                    "" => add("Refiner", name),
+                    hash => add("Refiner", &format!("{name} [{hash}]")),
+                }
             }
         }
         lacking
@@ -213,11 +218,6 @@ impl Wanted {
         let found = found.and_then(|name| models.embeddings.get(name)?.ok());
         found.is_some_and(|found| is_it(&found))
     }
-}
-
-fn is_refiner(model: &ModelDir, hash: &str, weights: &str) -> bool {
-    let is_same = hash.is_empty() || model.hash() == Some(hash);
-    is_same && (weights.is_empty() || model.weights_hash().as_deref() == Some(weights))
 }
 
 /// Whether a VAE is the model's own; one that was baked in is known by its file.
