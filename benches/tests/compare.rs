@@ -248,6 +248,10 @@ fn a_report_is_shown_as_markdown_and_as_a_page() {
         markdown.contains("| unet |") && markdown.contains("per hour"),
         "{markdown}"
     );
+    let before = fs::read(&a).unwrap();
+    let (code, text) = said(&["report".as_ref(), &a, "--html".as_ref(), &a]).unwrap_err();
+    assert!(code == 2 && text.contains("overwrite"), "{text}");
+    assert!(before == fs::read(&a).unwrap(), "the report is still there");
     said(&["report".as_ref(), &a, "--html".as_ref(), &page]).unwrap();
     let page = fs::read_to_string(&page).unwrap();
     assert!(page.contains("<svg") && page.contains("prefers-color-scheme"));

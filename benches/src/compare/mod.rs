@@ -17,7 +17,7 @@ pub(crate) use table::{interval, percent};
 
 use crate::report::SCHEMA;
 use crate::run::{AXES, Case, Configuration, Figure, Measured, RunReport, Unit, names};
-use crate::show::{html_of_comparison, read, time};
+use crate::show::{apart, html_of_comparison, read, time};
 
 /// Compare two reports of `sdbench run`: ratios, with intervals, and which of them are noise
 ///
@@ -113,6 +113,16 @@ pub(crate) enum Verdict {
 pub(crate) fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<()> {
     let find = |path: &Option<PathBuf>| path.as_deref().map(Destination::find).transpose();
     let (json, html) = (find(&args.json)?, find(&args.html)?);
+    let reports = [Some(&args.a), args.b.as_ref()].into_iter().flatten();
+    let reports = reports.map(|path| Destination::find(path));
+    let reports = reports.collect::<Result<Vec<_>, _>>()?;
+    for report in &reports {
+        apart(&[
+            ("the report", Some(report)),
+            ("--json", json.as_ref()),
+            ("--html", html.as_ref()),
+        ])?;
+    }
     let a = read(&args.a)?;
     let confidence = args.confidence / 100.0;
     let across: Vec<&str> = args.across.iter().map(String::as_str).collect();

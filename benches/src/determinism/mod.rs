@@ -36,6 +36,7 @@ use report::{Failure, Pair, Report, SCHEMA, Side};
 use way::Way;
 
 use crate::quality::prompts;
+use crate::show::apart;
 
 /// Compare a picture's making by other providers, numbers, graphs, threads and machines, part by part
 ///
@@ -140,12 +141,7 @@ pub(crate) fn run(args: &DeterminismArgs, ui: &Ui) -> anyhow::Result<()> {
         let text = "standard output is for the figures; give names of files";
         return Err(UsageError(text.to_owned()).into());
     }
-    if let (Some(record), Some(html)) = (&record, &html)
-        && record.is_same(html)
-    {
-        let text = "--record and --html would overwrite each other";
-        return Err(UsageError(text.to_owned()).into());
-    }
+    apart(&[("--record", record.as_ref()), ("--html", html.as_ref())])?;
     let given = args.request.given()?;
     let against = args.against.as_deref();
     let reference = against.map(Recording::read).transpose()?;

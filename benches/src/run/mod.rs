@@ -550,11 +550,17 @@ impl Outputs {
     fn find(args: &RunArgs) -> anyhow::Result<Self> {
         args.dump.as_deref().map(Dump::place).transpose()?;
         let find = |path: &Option<PathBuf>| path.as_deref().map(Destination::find).transpose();
-        Ok(Self {
+        let found = Self {
             json: find(&args.json)?,
             markdown: find(&args.markdown)?,
             html: find(&args.html)?,
-        })
+        };
+        show::apart(&[
+            ("--json", found.json.as_ref()),
+            ("--markdown", found.markdown.as_ref()),
+            ("--html", found.html.as_ref()),
+        ])?;
+        Ok(found)
     }
 
     fn write(&self, report: &RunReport, ui: &Ui) -> anyhow::Result<()> {

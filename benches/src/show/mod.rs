@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use sd_runtime::engine::Cancel;
 use sd_runtime::pipeline::{Destination, PipelineError};
-use sd_ui::Ui;
+use sd_ui::{Ui, UsageError};
 
 pub(crate) use html::of_comparison as html_of_comparison;
 pub(crate) use read::read;
@@ -35,10 +35,31 @@ pub(crate) struct ReportArgs {
 pub(crate) fn run(args: &ReportArgs, ui: &Ui) -> anyhow::Result<()> {
     let find = |path: &Option<PathBuf>| path.as_deref().map(Destination::find).transpose();
     let (to_markdown, to_html) = (find(&args.markdown)?, find(&args.html)?);
+    apart(&[
+        ("the report", Some(&Destination::find(&args.file)?)),
+        ("--markdown", to_markdown.as_ref()),
+        ("--html", to_html.as_ref()),
+    ])?;
     let report = read(&args.file)?;
     write(&report, to_markdown.as_ref(), to_html.as_ref())?;
     if to_markdown.is_none() && to_html.is_none() {
         ui.result(markdown(&report))?;
+    }
+    Ok(())
+}
+
+/// Checks that no two of several files are the same.
+///
+/// # Errors
+/// One would overwrite another.
+pub(crate) fn apart(files: &[(&str, Option<&Destination>)]) -> Result<(), UsageError> {
+    let places = files.iter().filter_map(|(name, to)| Some((name, (*to)?)));
+    let places: Vec<_> = places.collect();
+    for (i, (name, to)) in places.iter().enumerate() {
+        if let Some((other, _)) = places[..i].iter().find(|(_, other)| other.is_same(to)) {
+            let text = format!("{other} and {name} would overwrite each other");
+            return Err(UsageError(text));
+        }
     }
     Ok(())
 }

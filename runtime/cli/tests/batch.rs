@@ -309,6 +309,30 @@ fn pictures_of_earlier_jobs_are_theirs_while_they_are_there() {
     assert_eq!(pictures(&out), ["a-000.png", "a-001.png"]);
 }
 
+/// What no job made is not written over; what a killed run made and did not record is.
+#[test]
+fn files_of_others_are_left_alone() {
+    let dir = folder();
+    write_jobs(dir.path(), &[with(small(1), &json!({"id": "a"}))]);
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let picture = out.join("a.png");
+    fs::write(&picture, "precious").unwrap();
+    let (code, _, said) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("a.png is there"), "{said}");
+    assert_eq!(fs::read(&picture).unwrap(), b"precious");
+
+    fs::write(&picture, "").unwrap();
+    let (code, _, said) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{said}");
+    let made = fs::read(&picture).unwrap();
+    fs::remove_file(out.join("results.jsonl")).unwrap();
+    let (code, _, said) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(fs::read(&picture).unwrap() == made);
+}
+
 #[test]
 fn who_stops_reading_results_ends_no_jobs() {
     let dir = folder();

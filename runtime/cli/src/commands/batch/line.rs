@@ -62,7 +62,7 @@ impl Line {
             Some(id) if is_name(&id) => id,
             Some(_) => {
                 return Err(
-                    "id: a picture's name has 1 to 100 letters, digits, `-`, `_` and `.`, of which the last is not the first"
+                    "id: a picture's name has 1 to 100 letters, digits, `-`, `_` and `.`, and does not begin with a `.`"
                         .to_owned(),
                 );
             }

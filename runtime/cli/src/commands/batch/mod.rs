@@ -24,8 +24,9 @@ use sd_runtime::engine::measured::{self, Case};
 use sd_runtime::engine::{Cancel, Engine, Ep, memory};
 use sd_runtime::jobs::{Follow, Job, JobError, Made, News, Options, Scheduler, Stop, split};
 use sd_runtime::noise::texture::Texture;
+use sd_runtime::pipeline::infotext::Settings;
 use sd_runtime::pipeline::{
-    Destination, Event, Format, ModelDir, Models, PipelineError, Plans, Request, Stage,
+    Destination, Event, Format, ModelDir, Models, PictureFile, PipelineError, Plans, Request, Stage,
 };
 use sd_ui::{Interrupted, Ui, UsageError};
 
@@ -168,6 +169,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
             .map_or(u64::MAX, |size| size.0)
             .min(memory::limit()),
         engine: args.engine.clone(),
+        folder: folder.clone(),
         earlier: Earlier::of(Results::read(folder)?),
         files: BTreeSet::new(),
     };
@@ -470,6 +472,8 @@ struct Checker {
     /// Bytes of memory.
     limit: u64,
     engine: EngineArgs,
+    /// Where pictures go.
+    folder: PathBuf,
     earlier: Earlier,
     /// Pictures of all lines so far.
     files: BTreeSet<String>,
@@ -530,6 +534,15 @@ impl Checker {
             }
         }
         let Some(known) = self.earlier.done.get(&line.name) else {
+            for file in line.files() {
+                let path = self.folder.join(file);
+                if !may_replace(&path, &line.request) {
+                    return Err(format!(
+                        "{} is there, and is not this job's; move it away, or give another folder or `id`",
+                        path.display()
+                    ));
+                }
+            }
             return Ok(None);
         };
         if known.request.as_ref() != Some(&line.request) || known.models != self.hashes {
@@ -548,6 +561,20 @@ impl Checker {
     fn plans(&self, request: &Request) -> Result<Plans, PipelineError> {
         Plans::resolve(request, &self.models, self.limit)
     }
+}
+
+/// Whether nothing is lost if a picture is written there: nothing is there, an empty file, or a picture of the same prompt, which a run
+/// made that was killed before it recorded it.
+fn may_replace(path: &Path, request: &Request) -> bool {
+    let Ok(found) = path.symlink_metadata() else {
+        return true;
+    };
+    let is_of_request = || {
+        let picture = PictureFile::open(path).ok()?;
+        let settings = Settings::read(&picture.parameters).ok()?;
+        Some(settings.request.prompt == request.prompt)
+    };
+    found.is_file() && (found.len() == 0 || is_of_request() == Some(true))
 }
 
 /// Whether a request cannot be planned because of a file that it names.

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::line::Line;
 
+/// What a line begins with.
+const BEGINNING: &[u8] = b"{\"job\":";
+
 /// Name of the file.
 const NAME: &str = "results.jsonl";
 
@@ -163,13 +166,23 @@ fn parse(
         .iter()
         .rposition(|&byte| byte == b'\n')
         .map_or(0, |end| end + 1);
+    let rest = &bytes[whole..];
+    let foreign = |number: usize, problem: &dyn std::fmt::Display| {
+        anyhow!(
+            "{}: line {number} is no result of `sdrun batch` ({problem}); give another folder, or move the file away",
+            path.display()
+        )
+    };
+    if !rest.starts_with(BEGINNING) && !BEGINNING.starts_with(rest) {
+        let number = bytes.split(|&byte| byte == b'\n').count();
+        return Err(foreign(number, &"expected a field `job`"));
+    }
     let mut done = BTreeMap::new();
     for (i, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate() {
         if line.is_empty() {
             continue;
         }
-        let record: Record = serde_json::from_slice(line)
-            .map_err(|e| anyhow!("{}: line {}: {e}", path.display(), i + 1))?;
+        let record: Record = serde_json::from_slice(line).map_err(|e| foreign(i + 1, &e))?;
         match record.status {
             Status::Done => drop(done.insert(record.job.clone(), record)),
             Status::Failed => {}
@@ -177,7 +190,10 @@ fn parse(
     }
     done.retain(|_, record| {
         let mut files = record.images.iter().map(|image| folder.join(&image.file));
-        files.all(|file| file.is_file())
+        files.all(|file| {
+            file.metadata()
+                .is_ok_and(|found| found.is_file() && found.len() > 0)
+        })
     });
     Ok((done, whole))
 }
@@ -205,6 +221,23 @@ mod tests {
     }
 
     #[test]
+    fn files_of_others_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        for text in [
+            "my own notes",
+            "{\"id\":\"a\"}",
+            "notes\n",
+            "{\"id\":\"a\"}\n",
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = Results::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("no result of `sdrun batch`"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
     fn what_is_done_is_known_later_and_unfinished_lines_are_taken_away() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("new");
@@ -213,14 +246,14 @@ mod tests {
         let error = Results::open(&folder).unwrap_err().to_string();
         assert!(error.contains("another"), "{error}");
         for picture in ["a.png", "b.png"] {
-            fs::write(folder.join(picture), "").unwrap();
+            fs::write(folder.join(picture), "a picture").unwrap();
         }
         results.add(&record("a", Status::Done)).unwrap();
         results.add(&record("b", Status::Failed)).unwrap();
         drop(results);
         let file = folder.join(NAME);
         let whole = fs::read(&file).unwrap();
-        fs::write(&file, [&whole[..], b"{\"job\": \"c"].concat()).unwrap();
+        fs::write(&file, [&whole[..], b"{\"job\":\"c"].concat()).unwrap();
         let results = Results::open(&folder).unwrap();
         assert!(
             results
@@ -231,8 +264,10 @@ mod tests {
         assert!(results.done().len() == 1);
         results.add(&record("b", Status::Done)).unwrap();
         assert_eq!(Results::read(&folder).unwrap().len(), 2);
-        // What somebody removed is not done.
+        // What somebody removed is not done, and what was lost with the power is not.
         fs::remove_file(folder.join("a.png")).unwrap();
+        assert!(Results::read(&folder).unwrap().keys().eq(["b"]));
+        fs::write(folder.join("a.png"), "").unwrap();
         assert!(Results::read(&folder).unwrap().keys().eq(["b"]));
         // A broken line elsewhere is no accident of ours.
         fs::write(&file, "{}\n").unwrap();
