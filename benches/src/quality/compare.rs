@@ -25,16 +25,14 @@ pub(crate) struct Difference {
 impl Difference {
     /// Compares pictures of the same size, which is at least that of SSIM's window.
     pub(crate) fn of(a: &Picture, b: &Picture) -> Self {
-        let levels = || a.rgb.iter().zip(&b.rgb).map(|(a, b)| a.abs_diff(*b));
-        let squares: f64 = levels().map(|x| f64::from(x).powi(2)).sum();
-        let psnr = 10.0 * (255.0f64.powi(2) * a.rgb.len() as f64 / squares).log10();
+        let psnr = a.difference(b).map(|(_, psnr)| psnr);
         let pixels = a.rgb.chunks_exact(3).zip(b.rgb.chunks_exact(3));
         let is_off = |(a, b): &(&[u8], &[u8])| {
             let mut channels = a.iter().zip(*b);
             channels.any(|(a, b)| a.abs_diff(*b) > LEVELS)
         };
         Self {
-            psnr_db: (squares > 0.0).then_some(psnr),
+            psnr_db: psnr.filter(|psnr| psnr.is_finite()),
             ssim: ssim(a, b),
             off_percent: 100.0 * pixels.filter(is_off).count() as f64 / (a.width * a.height) as f64,
         }

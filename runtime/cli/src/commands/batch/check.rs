@@ -1,0 +1,224 @@
+//! What lines ask for, before anything is computed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use sd_runtime::pipeline::infotext::Settings;
+use sd_runtime::pipeline::{Models, PictureFile, PipelineError, Plans, Request};
+use sd_ui::UsageError;
+
+use super::line::{Line, next_line};
+use super::results::Record;
+use crate::commands::EngineArgs;
+use crate::hint;
+
+/// Broken lines that are named.
+const NAMED: usize = 10;
+
+/// Lines of a file that are not empty, with their numbers.
+pub(super) fn read_all(path: &Path) -> anyhow::Result<Vec<(usize, Result<String, String>)>> {
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = BufReader::new(File::open(path).with_context(failed)?);
+    let mut lines = Vec::new();
+    for number in 1.. {
+        match next_line(&mut file).with_context(failed)? {
+            Some(Ok(text)) if text.is_empty() => {}
+            Some(line) => lines.push((number, line)),
+            None => break,
+        }
+    }
+    Ok(lines)
+}
+
+/// Wrong lines are wrong usage, as long as nothing was made.
+pub(super) fn refuse_broken(items: &[Item], jobs: &Path) -> Result<(), UsageError> {
+    let broken = items.iter().filter_map(|item| match item {
+        Item::Broken { line, problem } => Some(format!("line {line}: {problem}")),
+        _ => None,
+    });
+    let mut broken: Vec<String> = broken.collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    if broken.len() > NAMED {
+        let more = format!("and {} lines more", broken.len() - NAMED);
+        broken.splice(NAMED.., [more]);
+    }
+    Err(UsageError(format!(
+        "{}: {}\nhint: `--keep-going` leaves such lines out",
+        jobs.display(),
+        broken.join("\n  ")
+    )))
+}
+
+/// What a line asks for.
+pub(super) enum Item {
+    /// Pictures that have to be made.
+    Open { line: Box<Line>, work: u64 },
+    /// Those that an earlier run made.
+    Done(Box<Record>),
+    /// Nothing that can be done.
+    Broken { line: usize, problem: String },
+}
+
+impl Item {
+    pub(super) fn request(&self) -> Option<&Request> {
+        match self {
+            Self::Open { line, .. } => Some(&line.request),
+            _ => None,
+        }
+    }
+}
+
+/// What earlier runs made.
+pub(super) struct Earlier {
+    /// By the names of the jobs.
+    done: BTreeMap<String, Record>,
+    /// Names of jobs by those of their pictures.
+    pictures: BTreeMap<String, String>,
+}
+
+impl Earlier {
+    pub(super) fn of(done: BTreeMap<String, Record>) -> Self {
+        let images = done
+            .values()
+            .flat_map(|record| record.images.iter().map(|image| (image, &record.job)));
+        let pictures = images.map(|(image, job)| (image.file.clone(), job.clone()));
+        Self {
+            pictures: pictures.collect(),
+            done,
+        }
+    }
+}
+
+/// Looks at lines before anything is computed.
+pub(super) struct Checker {
+    pub(super) models: Arc<Models>,
+    pub(super) hashes: Vec<String>,
+    /// Bytes of memory.
+    pub(super) limit: u64,
+    pub(super) engine: EngineArgs,
+    /// Where pictures go.
+    pub(super) folder: PathBuf,
+    pub(super) earlier: Earlier,
+    /// Pictures of all lines so far.
+    pub(super) files: BTreeSet<String>,
+}
+
+impl Checker {
+    /// A line: what it asks for, whatever earlier runs made.
+    pub(super) fn read(&mut self, number: usize, text: Result<String, String>) -> Item {
+        self.try_read(number, text)
+            .unwrap_or_else(|problem| Item::Broken {
+                line: number,
+                problem,
+            })
+    }
+
+    fn try_read(&mut self, number: usize, text: Result<String, String>) -> Result<Item, String> {
+        let mut line = Line::read(&text?, number)?;
+        self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
+        let work = match self.plans(&line.request) {
+            Ok(plans) => plans.work(),
+            // The line is right; its job fails, or finds the file when its turn comes.
+            Err(e) if is_of_file(&e) => 0,
+            Err(e) => return Err(said(&e)),
+        };
+        for file in line.files() {
+            if !self.files.insert(file.clone()) {
+                return Err(format!("another line has pictures called {file}, too"));
+            }
+        }
+        let line = Box::new(line);
+        Ok(Item::Open { line, work })
+    }
+
+    /// What is left of it. The provider is known now, and with it the numbers that are computed with.
+    pub(super) fn compare(&self, item: Item) -> Item {
+        let Item::Open { mut line, work } = item else {
+            return item;
+        };
+        match self.made(&mut line) {
+            Ok(None) => Item::Open { line, work },
+            Ok(Some(record)) => Item::Done(Box::new(record)),
+            Err(problem) => Item::Broken {
+                line: line.number,
+                problem,
+            },
+        }
+    }
+
+    /// What an earlier run made of a line.
+    fn made(&self, line: &mut Line) -> Result<Option<Record>, String> {
+        self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
+        for file in line.files() {
+            let owner = self.earlier.pictures.get(&file);
+            if let Some(owner) = owner.filter(|owner| **owner != line.name) {
+                return Err(format!(
+                    "job {owner} of an earlier run has a picture called {file}; give another folder or `id`"
+                ));
+            }
+        }
+        let Some(known) = self.earlier.done.get(&line.name) else {
+            for file in line.files() {
+                let path = self.folder.join(file);
+                if !may_replace(&path, &line.request) {
+                    return Err(format!(
+                        "{} is there, and is not this job's; move it away, or give another folder or `id`",
+                        path.display()
+                    ));
+                }
+            }
+            return Ok(None);
+        };
+        if known.request.as_ref() != Some(&line.request) || known.models != self.hashes {
+            return Err(format!(
+                "job {} was made from another request or model in an earlier run; give another folder or an `id`",
+                line.name
+            ));
+        }
+        Ok(Some(Record {
+            line: line.number,
+            earlier: true,
+            ..known.clone()
+        }))
+    }
+
+    pub(super) fn plans(&self, request: &Request) -> Result<Plans, PipelineError> {
+        Plans::resolve(request, &self.models, self.limit)
+    }
+}
+
+/// Whether nothing is lost if a picture is written there: nothing is there, an empty file, or a picture of the same prompt, which a run
+/// made that was killed before it recorded it.
+fn may_replace(path: &Path, request: &Request) -> bool {
+    let Ok(found) = path.symlink_metadata() else {
+        return true;
+    };
+    let is_of_request = || {
+        let picture = PictureFile::open(path).ok()?;
+        let settings = Settings::read(&picture.parameters).ok()?;
+        Some(settings.request.prompt == request.prompt)
+    };
+    found.is_file() && (found.len() == 0 || is_of_request() == Some(true))
+}
+
+/// Whether a request cannot be planned because of a file that it names.
+fn is_of_file(error: &PipelineError) -> bool {
+    matches!(
+        error,
+        PipelineError::Read { .. } | PipelineError::Texture(_) | PipelineError::InitNoise { .. }
+    )
+}
+
+/// An error and what can be done about it, in one line.
+pub(super) fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    match hint::hint(error) {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    }
+}
