@@ -22,7 +22,7 @@ use crate::model::{Model, Residue, without_trailing_ones};
 use crate::onnx::{Stored, Weight, WeightReader, WriteError, Written, transpose, write_model};
 use crate::output::StagedDir;
 pub use crate::passes::Rounded;
-use crate::passes::{Groups, quantize};
+use crate::passes::{Roundings, quantize};
 use crate::prediction::Prediction;
 use crate::progress::Progress;
 
@@ -300,7 +300,7 @@ impl BuildPlan {
                 progress,
                 non_finite: Mutex::default(),
                 too_large: Mutex::default(),
-                rounding: Mutex::default(),
+                rounding: Roundings::default(),
             };
             let graphs: Vec<(&str, &Graph)> = network
                 .graphs
@@ -322,8 +322,7 @@ impl BuildPlan {
             let found = found.expect("no panic while the list is held");
             networks.too_large.extend(found);
             let name = || network.folder.to_owned();
-            let groups = reader.rounding.into_inner();
-            let groups = groups.expect("no panic while the sums are held").finish();
+            let groups = reader.rounding.finish();
             if !groups.is_empty() {
                 networks.rounding.insert(name(), groups);
             }
@@ -470,7 +469,7 @@ struct Reader<'a> {
     non_finite: Mutex<Vec<(String, usize)>>,
     /// Those that half precision cannot hold.
     too_large: Mutex<Vec<String>>,
-    rounding: Mutex<Groups>,
+    rounding: Roundings,
 }
 
 impl WeightReader for Reader<'_> {
@@ -512,9 +511,7 @@ impl WeightReader for Reader<'_> {
         if quantized {
             let outputs = param.shape[0];
             let weight = quantize(tensor.dtype, &tensor.bytes, outputs).map_err(unfit)?;
-            let sums = self.rounding.lock();
-            let mut sums = sums.expect("no panic while the sums are held");
-            sums.add(&param.name, weight.rounding);
+            self.rounding.add(&param.name, weight.rounding);
             let bytes = match param.transposed {
                 true => transpose(&weight.numbers, outputs, param.shape[1], 1),
                 false => weight.numbers,

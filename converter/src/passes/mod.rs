@@ -11,6 +11,6 @@ mod tests;
 pub(crate) use integer::{integer, multiplied};
 pub(crate) use native::{Report, native};
 pub use quantize::Rounded;
-pub(crate) use quantize::{Groups, quantizable, quantize};
+pub(crate) use quantize::{Roundings, quantizable, quantize};
 pub(crate) use ranges::ranged;
 pub(crate) use split::{Part, Split, split};

@@ -9,6 +9,7 @@
 //! the convolutions between levels: with them and the shortcuts rounded, pictures had 44 dB instead of 69.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use sd_models::graph::{Graph, Layer, Op, Param, Value};
@@ -99,18 +100,26 @@ impl Rounding {
     }
 }
 
-/// What rounding did, by kind of layer.
+/// What rounding did to each weight. Threads add to it; nobody else sees its lock, which must not be held while other threads are
+/// waited for.
 #[derive(Debug, Default)]
-pub(crate) struct Groups(BTreeMap<&'static str, Rounding>);
+pub(crate) struct Roundings(Mutex<BTreeMap<String, Rounding>>);
 
-impl Groups {
-    pub(crate) fn add(&mut self, name: &str, rounding: Rounding) {
-        let sum = self.0.entry(group(name)).or_default();
-        *sum = sum.and(rounding);
+impl Roundings {
+    pub(crate) fn add(&self, name: &str, rounding: Rounding) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(name.to_owned(), rounding);
     }
 
+    /// By kind of layer, added up in the order of names, whatever threads there were.
     pub(crate) fn finish(self) -> BTreeMap<&'static str, Rounded> {
-        let rows = self.0.into_iter();
+        let all = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut groups: BTreeMap<&'static str, Rounding> = BTreeMap::new();
+        for (name, rounding) in &all {
+            let sum = groups.entry(group(name)).or_default();
+            *sum = sum.and(*rounding);
+        }
+        let rows = groups.into_iter();
         rows.map(|(name, sum)| (name, sum.rounded())).collect()
     }
 }
