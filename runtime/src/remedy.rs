@@ -113,10 +113,10 @@ impl fmt::Display for Remedy {
                 return write!(f, "fetch ONNX Runtime {version} with the {ep} provider");
             }
             Self::SetupByHand { ep } => {
-                let (package, version) = (setup::package(*ep), setup::version(*ep));
+                let packages = setup::requirements(*ep).join(", ");
                 return write!(
                     f,
-                    "fetch Python's `{package}` {version} on a machine with a connection, and install that wheel here"
+                    "fetch the wheels of Python's {packages} on a machine with a connection, and install them here"
                 );
             }
             Self::AllowFallback => {

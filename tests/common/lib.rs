@@ -27,7 +27,7 @@ pub fn engine() -> &'static Engine {
         let start = || Engine::start(&EngineOptions::default());
         match start() {
             Err(EngineError::NoLibrary { .. }) => {
-                setup::fetch(Ep::Cpu).expect("ONNX Runtime can be fetched");
+                setup::fetch(Ep::Cpu, |_| {}).expect("ONNX Runtime can be fetched");
                 start().expect("the fetched library works")
             }
             other => other.expect("the installed library works"),

@@ -43,10 +43,10 @@ pub(crate) fn resolve(
         return Ok((args.clone(), None));
     }
     args.limit_instructions();
-    let candidates: Vec<(Ep, library::Found)> = [Ep::Cpu, Ep::OpenVino]
+    let candidates: Vec<(Ep, library::Found)> = [Ep::Cpu, Ep::OpenVino, Ep::Cuda]
         .into_iter()
         .filter_map(|ep| Some((ep, library::find(args.lib.as_deref(), ep).ok()?)))
-        .filter(|(ep, found)| *ep == Ep::Cpu || found.has_openvino())
+        .filter(|(ep, found)| found.has(*ep) != Some(false))
         .collect();
     let choice = match &candidates[..] {
         [] | [(Ep::Cpu, _)] => Choice {

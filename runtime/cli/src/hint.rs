@@ -30,9 +30,8 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         }
         Remedy::SetupByHand { ep } => {
             return format!(
-                "on a machine with a connection, `pip download --no-deps {}=={}`; then here `sdrun setup --lib WHEEL`",
-                setup::package(*ep),
-                setup::version(*ep)
+                "on a machine with a connection, `pip download --no-deps {}`; then here `sdrun setup --lib WHEEL`, with `--lib` before each",
+                setup::requirements(*ep).join(" ")
             );
         }
         Remedy::AllowFallback => "without `--strict-ep`, the processor computes them",

@@ -218,11 +218,45 @@ impl Ep {
         (self.row().available)().unwrap_or(false)
     }
 
+    /// The provider's name in the name of its file, if it is one beside the library.
+    pub(super) fn file(self) -> Option<&'static str> {
+        match self {
+            Self::OpenVino | Self::Cuda | Self::TensorRt | Self::MiGraphX | Self::Rocm => {
+                Some(self.name())
+            }
+            Self::Cpu | Self::DirectMl | Self::CoreMl | Self::Xnnpack | Self::WebGpu => None,
+        }
+    }
+
+    /// Libraries of others that the provider loads, in an order in which each finds those before it.
+    pub(super) fn needs(self) -> impl Iterator<Item = &'static str> {
+        let needs: [&[&str]; 2] = match self {
+            Self::Cuda | Self::TensorRt => [ep::cuda::CUDA_DYLIBS, ep::cuda::CUDNN_DYLIBS],
+            _ => [&[], &[]],
+        };
+        needs.into_iter().flatten().copied()
+    }
+
+    /// What the provider needs that no library brings along.
+    pub(super) fn system(self) -> Option<&'static str> {
+        match self {
+            Self::Cuda => {
+                Some("NVIDIA's driver, version 580 or newer for CUDA 13, must be installed")
+            }
+            Self::TensorRt => {
+                Some("TensorRT 10 and NVIDIA's driver, version 580 or newer, must be installed")
+            }
+            Self::MiGraphX => Some("AMD's ROCm 7 with MIGraphX must be installed"),
+            Self::Rocm => Some("AMD's ROCm 7 must be installed"),
+            _ => None,
+        }
+    }
+
     /// Where to get a library with the provider.
     #[must_use]
     pub fn remedy(self) -> Remedy {
         match self {
-            _ if setup::fetches(self) => Remedy::Setup { ep: self },
+            _ if !setup::wheels(self).is_empty() => Remedy::Setup { ep: self },
             Self::Cpu => Remedy::OwnLibrary,
             _ => Remedy::LibraryOf {
                 package: self.row().package,

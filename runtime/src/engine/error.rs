@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::Ep;
 use super::library::Origin;
-use super::{Ep, setup};
+use super::library::setup_dir;
 use crate::Remedy;
 
 /// A library that cannot be had, or a graph that cannot be run.
@@ -130,8 +131,7 @@ pub enum EngineError {
     Interrupted,
     /// No library is known that could be fetched for this machine.
     #[error(
-        "there is no ONNX Runtime {} with the {ep} provider to fetch for {os} on {arch}",
-        setup::version(*ep)
+        "no ONNX Runtime with the {ep} provider is known that could be fetched for {os} on {arch}"
     )]
     NoWheel {
         /// The provider.
@@ -179,6 +179,10 @@ impl EngineError {
     #[must_use]
     pub fn hint(&self) -> Option<Remedy> {
         match self {
+            // What can be fetched is there.
+            Self::ProviderBroken { ep, path, .. } if path.starts_with(setup_dir(*ep)) => {
+                Some(ep.system().map_or_else(|| ep.remedy(), Remedy::words))
+            }
             Self::NoLibrary { ep, .. }
             | Self::LibraryBroken { ep, .. }
             | Self::ProviderBroken { ep, .. }

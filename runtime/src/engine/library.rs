@@ -85,9 +85,15 @@ pub fn setup_dir(ep: Ep) -> PathBuf {
 pub fn find(named: Option<&Path>, ep: Ep) -> Result<Found, EngineError> {
     let executable = env::current_exe().ok();
     let beside = executable.and_then(|exe| Some(exe.parent()?.to_owned()));
-    let of_provider = (ep != Ep::Cpu).then(|| (setup_dir(ep), Origin::Setup));
+    let of_provider: &[Ep] = match ep {
+        Ep::Cpu => &[],
+        // Both are in one library.
+        Ep::TensorRt => &[Ep::TensorRt, Ep::Cuda],
+        _ => &[ep],
+    };
     let folders = of_provider
-        .into_iter()
+        .iter()
+        .map(|ep| (setup_dir(*ep), Origin::Setup))
         .chain(beside.map(|dir| (dir, Origin::Executable)))
         .chain([(setup_dir(Ep::Cpu), Origin::Setup)]);
     let places = Places {
@@ -138,23 +144,47 @@ impl Places {
 }
 
 impl Found {
-    /// Whether OpenVINO's provider lies beside the library, which need not be loaded to tell.
+    /// Whether the file of a provider lies beside the library, which need not be loaded to tell. None of a provider that is no file.
     #[must_use]
-    pub fn has_openvino(&self) -> bool {
-        let folder = self.path.parent();
-        folder.is_some_and(has_openvino)
+    pub fn has(&self, ep: Ep) -> Option<bool> {
+        has_provider(self.path.parent()?, ep)
+    }
+
+    /// Loads what a provider needs and what lies beside the library, or in the packages beside Python's. The system's loader, which
+    /// would look for it elsewhere, then finds that it is loaded. What lies in neither place is left to the system's loader.
+    pub(super) fn load_needed(&self, ep: Ep) -> Result<(), EngineError> {
+        let Some(beside) = self.path.parent() else {
+            return Ok(());
+        };
+        let packages = beside.join("../../nvidia");
+        let folders = [
+            beside.to_owned(),
+            packages.join("cu13/lib"),
+            packages.join("cudnn/lib"),
+        ];
+        for name in ep.needs() {
+            let mut places = folders.iter().map(|folder| folder.join(name));
+            if let Some(path) = places.find(|path| path.is_file()) {
+                ort::util::preload_dylib(&path).map_err(|error| EngineError::LibraryBroken {
+                    path,
+                    problem: loaders_reason(&error),
+                    ep,
+                })?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Whether OpenVINO's provider lies in a folder.
-pub(super) fn has_openvino(folder: &Path) -> bool {
-    const PROVIDER: &str = "onnxruntime_providers_openvino";
+/// Whether the file of a provider lies in a folder. None of a provider that is no file.
+pub(super) fn has_provider(folder: &Path, ep: Ep) -> Option<bool> {
+    let provider = format!("onnxruntime_providers_{}", ep.file()?);
     let names = [
-        format!("lib{PROVIDER}.so"),
-        format!("{PROVIDER}.dll"),
-        format!("lib{PROVIDER}.dylib"),
+        format!("lib{provider}.so"),
+        format!("{provider}.dll"),
+        format!("lib{provider}.dylib"),
     ];
-    names.iter().any(|name| folder.join(name).is_file())
+    Some(names.iter().any(|name| folder.join(name).is_file()))
 }
 
 /// A library that somebody named is that one or none; a folder stands for the library in it.

@@ -17,6 +17,7 @@ mod profile;
 pub mod setup;
 mod splice;
 mod verified;
+pub mod wheels;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -57,6 +58,14 @@ pub struct EngineOptions {
 /// ONNX Runtime's own log. What concerns the user comes as an error of ours.
 fn log(_: LogLevel, category: &str, _: &str, place: &str, message: &str) {
     tracing::debug!(target: "onnxruntime", category, place, "{message}");
+}
+
+/// What ONNX Runtime complains of, without the places in its source: what the system's loader says, where that is in it.
+fn cause(complaint: &str) -> &str {
+    let (_, said) = complaint
+        .split_once("with error: ")
+        .unwrap_or(("", complaint));
+    said.trim_end()
 }
 
 /// A running ONNX Runtime, and the networks that it has loaded. Threads share it.
@@ -173,6 +182,7 @@ impl Engine {
         strict: bool,
     ) -> Result<(), EngineError> {
         ep.require(&self.library)?;
+        self.library.load_needed(ep)?;
         self.ep = ep;
         self.ep_options = ep_options.clone();
         self.strict = strict;
@@ -196,7 +206,7 @@ impl Engine {
             ep: self.ep,
             problem: match said().as_str() {
                 "" => error.to_string(),
-                complaint => complaint.to_owned(),
+                complaint => cause(complaint).to_owned(),
             },
         })
     }

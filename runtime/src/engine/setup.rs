@@ -1,7 +1,7 @@
 //! The one place that may fetch something, and that is ONNX Runtime's library.
 //!
-//! The library comes in the wheel of a Python package: `onnxruntime`, or `onnxruntime-openvino`, which has OpenVINO inside. `pip`
-//! fetches it, so mirrors and proxies that a machine has for pip are used; what comes is compared with the hash pinned here.
+//! The library comes in the wheel of a Python package ([`super::wheels`]); CUDA's libraries in others, which end up beside it. `pip`
+//! fetches them, so mirrors and proxies that a machine has for pip are used; what comes is compared with the pinned hashes.
 //!
 //! OpenVINO's newer plugin (`onnxruntime-ep-openvino`) is not taken: it offers a device on Intel's processors only, and the package
 //! with the provider inside runs on those, too.
@@ -12,98 +12,67 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::library::{has_openvino, is_library, library_in, setup_dir};
+use super::library::{has_provider, is_library, library_in, setup_dir};
 use super::network::sha256;
+use super::wheels::{self, Wheel};
 use super::{EngineError, Ep};
 
 /// Version of ONNX Runtime that is fetched for a provider.
 #[must_use]
 pub fn version(ep: Ep) -> &'static str {
-    match ep {
-        // The last with the provider inside.
-        Ep::OpenVino => "1.24.1",
-        _ => "1.32.0",
-    }
+    wheels::library(ep).map_or("", |wheel| wheel.version)
 }
 
-/// Python's package with the library that has a provider.
+/// Packages with their versions, as pip is asked for what a provider needs; of any system, if this one has none.
 #[must_use]
-pub fn package(ep: Ep) -> &'static str {
-    match ep {
-        Ep::OpenVino => "onnxruntime-openvino",
-        _ => "onnxruntime",
-    }
+pub fn requirements(ep: Ep) -> Vec<String> {
+    let here = wheels(ep);
+    let wheels = if here.is_empty() {
+        wheels::library(ep)
+            .map(std::slice::from_ref)
+            .unwrap_or_default()
+    } else {
+        here
+    };
+    wheels.iter().map(Wheel::requirement).collect()
 }
 
-/// Whether a library with this provider can be fetched for this machine.
+/// Whether a library with a provider can be fetched for some system.
 #[must_use]
-pub fn fetches(ep: Ep) -> bool {
-    wheel(ep, std::env::consts::OS, std::env::consts::ARCH).is_some()
+pub fn is_packaged(ep: Ep) -> bool {
+    wheels::library(ep).is_some()
 }
 
-/// A wheel: for whom, pip's name of the platform, and its SHA-256.
-struct Wheel {
-    ep: Ep,
-    os: &'static str,
-    arch: &'static str,
-    platform: &'static str,
-    sha256: &'static str,
+/// What is fetched for a provider on this machine: the library, then what it needs besides. Nothing where no library is known.
+#[must_use]
+pub fn wheels(ep: Ep) -> &'static [Wheel] {
+    wheels::of(ep, std::env::consts::OS, std::env::consts::ARCH)
 }
 
-const WHEELS: [Wheel; 5] = [
-    Wheel {
-        ep: Ep::Cpu,
-        os: "linux",
-        arch: "x86_64",
-        platform: "manylinux_2_28_x86_64",
-        sha256: "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8",
-    },
-    Wheel {
-        ep: Ep::Cpu,
-        os: "linux",
-        arch: "aarch64",
-        platform: "manylinux_2_28_aarch64",
-        sha256: "e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054",
-    },
-    Wheel {
-        ep: Ep::Cpu,
-        os: "macos",
-        arch: "aarch64",
-        platform: "macosx_14_0_arm64",
-        sha256: "d52510bbbcc880c13b826f7d75cdf33ac5cf0bb864d960000fc29ce73f0cb83e",
-    },
-    Wheel {
-        ep: Ep::Cpu,
-        os: "windows",
-        arch: "x86_64",
-        platform: "win_amd64",
-        sha256: "efe7456952c243a05a53d5b8732953625144642c2f3989094277f6217f0c0c40",
-    },
-    Wheel {
-        ep: Ep::OpenVino,
-        os: "linux",
-        arch: "x86_64",
-        platform: "manylinux_2_28_x86_64",
-        sha256: "d617fac2f59a6ab5ea59a788c3e1592240a129642519aaeaa774761dfe35150e",
-    },
-];
-
-fn wheel(ep: Ep, os: &str, arch: &str) -> Option<&'static Wheel> {
-    let mut wheels = WHEELS.iter();
-    wheels.find(|wheel| wheel.ep == ep && wheel.os == os && wheel.arch == arch)
-}
-
-/// Fetches the library with a provider for this machine into the user's data folder.
+/// Fetches the library with a provider for this machine, and what it needs, into the user's data folder; `begins` hears of each file.
 ///
 /// # Errors
 /// No library for this machine, no pip, no connection, another file than the pinned one, or no space.
-pub fn fetch(ep: Ep) -> Result<PathBuf, EngineError> {
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    let wheel = wheel(ep, os, arch).ok_or(EngineError::NoWheel { ep, os, arch })?;
+pub fn fetch(ep: Ep, mut begins: impl FnMut(&Wheel)) -> Result<PathBuf, EngineError> {
+    let wheels = wheels(ep);
+    if wheels.is_empty() {
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        return Err(EngineError::NoWheel { ep, os, arch });
+    }
     let scratch =
         tempfile::tempdir().map_err(|e| problem(format!("cannot make a temporary folder: {e}")))?;
-    download(wheel, scratch.path())?;
-    let file = fs::read_dir(scratch.path())
+    let mut files = Vec::new();
+    for wheel in wheels {
+        begins(wheel);
+        files.push(fetched(ep, wheel, &scratch.path().join(wheel.package))?);
+    }
+    install(&files, Some(ep))
+}
+
+/// Fetches a wheel into a folder of its own.
+fn fetched(ep: Ep, wheel: &Wheel, folder: &Path) -> Result<PathBuf, EngineError> {
+    download(ep, wheel, folder)?;
+    let file = fs::read_dir(folder)
         .ok()
         .and_then(|mut entries| entries.next()?.ok());
     let file = file
@@ -119,14 +88,11 @@ pub fn fetch(ep: Ep) -> Result<PathBuf, EngineError> {
             "{name} has SHA-256 {found}, but {pinned} is expected; it is not used"
         )));
     }
-    install(&file, Some(ep))
+    Ok(file)
 }
 
-fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
-    let not_fetched = |problem| EngineError::NotFetched {
-        ep: wheel.ep,
-        problem,
-    };
+fn download(ep: Ep, wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
+    let not_fetched = |problem| EngineError::NotFetched { ep, problem };
     let python = if cfg!(windows) { "python" } else { "python3" };
     let output = Command::new(python)
         .args([
@@ -150,7 +116,7 @@ fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
         ])
         .arg("--dest")
         .arg(to)
-        .arg(format!("{}=={}", package(wheel.ep), version(wheel.ep)))
+        .arg(wheel.requirement())
         .stdin(Stdio::null())
         .output()
         .map_err(|e| not_fetched(format!("cannot run `{python} -m pip`: {e}")))?;
@@ -167,23 +133,23 @@ fn download(wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
     let last: Vec<&str> = last.into_iter().rev().collect();
     Err(not_fetched(format!(
         "pip could not fetch {} {}: {}",
-        package(wheel.ep),
-        version(wheel.ep),
+        wheel.package,
+        wheel.version,
         last.join("; ")
     )))
 }
 
-/// Puts a library with what belongs to it, or the libraries of a wheel, into the user's data folder: that of `ep`, or else of the
+/// Puts a library with what belongs to it, or the libraries of wheels, into the user's data folder: that of `ep`, or else of the
 /// provider that comes along.
 ///
 /// # Errors
-/// The file is neither, lacks the provider, or the folder cannot be written.
-pub fn install(file: &Path, ep: Option<Ep>) -> Result<PathBuf, EngineError> {
-    install_to(file, ep, setup_dir)
+/// A file is neither, they lack the library or the provider, or the folder cannot be written.
+pub fn install(files: &[PathBuf], ep: Option<Ep>) -> Result<PathBuf, EngineError> {
+    install_to(files, ep, setup_dir)
 }
 
 fn install_to(
-    file: &Path,
+    files: &[PathBuf],
     ep: Option<Ep>,
     folder_of: impl Fn(Ep) -> PathBuf,
 ) -> Result<PathBuf, EngineError> {
@@ -197,27 +163,30 @@ fn install_to(
         .prefix(".onnxruntime-")
         .tempdir_in(parent)
         .map_err(|e| write(parent, &e))?;
-    if file.extension().is_some_and(|extension| extension == "whl") {
-        unpack(file, staging.path())?;
-    } else {
-        copy(file, staging.path())?;
-    }
-    if library_in(staging.path()).is_none() {
-        return Err(problem(format!(
-            "{} holds no ONNX Runtime library",
-            file.display()
-        )));
-    }
-    let ep = match (ep, has_openvino(staging.path())) {
-        (Some(Ep::OpenVino), false) => {
-            return Err(problem(format!(
-                "{} brings no openvino provider",
-                file.display()
-            )));
+    for file in files {
+        if file.extension().is_some_and(|extension| extension == "whl") {
+            unpack(file, staging.path())?;
+        } else {
+            copy(file, staging.path())?;
         }
-        (Some(ep), _) => ep,
-        (None, true) => Ep::OpenVino,
-        (None, false) => Ep::Cpu,
+    }
+    let lacks = |what: &str| {
+        let first = files.first().map(|file| file.display().to_string());
+        problem(format!("{} {what}", first.unwrap_or_default()))
+    };
+    if library_in(staging.path()).is_none() {
+        return Err(lacks("holds no ONNX Runtime library"));
+    }
+    let brings = |ep: Ep| has_provider(staging.path(), ep);
+    let ep = match ep {
+        Some(ep) if brings(ep) == Some(false) => {
+            return Err(lacks(&format!("brings no {ep} provider")));
+        }
+        Some(ep) => ep,
+        None => {
+            let mut came = Ep::ALL.into_iter().filter(|ep| brings(*ep) == Some(true));
+            came.next().unwrap_or(Ep::Cpu)
+        }
     };
     let target = &folder_of(ep);
     if target.exists() {
@@ -264,7 +233,7 @@ fn is_shared(name: &str) -> bool {
     name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".dll")
 }
 
-/// Copies the shared libraries and licence texts of a wheel's `onnxruntime` folder. A wheel has no links: it holds libraries under
+/// Copies the shared libraries of a wheel that ONNX Runtime or NVIDIA made, and the former's licence texts. A wheel has no links: it holds libraries under
 /// each of their names, which become one file with several names here.
 fn unpack(wheel: &Path, to: &Path) -> Result<(), EngineError> {
     let read = |source| EngineError::Read {
@@ -284,6 +253,7 @@ fn unpack(wheel: &Path, to: &Path) -> Result<(), EngineError> {
         let wanted = match folder {
             "onnxruntime/capi" => is_shared(name) && !name.contains("pybind"),
             "onnxruntime" => matches!(name, "LICENSE" | "ThirdPartyNotices.txt"),
+            "nvidia/cu13/lib" | "nvidia/cudnn/lib" => is_shared(name) && !name.contains(".alt."),
             _ => false,
         };
         if !wanted {
@@ -341,11 +311,11 @@ mod tests {
                 "onnxruntime/tools/x.py",
             ],
         );
-        let target = dir.path().join("data/onnxruntime");
+        let target = dir.path().join("data/cpu");
         fs::create_dir_all(&target).unwrap();
         fs::write(target.join("libonnxruntime.so.9.9.9"), "old").unwrap();
-        let folder_of = |ep: Ep| target.with_file_name(package(ep));
-        let library = install_to(&file, None, folder_of).unwrap();
+        let folder_of = |ep: Ep| target.with_file_name(ep.name());
+        let library = install_to(&[file], None, folder_of).unwrap();
         assert_eq!(library, target.join(so));
         let mut names: Vec<String> = fs::read_dir(&target)
             .unwrap()
@@ -370,7 +340,7 @@ mod tests {
             (text, "neither"),
             (dir.path().join("bad.whl"), "not a wheel"),
         ] {
-            let error = install_to(&file, None, |_| target.clone());
+            let error = install_to(&[file], None, |_| target.clone());
             let error = error.unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
@@ -392,15 +362,15 @@ mod tests {
         let file = dir.path().join("onnxruntime_openvino.whl");
         let inside = OPENVINO.map(|name| format!("onnxruntime/capi/{name}"));
         wheel(&file, &inside.each_ref().map(String::as_str));
-        let folder_of = |ep: Ep| dir.path().join("data").join(package(ep));
-        let library = install_to(&file, None, folder_of).unwrap();
+        let folder_of = |ep: Ep| dir.path().join("data").join(ep.name());
+        let library = install_to(&[file], None, folder_of).unwrap();
         assert_eq!(library, folder_of(Ep::OpenVino).join(OPENVINO[0]));
         let all = |folder: &Path| OPENVINO.iter().all(|name| folder.join(name).is_file());
         assert!(all(&folder_of(Ep::OpenVino)) && !folder_of(Ep::Cpu).exists());
         // A library that is given alone brings those beside it along, and nothing else.
         fs::write(library.with_file_name("libm.so.6"), "").unwrap();
-        let another = |ep: Ep| dir.path().join("another").join(package(ep));
-        install_to(&library, Some(Ep::OpenVino), another).unwrap();
+        let another = |ep: Ep| dir.path().join("another").join(ep.name());
+        install_to(std::slice::from_ref(&library), Some(Ep::OpenVino), another).unwrap();
         let folder = another(Ep::OpenVino);
         assert!(all(&folder) && !folder.join("libm.so.6").exists());
     }
@@ -410,23 +380,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("libonnxruntime.so");
         fs::write(&file, "").unwrap();
-        let folder_of = |ep: Ep| dir.path().join("data").join(package(ep));
-        let error = install_to(&file, Some(Ep::OpenVino), folder_of).unwrap_err();
+        let folder_of = |ep: Ep| dir.path().join("data").join(ep.name());
+        let error = install_to(&[file], Some(Ep::OpenVino), folder_of).unwrap_err();
         assert!(error.to_string().contains("no openvino provider"));
     }
 
     #[test]
-    fn wheels_are_chosen_by_provider_and_machine() {
-        let of = |ep, os, arch| super::wheel(ep, os, arch).map(|wheel| wheel.platform);
-        let manylinux = Some("manylinux_2_28_x86_64");
-        assert_eq!(of(Ep::Cpu, "linux", "x86_64"), manylinux);
-        assert_eq!(of(Ep::OpenVino, "linux", "x86_64"), manylinux);
-        assert!(of(Ep::Cpu, "windows", "x86_64").is_some());
-        assert_eq!(of(Ep::OpenVino, "windows", "x86_64"), None);
-        assert_eq!(of(Ep::OpenVino, "linux", "aarch64"), None);
-        assert_eq!(of(Ep::Cuda, "linux", "x86_64"), None);
-        let hashes: std::collections::BTreeSet<_> =
-            WHEELS.iter().map(|wheel| wheel.sha256).collect();
-        assert_eq!(hashes.len(), WHEELS.len());
+    fn cudas_libraries_end_up_beside_the_library() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["onnxruntime_gpu.whl", "nvidia_cublas.whl"].map(|name| dir.path().join(name));
+        wheel(
+            &files[0],
+            &[
+                "onnxruntime/capi/libonnxruntime.so.1.31.1",
+                "onnxruntime/capi/libonnxruntime_providers_cuda.so",
+            ],
+        );
+        wheel(
+            &files[1],
+            &[
+                "nvidia/cu13/lib/libcublas.so.13",
+                "nvidia/cu13/lib/libnvrtc.alt.so.13",
+                "nvidia/cu13/include/cublas.h",
+            ],
+        );
+        let folder_of = |ep: Ep| dir.path().join("data").join(ep.name());
+        let library = install_to(&files, None, folder_of).unwrap();
+        let mut names: Vec<_> = fs::read_dir(library.parent().unwrap())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(library.parent(), Some(&*folder_of(Ep::Cuda)));
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert!(names.contains(&"libcublas.so.13".to_owned()));
     }
 }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use sd_models::demo::PROMPT;
-use sd_runtime::engine::{EngineError, library, memory, setup};
+use sd_runtime::engine::{EngineError, library, memory};
 use sd_runtime::pipeline::{Models, Plans, Request};
 use sd_ui::Ui;
 
-use super::EngineArgs;
 use super::txt2img::{Job, Output, generate};
+use super::{EngineArgs, setup};
 use crate::{auto, demo_model};
 
 /// Fetch what is needed, convert the model that ships with this program, make a picture
@@ -33,12 +33,8 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
     let wanted = args.engine.least();
     let found = library::find(args.engine.lib.as_deref(), wanted);
     if let Err(EngineError::NoLibrary { .. }) = found {
-        ui.note(format!(
-            "no ONNX Runtime here yet: fetching {} {} with pip ..",
-            setup::package(wanted),
-            setup::version(wanted)
-        ));
-        setup::fetch(wanted)?;
+        ui.note("no ONNX Runtime here yet");
+        setup::fetch(wanted, ui)?;
     }
     let models = Models::one(demo_model::directory(ui)?);
     let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;

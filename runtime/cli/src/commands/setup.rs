@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sd_runtime::engine::library::setup_dir;
+use sd_runtime::engine::wheels::Wheel;
 use sd_runtime::engine::{Ep, setup};
 use sd_ui::{Ui, UsageError};
 
@@ -12,37 +13,32 @@ use crate::hint::words;
 /// Fetch the ONNX Runtime library; the only command that uses the network
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Provider that the library should have: cpu's and openvino's are fetched, for others give --lib
+    /// Provider that the library should have: those of cpu, openvino, cuda, migraphx and rocm are fetched, for others give --lib
     #[arg(long, value_name = "NAME")]
     ep: Option<Ep>,
-    /// Install this library or Python wheel instead of fetching one
+    /// Install this library or Python wheel instead of fetching one; again for more wheels that belong to it
     #[arg(long, value_name = "FILE|WHEEL")]
-    lib: Option<PathBuf>,
+    lib: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
     let wanted = args.ep.unwrap_or_default();
-    let library = match &args.lib {
-        Some(file) => setup::install(file, args.ep)?,
-        None if setup::fetches(wanted) || matches!(wanted, Ep::Cpu | Ep::OpenVino) => {
-            ui.note(format!(
-                "fetching {} {} with pip ..",
-                setup::package(wanted),
-                setup::version(wanted)
-            ));
-            setup::fetch(wanted)?
-        }
-        None => {
+    let library = match &args.lib[..] {
+        [] if setup::is_packaged(wanted) => fetch(wanted, ui)?,
+        [] => {
             let text = format!(
                 "a library with the {wanted} provider is not fetched\nhint: {}",
                 words(&wanted.remedy())
             );
             return Err(UsageError(text).into());
         }
+        files => setup::install(files, args.ep)?,
     };
     // What came along goes where its provider is looked for.
-    let came = [Ep::OpenVino, Ep::Cpu].into_iter();
-    let mut came = came.filter(|ep| library.starts_with(setup_dir(*ep)));
+    let folder = library.parent();
+    let mut came = Ep::ALL
+        .into_iter()
+        .filter(|ep| folder == Some(&setup_dir(*ep)));
     let ep = args.ep.or_else(|| came.next()).unwrap_or_default();
     let engine = EngineArgs::of(ep, library.clone()).start(ui)?;
     tracing::info!(build = engine.build_info(), "library");
@@ -51,4 +47,19 @@ pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
         ep => format!("{}: ready for --ep {ep}", library.display()),
     };
     Ok(ui.result(text)?)
+}
+
+/// Fetches what a provider needs, and says what that is.
+pub(crate) fn fetch(ep: Ep, ui: &Ui) -> anyhow::Result<PathBuf> {
+    Ok(setup::fetch(ep, |wheel| {
+        let Wheel {
+            package,
+            version,
+            megabytes,
+            ..
+        } = wheel;
+        ui.note(format!(
+            "fetching {package} {version} ({megabytes} MB) with pip .."
+        ));
+    })?)
 }
