@@ -173,7 +173,7 @@ def ours():
     has = {
         "f32": True,
         "bf16": {"avx512_bf16", "avx512_vnni"} <= flags,
-        "i8": "avx512_vnni" in flags,
+        "i8": not flags.isdisjoint({"avx_vnni", "avx512_vnni"}),
         "i16": "avx512_vnni" in flags or "avx2" in flags and "avx512f" not in flags,
     }
     return [name for name, compute in OURS.items() if has[compute]]

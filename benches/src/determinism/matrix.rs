@@ -54,7 +54,8 @@ pub(crate) struct WaysArgs {
     /// Threads; as many as there are processors if left out
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     threads: Vec<NonZero<usize>>,
-    /// Use no better vector instructions than these in native graphs: scalar, avx2, avx512, avx512-vnni or avx512-bf16
+    /// Use no better vector instructions than these in native graphs: scalar, avx2, avx2-vnni, avx512, avx512-vnni or
+    /// avx512-bf16
     #[arg(long, value_name = "LEVEL,..", value_delimiter = ',')]
     instructions: Vec<Isa>,
     /// Where noise comes from: torch-cpu, or philox as on NVIDIA cards

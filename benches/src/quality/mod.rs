@@ -71,7 +71,8 @@ pub(crate) struct QualityArgs {
     /// Threads; as many as there are processors if left out
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
-    /// Use no better vector instructions than these in native graphs: scalar, avx2, avx512, avx512-vnni or avx512-bf16
+    /// Use no better vector instructions than these in native graphs: scalar, avx2, avx2-vnni, avx512, avx512-vnni or
+    /// avx512-bf16
     #[arg(long, value_name = "LEVEL")]
     instructions: Option<Isa>,
     /// ONNX Runtime library

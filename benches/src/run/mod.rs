@@ -89,7 +89,8 @@ pub(crate) struct RunArgs {
     /// Threads, one or several numbers; as many as there are processors if left out
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     threads: Vec<NonZero<usize>>,
-    /// Use no better vector instructions than these in native graphs, one or several of scalar, avx2, avx512, avx512-vnni and avx512-bf16
+    /// Use no better vector instructions than these in native graphs, one or several of scalar, avx2, avx2-vnni, avx512,
+    /// avx512-vnni and avx512-bf16
     #[arg(long, value_name = "LEVEL,..", value_delimiter = ',')]
     instructions: Vec<Isa>,
     /// ONNX Runtime library

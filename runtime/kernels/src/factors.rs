@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use crate::isa::Task;
 use crate::simd::Simd;
-use crate::{Compute, Isa, Run};
+use crate::{Compute, Run};
 
 /// A type of factors.
 pub(crate) trait Factors: 'static {
@@ -178,7 +178,7 @@ impl Kind {
 impl Run<'_> {
     /// What products are of: what is asked for, if the processor multiplies it.
     pub(crate) fn factors(&self) -> Kind {
-        match (self.compute, self.isa.min(Isa::detect())) {
+        match (self.compute, self.isa.here()) {
             (Compute::Bf16, isa) if isa.multiplies_bf16() => Kind::Bf16,
             (Compute::Int8, isa) if isa.multiplies_int8() => Kind::Int8,
             (Compute::Int16 | Compute::Int8, isa) if isa.multiplies_int16() => Kind::Int16,

@@ -136,10 +136,10 @@ impl Compute {
                 "this processor does not multiply bf16 numbers (AVX512-BF16), or shall not; auto takes what it has"
             }
             Self::I16 => {
-                "whole numbers are no faster than f32 with these instructions (that takes AVX2 or AVX512-VNNI); auto takes f32"
+                "whole numbers are no faster than f32 with these instructions (that takes AVX2, AVX-VNNI or AVX512-VNNI); auto takes f32"
             }
             Self::I8 => {
-                "this processor does not multiply 8-bit numbers (AVX512-VNNI), or shall not; auto takes what it has"
+                "this processor does not multiply 8-bit numbers (AVX-VNNI or AVX512-VNNI), or shall not; auto takes what it has"
             }
             Self::F32 | Self::Auto => "nothing",
         }

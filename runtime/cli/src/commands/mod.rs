@@ -125,8 +125,8 @@ pub(crate) struct EngineArgs {
     /// Threads; as many as there are processors if left out, and never more
     #[arg(long, value_name = "N", help_heading = "Engine")]
     threads: Option<NonZero<usize>>,
-    /// Use no better vector instructions than these in native graphs, to compute what an older processor does: scalar, avx2, avx512,
-    /// avx512-vnni or avx512-bf16. ONNX Runtime's own kernels, which portable graphs run, choose theirs themselves
+    /// Use no better vector instructions than these in native graphs, to compute what an older processor does: scalar, avx2, avx2-vnni,
+    /// avx512, avx512-vnni or avx512-bf16. ONNX Runtime's own kernels, which portable graphs run, choose theirs themselves
     #[arg(long, value_name = "LEVEL", help_heading = "Engine")]
     instructions: Option<Isa>,
     /// ONNX Runtime library to load instead of the one that `sdrun setup` fetched

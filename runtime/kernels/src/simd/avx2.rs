@@ -1,17 +1,46 @@
-//! AVX2, FMA and F16C.
+//! AVX2, FMA and F16C, and AVX-VNNI besides.
 
 #![allow(clippy::wildcard_imports)] // intrinsics
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
 use super::{COLUMNS, Simd};
 use crate::isa::Task;
 
-/// Vectors of 8 numbers.
+/// Vectors of 8 numbers, of which whole ones are multiplied as `W` does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<W>(PhantomData<W>);
+
+/// How whole numbers are multiplied.
+///
+/// # Safety
+/// As of [`Simd`].
+pub(crate) trait Whole: Copy + 'static {
+    /// [`Simd::INT8`]
+    const INT8: bool;
+    /// [`Simd::INT16_SPARE`]
+    const INT16_SPARE: usize = 0;
+
+    /// [`Simd::int16_row`]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]);
+    /// [`Simd::int8_row`]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]);
+}
+
+/// What AVX2 has: sums of two products of 16-bit numbers. Those of 8-bit numbers have 16 bits, which are too few.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs;
+
+/// AVX-VNNI.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vex;
+
+/// The same instructions in the encoding of AVX-512, where a processor has AVX512-VNNI and VL.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evex;
 
 const LANES: usize = 8;
 
@@ -64,23 +93,69 @@ unsafe fn turn_bytes(rows: *const *const i8, at: usize) -> [__m128i; COLUMNS / 2
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_instructions<T: Task>(task: T) -> T::Output {
-    unsafe { task.run::<Avx2>() }
+unsafe fn with_instructions<W: Whole, T: Task>(task: T) -> T::Output {
+    unsafe { task.run::<Avx2<W>>() }
 }
 
 rows!(fma_row: "vbroadcastss" "vfmadd231ps", __m256, ymm_reg, "avx2,fma,f16c");
-rows!(int16_row: "vpbroadcastd" "vpmaddwd" "vpaddd", __m256, ymm_reg, "avx2,fma,f16c");
+rows!(int16_pairs: "vpbroadcastd" "vpmaddwd" "vpaddd", __m256, ymm_reg, "avx2,fma,f16c");
+// Assemblers take the other encoding unless they are told.
+rows!(int16_vex: "vpbroadcastd" "{{vex}} vpdpwssd", __m256, ymm_reg, "avx2,fma,f16c");
+rows!(int8_vex: "vpbroadcastd" "{{vex}} vpdpbusd", __m256, ymm_reg, "avx2,fma,f16c");
+rows!(int16_evex: "vpbroadcastd" "{{evex}} vpdpwssd", __m256, ymm_reg, "avx2,fma,f16c");
+rows!(int8_evex: "vpbroadcastd" "{{evex}} vpdpbusd", __m256, ymm_reg, "avx2,fma,f16c");
 
-impl Simd for Avx2 {
+impl Whole for Pairs {
+    const INT8: bool = false;
+    const INT16_SPARE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int16_pairs(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(_: *const f32, _: &[__m256; N], _: &mut [__m256; N]) {
+        unreachable!("this level has no products of 8-bit numbers");
+    }
+}
+
+impl Whole for Vex {
+    const INT8: bool = true;
+
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int16_vex(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int8_vex(a, b, sums) }
+    }
+}
+
+impl Whole for Evex {
+    const INT8: bool = true;
+
+    #[inline(always)]
+    unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int16_evex(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { int8_evex(a, b, sums) }
+    }
+}
+
+impl<W: Whole> Simd for Avx2<W> {
     type V = __m256;
 
     const LANES: usize = LANES;
     const ROWS: usize = 6;
-    const INT16_SPARE: usize = 1;
+    const INT8: bool = W::INT8;
+    const INT16_SPARE: usize = W::INT16_SPARE;
 
     #[inline(always)]
     unsafe fn vectorize<T: Task>(task: T) -> T::Output {
-        unsafe { with_instructions(task) }
+        unsafe { with_instructions::<W, T>(task) }
     }
 
     #[inline(always)]
@@ -215,7 +290,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn int16_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
-        unsafe { int16_row(a, b, sums) }
+        unsafe { W::int16_row(a, b, sums) }
     }
     #[inline(always)]
     unsafe fn int16_pairs(a: __m256, b: __m256) -> __m256 {
@@ -234,6 +309,43 @@ impl Simd for Avx2 {
             let high = _mm256_fmadd_ps(b, upper, _mm256_set1_ps(32_768.0));
             let both = _mm256_blend_epi16(low, _mm256_cvtps_epi32(high), 0b1010_1010);
             _mm256_castsi256_ps(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_row<const N: usize>(a: *const f32, b: &[__m256; N], sums: &mut [__m256; N]) {
+        unsafe { W::int8_row(a, b, sums) }
+    }
+    #[inline(always)]
+    unsafe fn int8_in_order([a, b, c, d]: [__m256; 4]) -> __m256 {
+        unsafe {
+            // Halves of all four, crosswise.
+            let low = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let high = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let packed = _mm256_packs_epi16(low, high);
+            _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(packed, order))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_by_lane([a, b, c, d]: [__m256; 4]) -> __m256 {
+        unsafe {
+            let byte = _mm256_set1_epi32(0xFF);
+            let a = _mm256_and_si256(_mm256_cvtps_epi32(a), byte);
+            let b = _mm256_and_si256(_mm256_cvtps_epi32(b), byte);
+            let c = _mm256_and_si256(_mm256_cvtps_epi32(c), byte);
+            let low = _mm256_or_si256(a, _mm256_slli_epi32(b, 8));
+            let d = _mm256_slli_epi32(_mm256_cvtps_epi32(d), 24);
+            let high = _mm256_or_si256(_mm256_slli_epi32(c, 16), d);
+            let all = _mm256_or_si256(low, high);
+            // The uppermost bits are turned.
+            Self::int8_raise(_mm256_castsi256_ps(all))
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_raise(x: __m256) -> __m256 {
+        unsafe {
+            let raised = _mm256_xor_si256(_mm256_castps_si256(x), _mm256_set1_epi8(-128));
+            _mm256_castsi256_ps(raised)
         }
     }
     #[inline(always)]
