@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use sd_models::calibration;
 use sd_models::defaults::Defaults;
 use sd_models::graph::{Graph, OPSET, Param, custom};
 use sd_models::keys::Component;
@@ -14,6 +15,7 @@ use sd_models::manifest::{self, DATA_FILE, Manifest, Source, Variant};
 use sha2::{Digest, Sha256};
 
 use crate::ConvertError;
+use crate::calibrated::Calibrated;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, narrow, to_f32};
 use crate::design::{Design, GraphFile, Network};
 use crate::error::some_of;
@@ -50,7 +52,7 @@ pub enum Precision {
 pub enum Ranges {
     /// The activations themselves, when the graph runs.
     Dynamic,
-    /// The norms before them, when the graph is written.
+    /// The norms before them, and runs of the model if there are any, when the graph is written.
     Static,
 }
 
@@ -68,7 +70,7 @@ impl Precision {
 }
 
 /// What the user allows and asks for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
     /// Convert although some tensors belong to nothing.
     pub allow_partial: bool,
@@ -80,6 +82,8 @@ pub struct BuildOptions {
     pub prediction: Option<manifest::PredictionType>,
     /// What weights are stored in.
     pub precision: Precision,
+    /// Ranges of activations that runs of the model had, for [`Ranges::Static`].
+    pub calibrated: Option<Calibrated>,
 }
 
 /// A conversion that is known to be possible: everything is checked but the values.
@@ -156,7 +160,7 @@ impl BuildPlan {
     /// One that is of no supported family, lacks something or has tensors nobody knows.
     pub fn new(model: Box<dyn Model>, options: BuildOptions) -> Result<Self, ConvertError> {
         let prediction = Prediction::choose(options.prediction, &*model)?;
-        let design = Design::of(&*model, &prediction, options.precision)?;
+        let design = Design::of(&*model, &prediction, &options)?;
         let mut quantized = design.networks.iter().flat_map(|n| &n.quantized);
         let whole = matches!(
             options.precision,
@@ -167,6 +171,11 @@ impl BuildPlan {
                 path: model.path().to_owned(),
                 kind: design.kind,
             });
+        }
+        if let Some(calibrated) = &options.calibrated {
+            let unets = design.networks.iter();
+            let mut unets = unets.filter(|network| network.folder == calibration::COMPONENT);
+            unets.try_for_each(|unet| calibrated.has_all(&unet.multiplied))?;
         }
         let mut warnings = model.hints().notes.clone();
         for adapter in model.adapters() {
@@ -254,6 +263,11 @@ impl BuildPlan {
             too_large,
             rounding,
         } = components;
+        if let Some(calibrated) = &self.options.calibrated {
+            let unet = components.get(calibration::COMPONENT);
+            let data = unet.and_then(|unet| unet.files.get(DATA_FILE));
+            calibrated.is_of(data.map(|file| &*file.sha256))?;
+        }
         let loras = self.finish_loras(&staged)?;
         for (name, count) in non_finite {
             let note = "it will spoil every picture";

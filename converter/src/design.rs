@@ -18,7 +18,8 @@ use sd_models::tokenizer;
 use sd_models::tokenizer::folder::{Files, Parts};
 use serde_json::Value;
 
-use crate::build::{Precision, Ranges};
+use crate::build::{BuildOptions, Precision, Ranges};
+use crate::calibrated::Calibrated;
 use crate::config::Config;
 use crate::model::{Model, Name};
 use crate::passes::{Part, Report, Split, integer, multiplied, native, quantizable, ranged, split};
@@ -36,6 +37,8 @@ pub(crate) struct Network {
     pub(crate) reports: BTreeMap<&'static str, Report>,
     /// Names of parameters that become whole numbers.
     pub(crate) quantized: BTreeSet<String>,
+    /// Those of them that portable graphs may multiply as such.
+    pub(crate) multiplied: BTreeSet<String>,
 }
 
 /// A graph as a file of its network's folder.
@@ -47,6 +50,9 @@ pub(crate) struct GraphFile {
     /// What it multiplies, if it is not single precision.
     pub(crate) multiplies: Option<&'static str>,
 }
+
+/// The graph of ONNX operators.
+const PORTABLE: &str = "model.onnx";
 
 /// What is computed once per prompt and once per noise level, and the files for that.
 pub(crate) const PARTS: [(&str, Part); 2] = [
@@ -80,10 +86,10 @@ impl Network {
         folder: &'static str,
         component: Component,
         graph: Graph,
-        storage: &Storage,
+        storage: &Storage<'_>,
     ) -> Result<Self, GraphError> {
         let dialects = Dialects {
-            portable: "model.onnx",
+            portable: PORTABLE,
             native: "native.onnx",
             graph,
         };
@@ -95,7 +101,7 @@ impl Network {
         folder: &'static str,
         component: Component,
         graphs: &[Dialects],
-        storage: &Storage,
+        storage: &Storage<'_>,
     ) -> Result<Self, GraphError> {
         let quantized = match storage.precision {
             Precision::Int8 | Precision::Int8Portable(_) => {
@@ -103,16 +109,19 @@ impl Network {
             }
             Precision::Published | Precision::Fp32 | Precision::Fp16 => BTreeSet::new(),
         };
+        let multiplied = multiplied(&quantized, component);
         let mut files = Vec::new();
         for dialects in graphs {
-            let multiplied = multiplied(&quantized, component);
             let graph = match storage.precision {
                 Precision::Int8Portable(Ranges::Dynamic) => {
                     integer(&dialects.graph, &quantized, &multiplied)?
                 }
                 Precision::Int8Portable(Ranges::Static) => {
                     let vector = |name: &str| storage.vector(component, name);
-                    lower(&ranged(&dialects.graph, &multiplied, vector)?)?
+                    // Runs had no ControlNet.
+                    let ran = storage.calibrated.filter(|_| dialects.portable == PORTABLE);
+                    let seen = |name: &str| ran?.range(name);
+                    lower(&ranged(&dialects.graph, &multiplied, vector, seen)?)?
                 }
                 _ => lower(&dialects.graph)?,
             };
@@ -157,19 +166,23 @@ impl Network {
             graphs: files,
             reports,
             quantized,
+            multiplied,
         })
     }
 }
 
 /// How weights are stored, and what has to be known of them for that.
-struct Storage {
+struct Storage<'a> {
     precision: Precision,
+    /// Ranges that the UNet's runs had.
+    calibrated: Option<&'a Calibrated>,
     /// Weights and biases of the UNet's and ControlNet's norms, where ranges follow from them.
     vectors: HashMap<Name, Vec<f32>>,
 }
 
-impl Storage {
-    fn of(model: &dyn Model, precision: Precision) -> Result<Self, ConvertError> {
+impl<'a> Storage<'a> {
+    fn of(model: &dyn Model, options: &'a BuildOptions) -> Result<Self, ConvertError> {
+        let precision = options.precision;
         let mut vectors = HashMap::new();
         if precision == Precision::Int8Portable(Ranges::Static) {
             let entries = model.entries().iter();
@@ -180,7 +193,11 @@ impl Storage {
                 vectors.insert(name.clone(), model.read_f32(name)?);
             }
         }
-        Ok(Self { precision, vectors })
+        Ok(Self {
+            precision,
+            calibrated: options.calibrated.as_ref(),
+            vectors,
+        })
     }
 
     fn vector(&self, component: Component, name: &str) -> Option<&[f32]> {
@@ -220,9 +237,9 @@ impl Design {
     pub(crate) fn of(
         model: &dyn Model,
         prediction: &Prediction,
-        precision: Precision,
+        options: &BuildOptions,
     ) -> Result<Self, ConvertError> {
-        let storage = &Storage::of(model, precision)?;
+        let storage = &Storage::of(model, options)?;
         if model.has(Component::UNet) {
             pipeline(model, prediction, storage)
         } else if model.has(Component::ControlNet) {
@@ -248,7 +265,7 @@ impl Design {
 fn pipeline(
     model: &dyn Model,
     prediction: &Prediction,
-    storage: &Storage,
+    storage: &Storage<'_>,
 ) -> Result<Design, ConvertError> {
     let config = Config::of(model, Component::UNet)?;
     let unet_cfg = unet_config(model, &config)?;
@@ -374,7 +391,7 @@ fn networks(
     encoders: &[(Component, ClipTextConfig)],
     unet_cfg: &UNetConfig,
     vae_cfg: &VaeConfig,
-    storage: &Storage,
+    storage: &Storage<'_>,
 ) -> Result<Vec<Network>, GraphError> {
     let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
     let mut networks = vec![
@@ -388,7 +405,7 @@ fn networks(
     }
     let graphs = [
         Dialects {
-            portable: "model.onnx",
+            portable: PORTABLE,
             native: "native.onnx",
             graph: unet(unet_cfg)?,
         },
@@ -439,7 +456,7 @@ fn describe(
     (evidence, kind)
 }
 
-fn control(model: &dyn Model, storage: &Storage) -> Result<Design, ConvertError> {
+fn control(model: &dyn Model, storage: &Storage<'_>) -> Result<Design, ConvertError> {
     let mut cfg = structure::controlnet_config(&model.shapes(Component::ControlNet))
         .map_err(in_file(model))?;
     let config = Config::of(model, Component::ControlNet)?;
@@ -492,7 +509,7 @@ fn control_evidence(cfg: &ControlNetConfig) -> String {
     )
 }
 
-fn tiny_autoencoder(model: &dyn Model, storage: &Storage) -> Result<Design, ConvertError> {
+fn tiny_autoencoder(model: &dyn Model, storage: &Storage<'_>) -> Result<Design, ConvertError> {
     let shapes = model.shapes(Component::Taesd);
     let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
     Config::of(model, Component::Taesd)?;

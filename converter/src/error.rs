@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sd_models::calibration::CalibrationError;
 use sd_models::family::ADAPTER;
 use sd_models::graph::GraphError;
 use sd_models::keys::Component;
@@ -165,6 +166,36 @@ pub enum ConvertError {
         path: PathBuf,
         /// What it was recognised as.
         kind: String,
+    },
+    /// A file of ranges cannot be understood.
+    #[error("{}: {source}", path.display())]
+    Calibration {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CalibrationError,
+    },
+    /// A file of ranges does not have those of all layers.
+    #[error("{}: ranges of {count} layers are missing, those with the weights {names}", path.display())]
+    CalibrationLacks {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// Names of their weights.
+        names: String,
+    },
+    /// Ranges of another model, or of one whose weights are stored otherwise.
+    #[error("{}: ranges of other weights ({title}): their SHA-256 is {found}, and that of these is {expected}", path.display())]
+    CalibrationOfOther {
+        /// The file.
+        path: PathBuf,
+        /// The model that it is of.
+        title: String,
+        /// Hash of its UNet's weights.
+        found: String,
+        /// Hash of the UNet's weights that were written.
+        expected: String,
     },
     /// A weight holds NaN or infinity, and it is to become whole numbers or the user wants that to be an error.
     #[error("{}: {count} values of tensor `{name}` are NaN or infinite", path.display())]
@@ -367,6 +398,7 @@ impl ConvertError {
             Self::NothingToQuantize { .. } => {
                 Remedy::words("convert it as it was published: it is small and would lose most")
             }
+            Self::CalibrationLacks { .. } | Self::CalibrationOfOther { .. } => Remedy::Calibrate,
             Self::Leftover { .. } => Remedy::AllowPartial {
                 effect: "goes on without them",
             },

@@ -3,12 +3,13 @@
 //! [`checkpoint`] reads files tensor by tensor; [`weights`] gives their tensors canonical names and so makes a
 //! [`model`], from which [`merge`], [`lora`], [`replace`] and [`control`] make others. [`build`] turns models into the directory that
 //! `sdrun` and diffusers run ([`onnx`] writes the graphs), [`save`] into a checkpoint, [`extract`] two of them into a LoRA.
-//! [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories.
+//! [`calibrated`] has ranges that a model's runs had. [`synth`] makes weights for those who own none, [`inspect`], [`against`] and [`verify`] look at files and directories.
 //!
 //! What is deliberately not here: running models. This crate never touches ONNX Runtime.
 
 pub mod against;
 pub mod build;
+pub mod calibrated;
 pub mod checkpoint;
 mod config;
 pub mod control;

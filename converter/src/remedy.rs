@@ -64,6 +64,8 @@ pub enum Remedy {
     ChooseRank,
     /// Store weights in another type.
     OtherStorage,
+    /// Look for the ranges of layers' inputs in the same model with the same weights.
+    Calibrate,
     /// Have the output replaced.
     Replace,
     /// Write to another folder.
@@ -123,6 +125,9 @@ impl fmt::Display for Remedy {
             }
             Self::ChooseRank => "choose a rank; the best factors of that rank are made then",
             Self::OtherStorage => "the types bf16 and f32 can hold it",
+            Self::Calibrate => {
+                "convert the model to whole numbers with the same LoRAs, and look for ranges in that"
+            }
             Self::Replace => "ask for it to be replaced, or choose another place",
             Self::OtherFolder => "choose another folder",
         })

@@ -453,6 +453,157 @@ fn static_ranges_round_what_norms_make() {
     assert!(verified.status.success(), "{}", text(&verified.stderr));
 }
 
+/// A file of ranges of a directory's UNet: from -1.5 to 2 for every layer of whole numbers.
+fn ranges(model: &Path) -> Value {
+    let text = fs::read_to_string(model.join("sdrt.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&text).unwrap();
+    let declared = tensors(&graph(&model.join("unet/model.onnx")));
+    let whole = declared
+        .iter()
+        .filter(|(_, tensor)| tensor.data_type == data_type::INT8);
+    let layer = |name: &str| name.strip_suffix(".weight").unwrap().to_owned();
+    let range = serde_json::json!({"least": -1.5, "largest": 2.0});
+    let layers: serde_json::Map<_, _> = whole
+        .map(|(name, _)| (layer(name), range.clone()))
+        .collect();
+    serde_json::json!({
+        "schema": 1,
+        "program": "sdrun 0.1.0",
+        "title": "tiny",
+        "weights": manifest["components"]["unet"]["files"]["model.onnx_data"]["sha256"],
+        "pictures": 1,
+        "steps": 8,
+        "layers": layers,
+    })
+}
+
+const STATIC: [&str; 4] = ["--precision", "int8", "--portable=static", "--ranges"];
+
+#[test]
+fn ranges_that_runs_had_round_what_no_norm_makes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, _) = built(dir.path(), "sd15");
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let [norms, target, file] =
+        ["norms", "ranges", "ranges.json"].map(|name| dir.path().join(name));
+    assert_eq!(build(&checkpoint, &norms, &STATIC[..3]).0, Some(0));
+    fs::write(&file, ranges(&plain).to_string()).unwrap();
+    let options = [&STATIC[..], &[file.to_str().unwrap()]].concat();
+    let (code, _, said) = build(&checkpoint, &target, &options);
+    assert_eq!(code, Some(0), "{said}");
+    let read = |dir: &Path, file: &str| fs::read(dir.join("unet").join(file)).unwrap();
+    // No ControlNet ran.
+    for file in ["model.onnx_data", "native.onnx", "controlnet.onnx"] {
+        assert!(read(&norms, file) == read(&target, file), "{file}");
+    }
+    let model = graph(&target.join("unet/model.onnx"));
+    let constants = tensors(&model);
+    let nodes = model.graph.unwrap().node;
+    let scale_of = |layer: &str| {
+        let product = nodes
+            .iter()
+            .find(|node| ["Conv", "MatMul"].contains(&&*node.op_type) && node.name.contains(layer));
+        let input = &product.unwrap().input[0];
+        let back = nodes.iter().find(|node| &node.output[0] == input)?;
+        let scale = constants.get(back.input.get(1)?)?.raw_data.as_ref()?;
+        let scale = f32::from_le_bytes(*scale.first_chunk()?);
+        (back.op_type == "DequantizeLinear").then_some(scale)
+    };
+    for layer in [
+        "attn1.to_out.0",
+        "attn2.to_out.0",
+        "downsamplers.0.conv",
+        "upsamplers.0.conv",
+    ] {
+        assert_eq!(scale_of(layer), Some(3.5 / 255.0), "{layer}");
+    }
+    for layer in [
+        "attn2.to_k",
+        "ff.net.2",
+        "proj_in",
+        "proj_out",
+        "time_emb_proj",
+        "conv_in",
+    ] {
+        assert_eq!(scale_of(layer), None, "{layer}");
+    }
+    let verified = sdconvert(&["verify", target.to_str().unwrap()]);
+    assert!(verified.status.success(), "{}", text(&verified.stderr));
+}
+
+#[test]
+fn ranges_that_are_not_those_of_the_model_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, _) = built(dir.path(), "sd15");
+    let checkpoint = synthetic(dir.path(), "sd15", 0);
+    let whole = ranges(&plain);
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = whole.clone();
+        change(&mut changed);
+        changed.to_string()
+    };
+    const LAYER: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0";
+    let text = whole.to_string();
+    let (file, target) = (dir.path().join("ranges.json"), dir.path().join("static"));
+    let options = [&STATIC[..], &[file.to_str().unwrap()]].concat();
+    for (content, says) in [
+        (
+            with(&|file| file["weights"] = "0123".into()),
+            "ranges of other weights (tiny)",
+        ),
+        (
+            with(&|file| drop(file["layers"].as_object_mut().unwrap().remove(LAYER))),
+            LAYER,
+        ),
+        (
+            with(&|file| file["layers"][LAYER]["largest"] = (-2.0).into()),
+            "a range from -1.5 to -2",
+        ),
+        (text.replacen("-1.5", "NaN", 1), "expected"),
+        (text.replacen("-1.5", "-1e39", 1), "a range from -inf"),
+        (text[..text.len() / 2].to_owned(), "EOF"),
+        (with(&|file| file["schema"] = 2.into()), "its schema is 2"),
+        (String::new(), "EOF"),
+    ] {
+        fs::write(&file, content).unwrap();
+        let (code, _, said) = build(&checkpoint, &target, &options);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains("ranges.json") && said.contains(says),
+            "{said}"
+        );
+        assert!(!target.exists(), "{says}");
+    }
+    // Other weights of the same structure, by another seed and by a LoRA's like.
+    fs::write(&file, &text).unwrap();
+    let (code, _, said) = build(&synthetic(dir.path(), "sd15", 1), &target, &options);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("hint:") && said.contains("sdrun calibrate"),
+        "{said}"
+    );
+    let changed = changed(&checkpoint, |key, data| {
+        if key == CONV {
+            data[1] ^= 0x80;
+        }
+    });
+    assert_eq!(build(&changed, &target, &options).0, Some(1));
+    assert!(!target.exists());
+    for wrong in [
+        &["--ranges", file.to_str().unwrap()][..],
+        &[
+            "--precision",
+            "int8",
+            "--portable",
+            "--ranges",
+            file.to_str().unwrap(),
+        ],
+    ] {
+        let (code, _, said) = build(&checkpoint, &target, wrong);
+        assert_eq!(code, Some(2), "{said}");
+    }
+}
+
 #[test]
 fn portable_products_of_weights_that_are_odd_or_changed_by_loras() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context;
 use sd_converter::ConvertError;
 use sd_converter::build::{BuildOptions, BuildPlan, Precision, Ranges};
+use sd_converter::calibrated::Calibrated;
 use sd_converter::checkpoint::CheckpointError;
 use sd_converter::control::{ControlOnBase, needs_base};
 use sd_converter::lora::{self, LoraBlockWeights, LoraSpec, WithLoras};
@@ -79,6 +80,10 @@ pub(crate) struct BuildArgs {
         default_missing_value = "dynamic"
     )]
     portable: Option<Ranges>,
+    /// With `--portable=static`: ranges that `sdrun calibrate` saw in the same model. Layers that no norm is before have whole numbers
+    /// then, too
+    #[arg(long, value_name = "JSON", requires = "portable")]
+    ranges: Option<PathBuf>,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
     /// every module
     #[arg(long)]
@@ -131,6 +136,21 @@ fn chosen_precision(args: &BuildArgs) -> Result<Precision, UsageError> {
                 .to_owned(),
         )),
     }
+}
+
+/// Ranges of activations, for graphs that need them when they are written.
+fn calibrated(args: &BuildArgs) -> anyhow::Result<Option<Calibrated>> {
+    let Some(path) = &args.ranges else {
+        return Ok(None);
+    };
+    anyhow::ensure!(
+        args.portable == Some(Ranges::Static),
+        UsageError(
+            "--ranges is for --portable=static; dynamic ranges are looked for when the graph runs"
+                .to_owned()
+        )
+    );
+    Ok(Some(Calibrated::open(path)?))
 }
 
 fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
@@ -246,7 +266,9 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         strict: args.strict,
         prediction: args.prediction_type,
         precision: chosen_precision(args)?,
+        calibrated: calibrated(args)?,
     };
+    let precision = options.precision;
     let plan = BuildPlan::new(model, options)?;
     ui.note(plan.evidence());
     let bar = ui.bytes("writing", plan.work_bytes());
@@ -261,7 +283,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     for line in report.rounding_lines() {
         ui.note(line);
     }
-    if options.precision == Precision::Int8Portable(Ranges::Static) {
+    if precision == Precision::Int8Portable(Ranges::Static) {
         ui.note(
             "model.onnx of the UNet is for OpenVINO: ONNX Runtime's own CPU provider runs it no faster than the published weights",
         );

@@ -43,6 +43,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         }
         Remedy::ChooseRank => "`--rank N` makes the best factors of rank N",
         Remedy::OtherStorage => "`--storage bf16` or `f32` can hold it",
+        Remedy::Calibrate => {
+            "the same command without `--portable` and `--ranges` makes the model that `sdrun calibrate` takes"
+        }
         Remedy::Replace => "`--force` replaces it",
         Remedy::OtherFolder => "choose another folder with `-o`",
         other => return other.to_string(),

@@ -8,6 +8,7 @@ pub mod library;
 pub mod measured;
 pub mod memory;
 mod network;
+mod observed;
 mod openvino;
 mod ops;
 mod parts;
@@ -34,6 +35,7 @@ pub use ep::{Ep, EpOptions, UnknownEp};
 pub use error::EngineError;
 pub(crate) use network::sha256;
 pub use network::{Input, Network};
+pub use observed::Observed;
 pub use openvino::{EpOption, EpOptionError, OpenVino};
 pub use pool::{Key, Lease, Pool, Usage};
 pub use profile::{NodeRun, Profile};
@@ -81,6 +83,8 @@ pub struct Engine {
     apart: bool,
     /// Where the profiles of networks grow, if they are wanted.
     profiles: Option<TempDir>,
+    /// Who looks on networks of a component.
+    observed: Option<(String, Arc<Observed>)>,
     verified: Arc<Verified>,
     pool: Pool,
     /// The latest error in ONNX Runtime's log, which tells more than what it returns.
@@ -140,6 +144,7 @@ impl Engine {
             threads,
             apart: false,
             profiles: None,
+            observed: None,
             verified: Arc::new(Verified::new()),
             pool: Pool::new(0),
             complaint,
@@ -164,6 +169,7 @@ impl Engine {
             threads: part(i).max(1),
             apart: self.apart || workers > 1,
             profiles: None,
+            observed: None,
             verified: Arc::clone(&self.verified),
             pool: Pool::new(0),
             complaint: Arc::clone(&self.complaint),
@@ -251,6 +257,19 @@ impl Engine {
         })?;
         self.profiles = Some(folder);
         Ok(())
+    }
+
+    /// Native graphs of a component that are loaded from now on tell what goes into their layers.
+    pub fn observe(&mut self, component: &str) -> Arc<Observed> {
+        let observed = Arc::new(Observed::default());
+        self.observed = Some((component.to_owned(), Arc::clone(&observed)));
+        observed
+    }
+
+    /// Who looks on networks of a component.
+    fn observer(&self, component: &str) -> Option<Arc<Observed>> {
+        let (of, observed) = self.observed.as_ref()?;
+        (of == component).then(|| Arc::clone(observed))
     }
 
     /// The networks that are in memory. Until it gets a budget, it keeps none that nobody uses.

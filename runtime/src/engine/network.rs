@@ -293,7 +293,8 @@ impl Graph {
                 .map_err(|e| say(&e))?;
             builder = placement.listen(builder).map_err(|e| say(&e))?;
         }
-        let operators = ops::domain(key.compute, engine.threads).map_err(|e| say(&e))?;
+        let observer = engine.observer(&key.component);
+        let operators = ops::domain(key.compute, engine.threads, observer).map_err(|e| say(&e))?;
         builder = builder.with_operators(operators).map_err(|e| say(&e))?;
         for (name, size) in &key.dims {
             builder = builder

@@ -10,19 +10,26 @@ use half::{bf16, f16};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
-use ort::value::{TensorElementType, ValueRef};
+use ort::value::{Outlet, TensorElementType, ValueRef};
 use ort::{Error, Result};
 use sd_kernels::{
     self as kernels, Activation, Compute, Floats, Isa, Order, OutOfMemory, Pool, Run, Scratch,
 };
 use sd_models::graph::custom;
 
-/// The domain's operators for one session.
-pub(super) fn domain(compute: Compute, threads: usize) -> Result<OperatorDomain> {
+use super::Observed;
+
+/// The domain's operators for one session, which `observed` may look on.
+pub(super) fn domain(
+    compute: Compute,
+    threads: usize,
+    observed: Option<Arc<Observed>>,
+) -> Result<OperatorDomain> {
     let shared = Arc::new(Shared {
         isa: Isa::detect(),
         compute,
         threads,
+        observed,
         scratch: Mutex::new(Scratch::new()),
     });
     OperatorDomain::new(custom::DOMAIN)?
@@ -39,6 +46,7 @@ struct Shared {
     isa: Isa,
     compute: Compute,
     threads: usize,
+    observed: Option<Arc<Observed>>,
     scratch: Mutex<Scratch>,
 }
 
@@ -50,6 +58,8 @@ trait Layer: Sized + Send + Sync + 'static {
     const ACTIVATIONS: usize;
     /// Whether inputs of any type follow: weights, and what may be absent.
     const WEIGHTS: bool;
+    /// Whether the first of them is a matrix that the first input is multiplied by.
+    const MULTIPLIES: bool = false;
 
     /// Reads a node's attributes.
     fn new(node: &Attributes<'_, '_>) -> Result<Self>;
@@ -91,10 +101,15 @@ impl<L: Layer> Operator for Op<L> {
     fn create_kernel<'node>(&self, node: &KernelContext<'node>) -> Result<Self::Kernel<'node>> {
         let name = node.node_name()?;
         let layer = L::new(&Attributes { node, name: &name })?;
+        let observed = match &self.0.observed {
+            Some(observed) if L::MULTIPLIES => Some((Arc::clone(observed), layer_name(node)?)),
+            _ => None,
+        };
         Ok(Node {
             layer,
             name,
             shared: Arc::clone(&self.0),
+            observed,
         })
     }
 }
@@ -104,6 +119,16 @@ struct Node<L> {
     layer: L,
     name: String,
     shared: Arc<Shared>,
+    /// Who wants to know its inputs, and under what name.
+    observed: Option<(Arc<Observed>, String)>,
+}
+
+/// The name of a node's layer: that of its weight, without what the weight is called there.
+fn layer_name(node: &KernelContext<'_>) -> Result<String> {
+    let inputs = node.inputs()?;
+    let weight = inputs.get(1).map(Outlet::name).unwrap_or_default();
+    let layer = weight.strip_suffix(".weight").unwrap_or(weight);
+    Ok(layer.to_owned())
 }
 
 impl<L: Layer> Kernel for Node<L> {
@@ -114,6 +139,9 @@ impl<L: Layer> Kernel for Node<L> {
             input.ok_or_else(|| Error::new(format!("{}: input {i} is missing", self.name)))
         });
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        if let (Some((observed, layer)), Some(x)) = (&self.observed, inputs.first()) {
+            observed.see(layer, numbers(x)?);
+        }
         let mut scratch = self
             .shared
             .scratch
@@ -317,6 +345,7 @@ impl Layer for Linear {
     const NAME: &'static str = "Linear";
     const ACTIVATIONS: usize = 1;
     const WEIGHTS: bool = true;
+    const MULTIPLIES: bool = true;
 
     fn new(node: &Attributes<'_, '_>) -> Result<Self> {
         let (activation, geglu) = node.activation()?;
@@ -402,6 +431,7 @@ impl Layer for Conv {
     const NAME: &'static str = "Conv";
     const ACTIVATIONS: usize = 1;
     const WEIGHTS: bool = true;
+    const MULTIPLIES: bool = true;
 
     fn new(node: &Attributes<'_, '_>) -> Result<Self> {
         Ok(Self {

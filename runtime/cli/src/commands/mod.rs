@@ -1,6 +1,7 @@
 //! One file per subcommand: its options, and what it does with them.
 
 mod batch;
+mod calibrate;
 mod completions;
 mod demo;
 mod doctor;
@@ -29,6 +30,7 @@ pub(crate) enum Command {
     Txt2img(Box<txt2img::Txt2ImgArgs>),
     Replay(replay::ReplayArgs),
     Batch(Box<batch::BatchArgs>),
+    Calibrate(calibrate::CalibrateArgs),
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -41,6 +43,7 @@ impl Command {
             Self::Txt2img(args) => txt2img::run(args, ui),
             Self::Replay(args) => replay::run(args, ui),
             Self::Batch(args) => batch::run(args, ui),
+            Self::Calibrate(args) => calibrate::run(args, ui),
             Self::Setup(args) => setup::run(args, ui),
             Self::Doctor(args) => doctor::run(args, ui),
             Self::Completions(args) => completions::run(args, ui),
