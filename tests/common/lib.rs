@@ -302,7 +302,7 @@ pub fn make_with(
         Event::Note(text) => notes.push(text.to_owned()),
         Event::Warning(text) => warnings.push(text.to_owned()),
         Event::Called { calls, .. } => last = calls,
-        Event::Stage(_) => {}
+        Event::Stage(_) | Event::Preview { .. } => {}
     };
     let cancel = Cancel::new();
     let outcome = pipeline::run(&plans, models, engine(), &cancel, &mut listener, dump)?;

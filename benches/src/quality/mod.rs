@@ -325,7 +325,7 @@ impl Session<'_> {
                 Event::Called { picture, calls } => bar.set((done + picture * each + calls) as u64),
                 Event::Note(text) if said.insert(text.to_owned()) => ui.note(text),
                 Event::Warning(text) if said.insert(text.to_owned()) => ui.warn(text),
-                Event::Stage(_) | Event::Note(_) | Event::Warning(_) => {}
+                Event::Stage(_) | Event::Preview { .. } | Event::Note(_) | Event::Warning(_) => {}
             };
             let start = Instant::now();
             let (models, engine) = (&job.models, &self.engine);

@@ -7,6 +7,7 @@ mod demo_model;
 mod embeddings;
 mod hint;
 mod presets;
+mod previews;
 mod progress;
 mod usage;
 

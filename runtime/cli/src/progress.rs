@@ -30,6 +30,8 @@ impl<'a> Terminal<'a> {
                     bar.set((picture * self.calls.unwrap_or(0) + calls) as u64);
                 }
             }
+            // Those who want them write them.
+            Event::Preview { .. } => {}
             Event::Note(text) => self.ui.note(text),
             Event::Warning(text) => self.ui.warn(text),
         }

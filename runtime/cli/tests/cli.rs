@@ -17,6 +17,84 @@ fn is_picture(path: &Path) -> bool {
     image::open(path).is_ok_and(|picture| (picture.width(), picture.height()) == (128, 128))
 }
 
+/// Names of a folder's pictures.
+fn pictures(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".png")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn previews_lie_beside_pictures_and_change_nothing() {
+    let dir = folder();
+    let short = [
+        "txt2img",
+        "-p",
+        "a red circle",
+        "--steps",
+        "5",
+        "--seed",
+        "7",
+    ];
+    let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(["-o", "plain.png"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let args = ["--preview", "2", "--batch", "2", "-o", "a.b.png"];
+    let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(args));
+    assert_eq!(code, Some(0), "{stderr}");
+    let previews = |i: usize| [2, 4].map(|step| format!("a.b-{i:03}.step-{step:03}.png"));
+    let mut expected = [previews(0).as_slice(), &previews(1)].concat();
+    expected.extend(["a.b-000.png", "a.b-001.png", "plain.png"].map(str::to_owned));
+    expected.sort();
+    assert_eq!(pictures(dir.path()), expected);
+    let bytes = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("a.b-000.png") == bytes("plain.png"));
+    for name in [previews(0), previews(1)].concat() {
+        let picture = image::open(dir.path().join(&name)).unwrap();
+        assert_eq!((picture.width(), picture.height()), (16, 16), "{name}");
+        // Nobody takes it for a picture with settings.
+        assert!(PictureFile::open(&dir.path().join(&name)).is_err());
+    }
+    assert!(bytes("a.b-000.step-002.png") != bytes("a.b-001.step-002.png"));
+
+    // Pictures that get a name have it before their previews.
+    let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(["--preview", "5"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(dir.path().join("sdrun-7.step-005.png").is_file());
+    assert!(bytes("sdrun-7.png") == bytes("plain.png"));
+
+    let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(["--preview", "6"]));
+    assert!(
+        code == Some(0) && stderr.contains("there are no previews"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn previews_that_cannot_be_written_are_refused_before_the_run() {
+    let dir = folder();
+    let short = ["txt2img", "-p", "x", "--steps", "1", "--preview"];
+    for args in [
+        ["0", "-o", "a.png"],
+        ["1", "-o", "-"],
+        ["1", "-o", "/dev/null"],
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(args));
+        assert!(
+            code == Some(2) && stderr.contains("--preview"),
+            "{args:?}: {stderr}"
+        );
+    }
+    fs::create_dir(dir.path().join("a.step-001.png")).unwrap();
+    let (code, _, stderr) = run(sdrun(dir.path()).args(short).args(["1", "-o", "a.png"]));
+    assert!(
+        code == Some(1) && stderr.contains("cannot write a.step-001.png"),
+        "{stderr}"
+    );
+    assert!(!dir.path().join("a.png").exists() && !stderr.contains("converting"));
+}
+
 #[test]
 fn the_demo_makes_a_picture_and_says_what_to_try_next() {
     let dir = folder();

@@ -223,6 +223,14 @@ pub enum PipelineError {
         /// What is wrong.
         problem: String,
     },
+    /// Nobody knows the colours of such latents.
+    #[error("{}: there are no previews of latents with {channels} channels", path.display())]
+    NoPreview {
+        /// The model's directory.
+        path: PathBuf,
+        /// What it has.
+        channels: usize,
+    },
     /// The decoder returned NaN or infinity.
     #[error("the VAE decoder returned {count} values that are NaN or infinite")]
     NonFinite {

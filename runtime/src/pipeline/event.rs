@@ -1,5 +1,7 @@
 //! What happens during a run, for whoever follows it: a bar on a terminal, a job's handle, a socket.
 
+use super::Picture;
+
 /// Something that happened.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
@@ -11,6 +13,15 @@ pub enum Event<'a> {
         picture: usize,
         /// Calls so far.
         calls: usize,
+    },
+    /// What a picture looks like so far, by what is left of its noise; [`super::Plans::preview`] asks for them.
+    Preview {
+        /// Which picture, from 0.
+        picture: usize,
+        /// Steps so far.
+        steps: usize,
+        /// What the denoiser thinks that it will be.
+        image: &'a Picture,
     },
     /// Something good to know.
     Note(&'a str),

@@ -14,6 +14,7 @@ mod leases;
 mod model;
 mod output;
 mod plan;
+mod preview;
 mod prompts;
 mod replay;
 mod request;

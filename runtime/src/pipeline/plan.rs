@@ -1,5 +1,6 @@
 //! From a request to plans: every check, default, seed, size and call count, before any weight is read.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -131,6 +132,9 @@ pub struct Plans {
     pub plans: Vec<Plan>,
     /// Memory that they take at most with processors: they are made one after the other.
     pub memory: Needs,
+    /// After every so many steps, [`super::Event::Preview`] shows what a picture looks like. None are made unless somebody sets
+    /// this; they change nothing else.
+    pub preview: Option<NonZero<usize>>,
     /// Good to know.
     pub notes: Vec<String>,
     /// What may be wrong.
@@ -267,6 +271,7 @@ impl Plans {
         Ok(Self {
             plans: (0..request.batch).map(plan).collect(),
             memory,
+            preview: None,
             notes,
             warnings,
         })

@@ -81,6 +81,7 @@ impl Replay<'_> {
             picture: 0,
             listener: &mut |_| {},
             inside: Some(&mut seen),
+            previews: None,
             cancel: self.cancel,
         };
         let (clean, _) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;

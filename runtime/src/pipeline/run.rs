@@ -6,8 +6,9 @@ use sd_kernels::{Compute, Isa};
 
 use super::event::{Event, Listener, Stage};
 use super::leases::Leases;
+use super::preview::{Linear, Previews};
 use super::stages::{self, Inside, Watched};
-use super::{Dump, Models, Picture, PipelineError, Plan, Plans};
+use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Latents, Networks};
 use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
@@ -74,11 +75,16 @@ pub fn run(
     for warning in &plans.warnings {
         listener(Event::Warning(warning));
     }
+    let every = plans.preview;
     let plans = &plans.plans;
     let Some(first) = plans.first() else {
         return Ok(Outcome::of_nothing());
     };
     let model = &models.base;
+    let linear = every.map(|_| linear(model)).transpose()?;
+    let mut show = linear.map(|linear| move |clean: &Latents| Ok(linear.picture(clean)));
+    let previews = every.zip(show.as_mut());
+    let mut previews = previews.map(|(every, show)| Previews::new(every, show));
     let leases = Leases {
         plan: first,
         engine,
@@ -124,6 +130,7 @@ pub fn run(
             picture,
             listener,
             inside: dump.as_deref_mut().map(|dump| dump as &mut dyn Inside),
+            previews: previews.as_mut(),
             cancel,
         };
         let (clean, called) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
@@ -135,6 +142,11 @@ pub fn run(
     }
     drop(networks);
     timing.denoise = start.elapsed();
+    if previews.is_some_and(|previews| previews.made == 0) {
+        listener(Event::Note(
+            "there are no previews: pictures have fewer steps than lie between two",
+        ));
+    }
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
@@ -150,6 +162,15 @@ pub fn run(
         graph: graph.dialect(),
         compute: unet.compute,
         computed: computed(&graph, unet.compute, engine.ep()),
+    })
+}
+
+/// How latents of a model are shown.
+fn linear(model: &ModelDir) -> Result<Linear, PipelineError> {
+    let channels = model.latent.channels;
+    Linear::of(model.family, channels).ok_or_else(|| PipelineError::NoPreview {
+        path: model.path.clone(),
+        channels,
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use ndarray::{Array3, Array4, Axis, Ix4};
 
 use super::event::{Event, Listener};
+use super::preview::Previews;
 use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
 use crate::denoise::{
     DenoiseError, Denoiser, Latents, Level, Networks, Relay, Thresholded, is_refined,
@@ -196,6 +197,7 @@ pub(super) struct Watched<'a, 'l> {
     pub(super) picture: usize,
     pub(super) listener: &'a mut Listener<'l>,
     pub(super) inside: Option<&'a mut dyn Inside>,
+    pub(super) previews: Option<&'a mut Previews<'l>>,
     pub(super) cancel: &'a Cancel,
 }
 
@@ -232,6 +234,9 @@ impl<D> WatchedDenoiser<'_, '_, '_, D> {
         if let Some(inside) = watched.inside.as_deref_mut() {
             inside.called(self.calls, x, level, denoised);
         }
+        if let Some(previews) = watched.previews.as_deref_mut() {
+            previews.estimated(denoised);
+        }
         self.calls += 1;
         let (picture, calls) = (watched.picture, self.calls);
         (watched.listener)(Event::Called { picture, calls });
@@ -265,8 +270,25 @@ impl Run for WatchedRun<'_, '_, '_> {
     }
 
     fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {
-        if let Some(inside) = self.watched.borrow_mut().inside.as_deref_mut() {
-            inside.stepped(self.before + i, x);
+        let watched = &mut *self.watched.borrow_mut();
+        let step = self.before + i;
+        if let Some(inside) = watched.inside.as_deref_mut() {
+            inside.stepped(step, x);
+        }
+        let previews = watched.previews.as_deref_mut();
+        let (picture, steps) = (watched.picture, step + 1);
+        match previews.and_then(|previews| previews.after(steps)) {
+            Some(Ok(image)) => (watched.listener)(Event::Preview {
+                picture,
+                steps,
+                image: &image,
+            }),
+            // The picture is what was asked for.
+            Some(Err(error)) => {
+                let text = format!("no preview after step {steps}: {error}");
+                (watched.listener)(Event::Warning(&text));
+            }
+            None => {}
         }
         Ok(())
     }

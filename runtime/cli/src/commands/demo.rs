@@ -45,7 +45,7 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         choice,
         not_carried: Vec::new(),
     };
-    generate(&job, &engine, &models, &output, ui)?;
+    generate(&job, &engine, &models, output, ui)?;
     ui.note(format!(
         "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
         args.output.display()

@@ -1,12 +1,13 @@
 //! `sdrun txt2img`: pictures from text.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings, within_reach};
 use sd_runtime::pipeline::{
-    Destination, Dump, Format, ModelDir, Models, Outcome, Plans, Request, run as make,
+    Destination, Dump, Event, Format, ModelDir, Models, Outcome, Plans, Request, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Sampler};
@@ -21,6 +22,7 @@ use crate::auto::{self, Choice};
 use crate::carried::{self, QUALITY};
 use crate::demo_model;
 use crate::embeddings;
+use crate::previews::Previews;
 use crate::progress::Terminal;
 
 const EXAMPLES: &str = "Examples:
@@ -182,6 +184,9 @@ pub(crate) struct Txt2ImgArgs {
     /// Quality of a JPEG, 1 to 100; 80 if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100), requires = "output", help_heading = "Output")]
     quality: Option<u8>,
+    /// Write what the picture looks like after every N steps, beside it: out.step-005.png and so on, an eighth as wide and high
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    preview: Option<NonZero<usize>>,
     /// Write what happens inside to this safetensors file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     dump: Option<PathBuf>,
@@ -274,7 +279,7 @@ impl Output {
                 });
             }
         } else {
-            Destination::find(&free_name(0))?;
+            Destination::find(&free_name(0, &[]))?;
         }
         if let Some(dump) = &dump
             && let Some(same) = pictures.iter().find(|picture| picture.is_same(dump))
@@ -340,6 +345,17 @@ impl Output {
         Ok(())
     }
 
+    /// Finds free names for pictures that have none yet, so that other files can be called after them.
+    fn name_pictures(&mut self, plans: &Plans) -> anyhow::Result<()> {
+        if self.pictures.is_empty() {
+            for plan in &plans.plans {
+                let name = free_name(plan.seed, &self.pictures);
+                self.pictures.push(Destination::find(&name)?);
+            }
+        }
+        Ok(())
+    }
+
     /// How many of the files are standard output.
     fn to_stdout(&self) -> usize {
         let places = self.pictures.iter().chain(&self.dump);
@@ -365,6 +381,10 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         args.json,
     )?
     .with_quality(args.quality)?;
+    if args.preview.is_some() {
+        // Pictures without names get theirs later.
+        Previews::beside(&output.pictures)?;
+    }
     let model = match &args.model {
         Some(path) => ModelDir::open(path)?,
         None => demo_model::directory(ui)?,
@@ -392,12 +412,13 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     if alone {
         plans.plans = plans.plans.into_iter().skip(place).take(1).collect();
     }
+    plans.preview = args.preview;
     let job = Job {
         plans,
         choice,
         not_carried,
     };
-    generate(&job, &engine, &models, &output, ui)
+    generate(&job, &engine, &models, output, ui)
 }
 
 /// The sampler and spread that options name.
@@ -586,11 +607,16 @@ pub(crate) fn generate(
     job: &Job,
     engine: &Engine,
     models: &Models,
-    output: &Output,
+    mut output: Output,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let plans = &job.plans;
     output.check(plans)?;
+    let mut previews = None;
+    if plans.preview.is_some() {
+        output.name_pictures(plans)?;
+        previews = Some(Previews::beside(&output.pictures)?);
+    }
     if models.refiner.is_some() && plans.plans.len() > 1 {
         // The next picture needs both networks again. Other programs need memory, too, so half of what is left is enough.
         let left = memory::limit().saturating_sub(plans.memory.total);
@@ -603,14 +629,23 @@ pub(crate) fn generate(
     let mut dump = output.dump.as_ref().map(|_| Dump::default());
     let mut terminal = Terminal::new(ui);
     let cancel = cancel_with(ui);
-    let outcome = make(
-        plans,
-        models,
-        engine,
-        &cancel,
-        &mut |event| terminal.follow(event),
-        dump.as_mut(),
-    )?;
+    let mut follow = |event: Event<'_>| {
+        terminal.follow(event);
+        if let (
+            Event::Preview {
+                picture,
+                steps,
+                image,
+            },
+            Some(previews),
+        ) = (event, &previews)
+            && let Err(error) = previews.write(picture, steps, image, &cancel)
+        {
+            // The picture is what was asked for.
+            ui.warn(error);
+        }
+    };
+    let outcome = make(plans, models, engine, &cancel, &mut follow, dump.as_mut())?;
     drop(terminal);
     if let (Some(dump), Some(to)) = (&dump, &output.dump) {
         dump.write(to, &cancel)?;
@@ -620,13 +655,13 @@ pub(crate) fn generate(
     for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
         let to = match output.pictures.get(i) {
             Some(to) => to.clone(),
-            None => Destination::find(&free_name(plan.seed))?,
+            None => Destination::find(&free_name(plan.seed, &[]))?,
         };
         let infotext = plan.infotext.with(&beside).to_string();
         picture.write(&to, output.format, &infotext, &cancel)?;
         written.push((to, plan.seed));
     }
-    report(job, &outcome, &written, output, engine.ep(), ui)
+    report(job, &outcome, &written, &output, engine.ep(), ui)
 }
 
 fn report(
@@ -727,12 +762,12 @@ fn numbered(path: &Path, i: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{i:03}.{extension}"))
 }
 
-/// A name in the working folder that nobody has yet.
-fn free_name(seed: u64) -> PathBuf {
+/// A name in the working folder that nobody has yet, nor will have.
+fn free_name(seed: u64, taken: &[Destination]) -> PathBuf {
     let names = std::iter::once(format!("sdrun-{seed}.png"))
         .chain((1..).map(|i| format!("sdrun-{seed}-{i}.png")));
     names
         .map(PathBuf::from)
-        .find(|path| !path.exists())
+        .find(|path| !path.exists() && taken.iter().all(|other| other.path() != path))
         .expect("the names never end")
 }

@@ -93,7 +93,7 @@ impl Picture {
             .all(|pixel| pixel == &self.rgb[..3])
     }
 
-    /// Writes the picture, with `parameters` as A1111 reads them.
+    /// Writes the picture, with `parameters` as A1111 reads them; a PNG has no such text if they are empty.
     ///
     /// # Errors
     /// It cannot be written, or the format does not hold so long settings.
@@ -186,7 +186,9 @@ impl Picture {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header()?;
-        if parameters.chars().all(|c| u32::from(c) < 256) {
+        if parameters.is_empty() {
+            // Nothing to tell.
+        } else if parameters.chars().all(|c| u32::from(c) < 256) {
             writer.write_text_chunk(&TEXtChunk::new("parameters", parameters))?;
         } else {
             let mut chunk = ITXtChunk::new("parameters", parameters);

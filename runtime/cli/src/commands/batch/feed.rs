@@ -186,6 +186,8 @@ impl Feeder {
                         work: work * done as u64 / total as u64,
                     }
                 }
+                // Lines do not ask for them.
+                News::Run(Event::Preview { .. }) => return,
                 News::Run(Event::Note(text)) => Message::Note {
                     job: line.name.clone(),
                     text: text.to_owned(),

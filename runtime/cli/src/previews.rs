@@ -1,0 +1,71 @@
+//! Where previews go: files beside the pictures.
+
+use std::path::{Path, PathBuf};
+
+use sd_runtime::engine::Cancel;
+use sd_runtime::pipeline::{Destination, Format, Picture, PipelineError};
+use sd_ui::UsageError;
+
+/// The pictures that have previews.
+pub(crate) struct Previews {
+    pictures: Vec<PathBuf>,
+}
+
+impl Previews {
+    /// Looks whether previews can be written beside these pictures.
+    pub(crate) fn beside(pictures: &[Destination]) -> anyhow::Result<Self> {
+        for picture in pictures {
+            if !picture.is_file() {
+                let text = format!(
+                    "--preview writes files beside the picture, and {} has no place for them: give a file with -o",
+                    picture.path().display()
+                );
+                return Err(UsageError(text).into());
+            }
+            Destination::find(&name(picture.path(), 1))?;
+        }
+        let paths = pictures.iter().map(|picture| picture.path().to_owned());
+        Ok(Self {
+            pictures: paths.collect(),
+        })
+    }
+
+    /// Writes what a picture, counted from 0, looks like after so many steps.
+    pub(crate) fn write(
+        &self,
+        picture: usize,
+        steps: usize,
+        image: &Picture,
+        cancel: &Cancel,
+    ) -> Result<(), PipelineError> {
+        let Some(path) = self.pictures.get(picture) else {
+            return Ok(());
+        };
+        let to = Destination::find(&name(path, steps))?;
+        // Settings would be those of the picture, which this is not.
+        image.write(&to, Format::Png, "", cancel)
+    }
+}
+
+/// `out.png` has `out.step-005.png`.
+fn name(picture: &Path, steps: usize) -> PathBuf {
+    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+    picture.with_file_name(format!("{stem}.step-{steps:03}.png"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_pictures() {
+        for (picture, preview) in [
+            ("out.png", "out.step-005.png"),
+            ("a/b.c-001.jpg", "a/b.c-001.step-005.png"),
+            ("out", "out.step-005.png"),
+        ] {
+            assert_eq!(name(Path::new(picture), 5), Path::new(preview));
+        }
+        assert_eq!(name(Path::new("o.png"), 1000), Path::new("o.step-1000.png"));
+    }
+}
