@@ -45,6 +45,8 @@ pub enum Remedy {
         /// The checkpoint, if one was given.
         checkpoint: Option<PathBuf>,
     },
+    /// Convert a TAESD file into a directory.
+    ConvertTaesd,
     /// Convert the model with LoRAs, or go on without those that it does not hold.
     Bake {
         /// Name of the checkpoint that the model was made from, if that is known.
@@ -128,6 +130,7 @@ impl fmt::Display for Remedy {
             }
             Self::Convert { checkpoint: None } => "give a converted model",
             Self::Convert { .. } => "convert it, then give the folder with the result",
+            Self::ConvertTaesd => "give a folder that a TAESD file was converted to",
             Self::Bake { loras, .. } => {
                 let wanted = |lora: &WantedLora| {
                     let WantedLora {

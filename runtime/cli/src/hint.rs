@@ -51,6 +51,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
                 path.display()
             );
         }
+        Remedy::ConvertTaesd => {
+            "`sdconvert build taesd_decoder.safetensors -o DIR` makes such directories"
+        }
         Remedy::Bake { checkpoint, loras } => {
             let checkpoint = checkpoint.as_deref().unwrap_or("CHECKPOINT");
             let loras: String = loras.iter().map(option).collect();

@@ -8,6 +8,11 @@ use std::fs;
 use std::path::Path;
 
 use common::{folder, run, sdrun};
+use sd_converter::build::{BuildOptions, BuildPlan};
+use sd_converter::checkpoint::SafetensorsFile;
+use sd_converter::progress::Unwatched;
+use sd_converter::synth::{Kind, Synth};
+use sd_converter::weights::Weights;
 use sd_runtime::engine::Cancel;
 use sd_runtime::pipeline::{Destination, Format, Picture, PictureFile};
 
@@ -38,6 +43,66 @@ const SHORT: [&str; 11] = [
     "--seed",
     "5",
 ];
+
+#[test]
+fn a_tiny_decoder_is_told_and_wanted_again() {
+    let dir = folder();
+    let file = dir.path().join("taesd.safetensors");
+    let synth = Synth {
+        kind: Kind::named("taesd").unwrap(),
+        tiny: true,
+        seed: 0,
+    };
+    synth.write(&file, false, &Unwatched).unwrap();
+    let weights = Weights::from_source(Box::new(SafetensorsFile::open(&file).unwrap())).unwrap();
+    let plan = BuildPlan::new(Box::new(weights), BuildOptions::default()).unwrap();
+    plan.write(&dir.path().join("models/taesd"), &Unwatched)
+        .unwrap();
+
+    let tiny = ["--vae-approx", "models/taesd"];
+    let more = ["--preview", "2", "-o", "a.png", "--json"];
+    let (code, stdout, stderr) = run(sdrun(dir.path()).args(SHORT).args(tiny).args(more));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains(r#""vae_decoder":"TAESD""#), "{stdout}");
+    let preview = image::open(dir.path().join("a.step-002.png")).unwrap();
+    assert_eq!((preview.width(), preview.height()), (64, 64));
+
+    let replay = |args: &[&str]| run(sdrun(dir.path()).args(["replay", "a.png"]).args(args)).1;
+    assert_eq!(replay(&tiny), "equal\n");
+    assert_eq!(replay(&["--models", "models"]), "equal\n");
+    assert!(replay(&[]).starts_with("missing: vae-approx "));
+    let again = ["txt2img", "--from-png", "a.png", "-o", "b.png", "--json"];
+    let (code, stdout, stderr) = run(sdrun(dir.path()).args(again));
+    assert!(
+        code == Some(0) && stderr.contains("not carried over: VAE Decoder: TAESD"),
+        "{stderr}"
+    );
+    assert!(stdout.contains(r#""vae_decoder":"Full""#), "{stdout}");
+    let (code, _, stderr) = run(sdrun(dir.path()).args(again).args(tiny));
+    assert!(
+        code == Some(0) && !stderr.contains("not carried over"),
+        "{stderr}"
+    );
+
+    let (code, _, stderr) = run(sdrun(dir.path()).args(SHORT).args(["--vae-approx", "."]));
+    assert!(
+        code == Some(1) && stderr.contains("hint: `sdconvert build taesd"),
+        "{stderr}"
+    );
+    fs::write(
+        dir.path().join("jobs.jsonl"),
+        r#"{"prompt": "x", "steps": 1}"#,
+    )
+    .unwrap();
+    let batch = ["batch", "jobs.jsonl", "-o", "many"];
+    let (code, _, stderr) = run(sdrun(dir.path()).args(batch).args(tiny));
+    assert_eq!(code, Some(0), "{stderr}");
+    let picture = PictureFile::open(&dir.path().join("many/000001.png")).unwrap();
+    assert!(picture.parameters.contains("VAE Decoder: TAESD"));
+    // The same job by another decoder is another one.
+    let (code, _, stderr) = run(sdrun(dir.path()).args(batch));
+    assert!(code == Some(2) && stderr.contains("another"), "{stderr}");
+}
 
 #[test]
 fn pictures_are_written_in_three_formats_and_replayed() {

@@ -19,6 +19,16 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// What is enough for both at once.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            own: self.own + other.own,
+            mapped: self.mapped + other.mapped,
+        }
+    }
+
     /// What is enough for either.
     #[must_use]
     pub fn max(self, other: Self) -> Self {

@@ -202,6 +202,22 @@ pub enum PipelineError {
         /// What it should have.
         expected: String,
     },
+    /// A tiny autoencoder does not decode the model's latents.
+    #[error(
+        "{}: the latents that it decodes {found}; those of {} {expected}",
+        path.display(),
+        base.display()
+    )]
+    OtherLatents {
+        /// Its directory.
+        path: PathBuf,
+        /// The model's.
+        base: PathBuf,
+        /// What its latents are.
+        found: String,
+        /// What the model's are.
+        expected: String,
+    },
     /// The folder is no model directory.
     #[error("{}: {problem}", path.display())]
     NotAModel {
@@ -302,6 +318,9 @@ impl PipelineError {
             }
             Self::Refiner { .. } => Some(Remedy::words(
                 "a refiner has the family, latent space and prediction type of its base model; SDXL's refiner goes with SDXL",
+            )),
+            Self::OtherLatents { .. } => Some(Remedy::words(
+                "TAESD decodes Stable Diffusion 1 and 2, TAESDXL decodes SDXL",
             )),
             Self::Foreign { .. } => Some(Remedy::words("remove it, or give another name")),
             Self::NonFinite { .. } => Some(Remedy::OtherVae),

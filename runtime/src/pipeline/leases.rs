@@ -1,6 +1,7 @@
 //! The networks of a run, leased with the sizes that it has.
 
-use super::{ModelDir, Plan};
+use super::folder::Folder;
+use super::{ModelDir, Models, Plan};
 use crate::denoise::Unet;
 use crate::engine::{Cancel, Engine, EngineError, Lease};
 use crate::text::{Condition, Guides};
@@ -17,16 +18,15 @@ impl Leases<'_> {
     /// A network with fixed dimensions, perhaps one that takes vectors in place of tokens.
     pub(super) fn network(
         &self,
-        model: &ModelDir,
+        folder: Folder<'_>,
         component: &str,
         dims: &[(&str, usize)],
         takes_vectors: bool,
     ) -> Result<Lease, EngineError> {
         let wish = (self.plan.graph, self.plan.compute);
-        let (key, _) = model.key(component, dims, self.engine.ep(), wish)?;
+        let (key, _) = folder.key(component, dims, self.engine.ep(), wish)?;
         let key = key.takes_vectors(takes_vectors);
-        let manifest = model.manifest.as_ref();
-        self.engine.lease(&key, manifest, self.cancel)
+        self.engine.lease(&key, folder.manifest, self.cancel)
     }
 
     /// The UNet of a model that is told this.
@@ -37,13 +37,14 @@ impl Leases<'_> {
     ) -> Result<Unet, EngineError> {
         let mut dims = self.latent_dims().to_vec();
         dims.extend(sequence(told).map(|length| ("sequence", length)));
-        let network = self.network(model, "unet", &dims, false)?;
+        let network = self.network(model.folder(), "unet", &dims, false)?;
         Ok(Unet::new(network, model.prediction))
     }
 
     /// What makes pictures of latents.
-    pub(super) fn decoder(&self, model: &ModelDir) -> Result<Lease, EngineError> {
-        self.network(model, "vae_decoder", &self.latent_dims(), false)
+    pub(super) fn decoder(&self, models: &Models) -> Result<Lease, EngineError> {
+        let (folder, _) = models.decoder();
+        self.network(folder, "vae_decoder", &self.latent_dims(), false)
     }
 
     fn latent_dims(&self) -> [(&'static str, usize); 3] {

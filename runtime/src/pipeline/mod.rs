@@ -6,6 +6,7 @@
 pub mod dump;
 mod error;
 mod event;
+mod folder;
 mod idle;
 pub mod image_io;
 pub mod infotext;
@@ -20,6 +21,7 @@ mod replay;
 mod request;
 mod run;
 mod stages;
+mod vae_approx;
 
 pub use dump::Dump;
 pub use error::{PipelineError, RequestError};
@@ -31,3 +33,4 @@ pub use plan::{Plan, Plans, Told};
 pub use replay::{Call, Replay, Trajectory};
 pub use request::{Micro, Request};
 pub use run::{Outcome, Timing, run};
+pub use vae_approx::VaeApprox;

@@ -5,19 +5,19 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use sd_kernels::Isa;
 use sd_models::defaults::Defaults;
 use sd_models::diffusers::{self, Pipeline, prediction_name, prediction_type};
 use sd_models::family::ModelFamily;
 use sd_models::keys::Component;
 use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::PipelineError;
+use super::folder::Folder;
+use super::vae_approx::{self, VaeApprox};
 use crate::Remedy;
-use crate::engine::memory::{self, Needs};
-use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose};
+use crate::engine::memory::Needs;
+use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key};
 use crate::profile::{ConfigError, Trained};
 use crate::text::{ClipTokenizer, Embeddings};
 
@@ -61,6 +61,8 @@ pub struct Models {
     pub base: ModelDir,
     /// What ends it, if something else does.
     pub refiner: Option<ModelDir>,
+    /// What decodes pictures and previews instead of the base model's VAE.
+    pub vae_approx: Option<VaeApprox>,
     /// Textual inversions that prompts may name.
     pub embeddings: Embeddings,
 }
@@ -72,6 +74,7 @@ impl Models {
         Self {
             base,
             refiner: None,
+            vae_approx: None,
             embeddings: Embeddings::none(),
         }
     }
@@ -79,6 +82,67 @@ impl Models {
     /// In the order in which they run.
     pub fn all(&self) -> impl Iterator<Item = &ModelDir> {
         std::iter::once(&self.base).chain(&self.refiner)
+    }
+
+    /// Where the decoder is, and what latents are divided by for it.
+    pub(super) fn decoder(&self) -> (Folder<'_>, f64) {
+        match &self.vae_approx {
+            Some(approx) => (approx.folder(), approx.latent().scaling_factor),
+            None => (self.base.folder(), self.base.latent.scaling_factor),
+        }
+    }
+
+    /// How A1111 names the decoder.
+    #[must_use]
+    pub fn decoder_name(&self) -> &'static str {
+        match &self.vae_approx {
+            Some(_) => vae_approx::NAME,
+            None => "Full",
+        }
+    }
+
+    /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, but for the decoder of
+    /// `previews`, which runs beside the UNet. Networks are those that a provider runs.
+    #[must_use]
+    pub fn memory(&self, pixels: usize, dialect: Dialect, ep: Ep, previews: bool) -> Needs {
+        let unets = self.all().map(|it| it.unet_memory(pixels, dialect, ep));
+        let unet = unets.fold(Needs::default(), Needs::max);
+        match &self.vae_approx {
+            None => unet.max(self.base.decoder_memory(pixels, dialect, ep)),
+            Some(approx) => {
+                let decoder = approx.memory(pixels, dialect, ep);
+                match previews {
+                    true => unet.plus(decoder),
+                    false => unet.max(decoder),
+                }
+            }
+        }
+    }
+
+    /// [`Self::memory`] of a picture of this width and height by processors.
+    ///
+    /// # Errors
+    /// It is more than `limit`.
+    pub(super) fn memory_within(
+        &self,
+        [width, height]: [usize; 2],
+        dialect: Dialect,
+        limit: u64,
+    ) -> Result<Needs, PipelineError> {
+        let area = self.base.latent.downscale.pow(2);
+        let of = |pixels: usize| self.memory(pixels / area, dialect, Ep::Cpu, false);
+        let needs = of(width * height);
+        if needs.total <= limit {
+            return Ok(needs);
+        }
+        let mut sides = (64..=4096).rev().step_by(64);
+        Err(PipelineError::Memory {
+            width,
+            height,
+            needed: needs.total,
+            limit,
+            side_that_fits: sides.find(|side| of(side * side).total <= limit),
+        })
     }
 }
 
@@ -113,7 +177,7 @@ impl ModelDir {
     /// What its manifest, if it has one, says of a component.
     #[must_use]
     pub fn recorded(&self, component: &str) -> Option<&manifest::Component> {
-        self.manifest.as_ref()?.components.get(component)
+        self.folder().recorded(component)
     }
 
     /// Components whose portable graph is run although nobody asked for it, by the reason.
@@ -149,27 +213,16 @@ impl ModelDir {
         component: &str,
         dims: &[(&str, usize)],
         ep: Ep,
-        (dialect, compute): (Dialect, Compute),
+        wish: (Dialect, Compute),
     ) -> Result<(Key, Chosen), EngineError> {
-        let chosen = choose(ep, self.recorded(component), dialect, compute)?;
-        let open = |name: &str| match name {
-            "batch" => chosen.is_native(),
-            "sequence" => ep == Ep::Cpu,
-            _ => false,
-        };
-        let fixed: Vec<_> = dims
-            .iter()
-            .copied()
-            .filter(|(name, _)| !open(name))
-            .collect();
-        let key = Key::new(&self.path, component, &fixed)
-            .variant(chosen.file)
-            .compute(match chosen.is_native() {
-                true => compute.on(Isa::detect()).unwrap_or_default(),
-                false if compute == Compute::Bf16 => sd_kernels::Compute::Bf16,
-                false => sd_kernels::Compute::F32,
-            });
-        Ok((key, chosen))
+        self.folder().key(component, dims, ep, wish)
+    }
+
+    pub(super) fn folder(&self) -> Folder<'_> {
+        Folder {
+            path: &self.path,
+            manifest: self.manifest.as_ref(),
+        }
     }
 
     /// Opens a directory; weights are not read yet.
@@ -331,13 +384,11 @@ impl ModelDir {
             .unwrap_or_default()
     }
 
-    /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, its weights, its
-    /// activations, and the scores of self-attention, which grow with the square. Networks are those that a provider runs.
-    #[must_use]
-    pub fn memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
+    /// Bytes of memory that the UNet takes for pictures of `pixels` latent pixels: its weights, its activations, and the scores of
+    /// self-attention, which grow with the square. The network is the one that a provider runs.
+    fn unet_memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
         // Measured on Stable Diffusion 1.5: bytes per latent pixel beside weights and scores.
         const UNET: u64 = 110_000;
-        const DECODER: u64 = 340_000;
         let pixels = pixels as u64;
         // SDXL's finest level does not attend.
         let tokens = match self.family.time_ids() {
@@ -346,64 +397,16 @@ impl ModelDir {
         };
         // Portable graphs of ours take the heads one by one.
         let heads = if self.manifest.is_some() { 1 } else { 8 };
-        let needs = |component, scores, activations| {
-            let graph = self.graph(component, dialect, ep);
-            self.needs(component, graph, scores, activations)
-        };
-        let unet = needs("unet", heads * tokens * tokens, UNET * pixels);
-        unet.max(needs("vae_decoder", pixels * pixels, DECODER * pixels))
+        let takes = [heads * tokens * tokens, UNET * pixels];
+        self.folder().needs("unet", dialect, ep, takes)
     }
 
-    /// What a network's graph needs with so many scores and bytes of activations.
-    fn needs(&self, component: &str, graph: &str, scores: u64, activations: u64) -> Needs {
-        let weights = memory::network(&self.path.join(component), graph, self.recorded(component));
-        match graph {
-            // Scores and their softmax, in single precision.
-            Key::PLAIN => Needs {
-                total: weights + 2 * 4 * scores + activations,
-                own: weights + 2 * 4 * scores + activations,
-                mapped: 0,
-            },
-            // Native graphs have no scores, and read weights where they are mapped.
-            _ => Needs {
-                total: weights + activations,
-                own: activations,
-                mapped: weights,
-            },
-        }
-    }
-
-    /// [`Self::memory`] of a picture of this width and height by processors.
-    ///
-    /// # Errors
-    /// It is more than `limit`.
-    pub fn memory_within(
-        &self,
-        [width, height]: [usize; 2],
-        dialect: Dialect,
-        limit: u64,
-    ) -> Result<Needs, PipelineError> {
-        let latent =
-            |pixels: usize| self.memory(pixels / self.latent.downscale.pow(2), dialect, Ep::Cpu);
-        let needs = latent(width * height);
-        if needs.total <= limit {
-            return Ok(needs);
-        }
-        let mut sides = (64..=4096).rev().step_by(64);
-        Err(PipelineError::Memory {
-            width,
-            height,
-            needed: needs.total,
-            limit,
-            side_that_fits: sides.find(|side| latent(side * side).total <= limit),
-        })
-    }
-
-    /// The graph of a component that a provider runs.
-    fn graph(&self, component: &str, dialect: Dialect, ep: Ep) -> &'static str {
-        let recorded = self.recorded(component);
-        let chosen = choose(ep, recorded, dialect, Compute::F32);
-        chosen.map_or(Key::PLAIN, |chosen| chosen.file)
+    /// The same of the decoder.
+    fn decoder_memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
+        const DECODER: u64 = 340_000;
+        let pixels = pixels as u64;
+        let takes = [pixels * pixels, DECODER * pixels];
+        self.folder().needs("vae_decoder", dialect, ep, takes)
     }
 
     /// The VAE that took the place of the checkpoint's own.
@@ -416,13 +419,7 @@ impl ModelDir {
     /// The first digits of a SHA-256 of all its weights, merged, quantized and with LoRAs as they are; graphs do not count.
     #[must_use]
     pub fn weights_hash(&self) -> Option<String> {
-        let components = &self.manifest.as_ref()?.components;
-        let weights = components.iter().filter_map(|(name, component)| {
-            let file = component.files.get(manifest::DATA_FILE)?;
-            Some(format!("{name} {}\n", file.sha256))
-        });
-        let digest = Sha256::digest(weights.collect::<String>());
-        Some(manifest::hex(&digest[..5]))
+        self.folder().weights_hash()
     }
 
     /// The first digits of the checkpoint's SHA-256, by which A1111 knows models.
@@ -632,7 +629,7 @@ fn what_it_is(path: &Path) -> (String, Remedy) {
     (what.to_owned(), remedy)
 }
 
-fn read_json(path: &Path) -> Result<Value, PipelineError> {
+pub(super) fn read_json(path: &Path) -> Result<Value, PipelineError> {
     let not_a_model = |problem: String| PipelineError::NotAModel {
         path: path.to_owned(),
         problem,

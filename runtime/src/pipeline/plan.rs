@@ -142,13 +142,12 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// [`Self::memory`] with a provider, which may run other graphs than processors do.
+    /// [`Self::memory`] with a provider, which may run other graphs than processors do, and with previews.
     #[must_use]
     pub fn memory_with(&self, ep: Ep, models: &Models) -> Needs {
-        let needs = self.plans.iter().flat_map(|plan| {
+        let needs = self.plans.iter().map(|plan| {
             let [_, _, height, width] = plan.latent_shape;
-            let of = move |model: &ModelDir| model.memory(height * width, plan.graph, ep);
-            models.all().map(of)
+            models.memory(height * width, plan.graph, ep, self.preview.is_some())
         });
         needs.fold(Needs::default(), Needs::max)
     }
@@ -173,11 +172,7 @@ impl Plans {
     /// # Ok::<_, sd_runtime::pipeline::PipelineError>(())
     /// ```
     pub fn resolve(request: &Request, models: &Models, limit: u64) -> Result<Self, PipelineError> {
-        let Models {
-            base: model,
-            refiner,
-            ..
-        } = models;
+        let model = &models.base;
         request.check()?;
         if model.family == ModelFamily::SdxlRefiner {
             return Err(PipelineError::Unsupported {
@@ -190,6 +185,9 @@ impl Plans {
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
         let choice = Choice::of(request, model, &mut notes)?;
         let (size, memory) = size_and_memory(request, models, limit)?;
+        if let Some(approx) = &models.vae_approx {
+            notes.extend(approx.check(model)?);
+        }
         let texture = request.noise.open()?;
         notes.extend(idle::options(request, choice.sampler, &choice.schedule));
         notes.extend(idle::refiner(request, models));
@@ -202,7 +200,8 @@ impl Plans {
             .map(|model| Told::of(request, model, size, &mut notes))
             .collect();
         // diffusers' `denoising_end` and A1111's `refiner_switch_at`, which count alike.
-        let refiner_below = refiner
+        let refiner_below = models
+            .refiner
             .as_ref()
             .map(|_| (1000.0 - 1000.0 * request.refiner_start).round());
         let words = Words::of(request, models, choice.sampler, choice.steps)?;
@@ -342,25 +341,20 @@ fn draws(request: &Request, i: usize) -> (u64, Option<Variation>, Origin) {
 /// Width and height, and the memory that they take in whatever network takes most.
 fn size_and_memory(
     request: &Request,
-    Models {
-        base: model,
-        refiner,
-        ..
-    }: &Models,
+    models: &Models,
     limit: u64,
 ) -> Result<([usize; 2], Needs), PipelineError> {
+    let model = &models.base;
     let size = [
         request.width.unwrap_or(model.default_size[0]),
         request.height.unwrap_or(model.default_size[1]),
     ];
     check_side("width", size[0])?;
     check_side("height", size[1])?;
-    let mut memory = model.memory_within(size, request.graph, limit)?;
-    if let Some(refiner) = refiner {
+    if let Some(refiner) = &models.refiner {
         check_refiner(model, refiner)?;
-        memory = memory.max(refiner.memory_within(size, request.graph, limit)?);
     }
-    Ok((size, memory))
+    Ok((size, models.memory_within(size, request.graph, limit)?))
 }
 
 /// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.

@@ -138,9 +138,8 @@ impl Replay<'_> {
     /// # Errors
     /// A network cannot be leased, or fails.
     pub fn decode(&self, latents: &Latents) -> Result<Array3<f32>, PipelineError> {
-        let model = &self.models.base;
-        let mut decoder = self.leases().decoder(model)?;
-        stages::decoded(self.plan, latents, model, &mut decoder, self.cancel)
+        let mut decoder = self.leases().decoder(self.models)?;
+        stages::decoded(self.plan, latents, self.models, &mut decoder, self.cancel)
     }
 
     fn unet(&self, number: usize, conditions: &[Guides<Condition>]) -> Result<Unet, EngineError> {

@@ -6,9 +6,9 @@ use sd_kernels::{Compute, Isa};
 
 use super::event::{Event, Listener, Stage};
 use super::leases::Leases;
-use super::preview::{Linear, Previews};
+use super::preview::{Linear, Previews, Show};
 use super::stages::{self, Inside, Watched};
-use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
+use super::{Dump, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::{Latents, Networks};
 use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
@@ -81,15 +81,14 @@ pub fn run(
         return Ok(Outcome::of_nothing());
     };
     let model = &models.base;
-    let linear = every.map(|_| linear(model)).transpose()?;
-    let mut show = linear.map(|linear| move |clean: &Latents| Ok(linear.picture(clean)));
-    let previews = every.zip(show.as_mut());
-    let mut previews = previews.map(|(every, show)| Previews::new(every, show));
     let leases = Leases {
         plan: first,
         engine,
         cancel,
     };
+    let mut show = every.map(|_| show(leases, models)).transpose()?;
+    let previews = every.zip(show.as_deref_mut());
+    let mut previews = previews.map(|(every, show)| Previews::new(every, show));
     let wish = (first.graph, first.compute);
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
     note_portable(first, models, engine.ep(), listener)?;
@@ -150,9 +149,10 @@ pub fn run(
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = leases.decoder(model)?;
-    let decode =
-        |plan: &Plan, latents: &Latents| stages::decode(plan, latents, model, &mut decoder, cancel);
+    let mut decoder = leases.decoder(models)?;
+    let decode = |plan: &Plan, latents: &Latents| {
+        stages::decode(plan, latents, models, &mut decoder, cancel)
+    };
     let pictures = decoded(plans, &latents, decode, listener)?;
     timing.decode = start.elapsed();
     Ok(Outcome {
@@ -165,13 +165,22 @@ pub fn run(
     })
 }
 
-/// How latents of a model are shown.
-fn linear(model: &ModelDir) -> Result<Linear, PipelineError> {
+/// How latents are shown: by the tiny decoder, if there is one. It is leased for each preview, so that nobody waits for it
+/// meanwhile.
+fn show<'a>(leases: Leases<'a>, models: &'a Models) -> Result<Box<Show<'a>>, PipelineError> {
+    if models.vae_approx.is_some() {
+        return Ok(Box::new(move |clean| {
+            let mut decoder = leases.decoder(models)?;
+            stages::decode(leases.plan, clean, models, &mut decoder, leases.cancel)
+        }));
+    }
+    let model = &models.base;
     let channels = model.latent.channels;
-    Linear::of(model.family, channels).ok_or_else(|| PipelineError::NoPreview {
+    let linear = Linear::of(model.family, channels).ok_or_else(|| PipelineError::NoPreview {
         path: model.path.clone(),
         channels,
-    })
+    })?;
+    Ok(Box::new(move |clean| Ok(linear.picture(clean))))
 }
 
 /// Settings of a run that are known once it is: numbers, and who computed, or the processor's graph, of which there are two, and
@@ -230,7 +239,7 @@ pub(super) fn encode(
             let takes_vectors = chunks.any(|chunk| !chunk.vectors.is_empty());
             let empty = chunks::empty(&text.tokenizer);
             let dims = [("batch", 1), ("sequence", empty.ids.len())];
-            let network = leases.network(model, text.component, &dims, takes_vectors)?;
+            let network = leases.network(model.folder(), text.component, &dims, takes_vectors)?;
             let mut encoder = TextEncoder::new(network);
             let weighting = (plan.emphasis, &empty);
             stages::encode(

@@ -7,7 +7,7 @@ use ndarray::{Array3, Array4, Axis, Ix4};
 
 use super::event::{Event, Listener};
 use super::preview::Previews;
-use super::{Dump, ModelDir, Picture, PipelineError, Plan, Told};
+use super::{Dump, Models, Picture, PipelineError, Plan, Told};
 use crate::denoise::{
     DenoiseError, Denoiser, Latents, Level, Networks, Relay, Thresholded, is_refined,
 };
@@ -303,11 +303,11 @@ fn draw(noise: &mut Latents, source: &mut dyn NoiseSource) {
 pub(super) fn decode(
     plan: &Plan,
     latents: &Latents,
-    model: &ModelDir,
+    models: &Models,
     decoder: &mut Network,
     cancel: &Cancel,
 ) -> Result<Picture, PipelineError> {
-    let decoded = decoded(plan, latents, model, decoder, cancel)?;
+    let decoded = decoded(plan, latents, models, decoder, cancel)?;
     Ok(Picture::from_decoded(&decoded.view(), plan.profile.pixel))
 }
 
@@ -315,13 +315,14 @@ pub(super) fn decode(
 pub(super) fn decoded(
     plan: &Plan,
     latents: &Latents,
-    model: &ModelDir,
+    models: &Models,
     decoder: &mut Network,
     cancel: &Cancel,
 ) -> Result<Array3<f32>, PipelineError> {
     let size = format!("{}x{}", plan.size[0], plan.size[1]);
     let _span = tracing::info_span!("decode", size, seed = plan.seed).entered();
-    let unscaled = latents / model.latent.scaling_factor as f32;
+    let (_, scaling_factor) = models.decoder();
+    let unscaled = latents / scaling_factor as f32;
     let input = [("latent_sample", Input::F32(unscaled.view().into_dyn()))];
     let decoded = decoder.run(&input, &["sample"], cancel)?.remove(0);
     let [width, height] = plan.size;

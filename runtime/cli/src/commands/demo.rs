@@ -42,6 +42,7 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
     let engine = engine.start(ui)?;
     let job = Job {
         plans: Plans::resolve(&request, &models, memory::limit())?,
+        vae_decoder: models.decoder_name(),
         choice,
         not_carried: Vec::new(),
     };

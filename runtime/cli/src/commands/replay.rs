@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sd_models::manifest;
 use sd_runtime::engine::memory;
 use sd_runtime::pipeline::infotext::{Infotext, Missing, NotCarried, Wanted, within_reach};
-use sd_runtime::pipeline::{Format, ModelDir, Models, PictureFile, Plans, run as make};
+use sd_runtime::pipeline::{Format, ModelDir, Models, PictureFile, Plans, VaeApprox, run as make};
 use sd_ui::{Told, Ui};
 
 use super::{EngineArgs, cancel_with};
@@ -30,6 +30,9 @@ pub(crate) struct ReplayArgs {
     /// Model directory of the refiner, if the picture was made with one
     #[arg(long, value_name = "DIR", conflicts_with = "models")]
     refiner: Option<PathBuf>,
+    /// Directory of the TAESD that decoded the picture, if one did
+    #[arg(long, value_name = "DIR", conflicts_with = "models")]
+    vae_approx: Option<PathBuf>,
     /// Folder with textual inversions; repeat for several
     #[arg(long, value_name = "DIR")]
     embeddings: Vec<PathBuf>,
@@ -111,11 +114,16 @@ fn format(file: &PictureFile) -> Format {
 
 /// The models that settings name.
 fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<Models, Missing>> {
-    let mut there = Vec::new();
+    let (mut there, mut tiny) = (Vec::new(), Vec::new());
     match (&args.model, &args.models) {
         (Some(path), _) => there.push(ModelDir::open(path)?),
-        (None, Some(folder)) => directories(folder, DEEPEST, &mut there)?,
+        (None, Some(folder)) => directories(folder, DEEPEST, &mut there, &mut tiny)?,
         (None, None) => there.push(demo_model::directory(ui)?),
+    }
+    if let Some(path) = &args.vae_approx {
+        tiny.push(VaeApprox::open(path)?);
+    } else {
+        tiny.retain(|approx| wanted.is_vae_approx(approx));
     }
     // A model may be its own refiner.
     let found = there.iter().find(|model| wanted.is_refiner(model));
@@ -129,6 +137,7 @@ fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<
     };
     Ok(Ok(Models {
         refiner: refiner.as_deref().map(ModelDir::open).transpose()?,
+        vae_approx: tiny.into_iter().next(),
         embeddings: embeddings::of(&args.embeddings, &base)?,
         base,
     }))
@@ -158,12 +167,18 @@ fn chosen(there: &mut Vec<ModelDir>, wanted: &Wanted) -> Result<ModelDir, Missin
 /// How deep model directories lie in the folder that is given.
 const DEEPEST: usize = 3;
 
-/// The model directories of a folder.
-fn directories(folder: &Path, depth: usize, found: &mut Vec<ModelDir>) -> anyhow::Result<()> {
+/// The model directories of a folder, and those of TAESDs.
+fn directories(
+    folder: &Path,
+    depth: usize,
+    found: &mut Vec<ModelDir>,
+    tiny: &mut Vec<VaeApprox>,
+) -> anyhow::Result<()> {
     if folder.join(manifest::FILE_NAME).is_file() || folder.join("unet/model.onnx").is_file() {
-        match ModelDir::open(folder) {
-            Ok(model) => found.push(model),
-            Err(error) => tracing::info!("{error}"),
+        match (ModelDir::open(folder), VaeApprox::open(folder)) {
+            (Ok(model), _) => found.push(model),
+            (_, Ok(approx)) => tiny.push(approx),
+            (Err(error), _) => tracing::info!("{error}"),
         }
         return Ok(());
     }
@@ -175,7 +190,7 @@ fn directories(folder: &Path, depth: usize, found: &mut Vec<ModelDir>) -> anyhow
         .collect();
     folders.sort();
     for path in folders.iter().filter(|_| depth > 0) {
-        directories(path, depth - 1, found)?;
+        directories(path, depth - 1, found, tiny)?;
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings, within_reach};
 use sd_runtime::pipeline::{
-    Destination, Dump, Event, Format, ModelDir, Models, Outcome, Plans, Request, run as make,
+    Destination, Dump, Event, Format, ModelDir, Models, Outcome, Plans, Request, VaeApprox,
+    run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Sampler};
@@ -145,6 +146,10 @@ pub(crate) struct Txt2ImgArgs {
     /// Model directory that ends every picture: SDXL's refiner, or another model of the same family
     #[arg(long, value_name = "DIR", help_heading = "Refiner")]
     refiner: Option<PathBuf>,
+    /// Directory that `sdconvert build` made of a TAESD file: decodes the picture, less exactly than the model's own VAE
+    /// and with an 18th of its arithmetic, and previews at full size
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    vae_approx: Option<PathBuf>,
     /// Share of the noise that the base model removes before the refiner takes over; 0.8 if left out
     #[arg(long, value_name = "F", requires = "refiner", help_heading = "Refiner")]
     refiner_start: Option<f64>,
@@ -185,6 +190,7 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100), requires = "output", help_heading = "Output")]
     quality: Option<u8>,
     /// Write what the picture looks like after every N steps, beside it: out.step-005.png and so on, an eighth as wide and high
+    /// unless there is --vae-approx
     #[arg(long, value_name = "N", help_heading = "Output")]
     preview: Option<NonZero<usize>>,
     /// Write what happens inside to this safetensors file
@@ -391,6 +397,11 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     };
     let models = Models {
         refiner: args.refiner.as_deref().map(ModelDir::open).transpose()?,
+        vae_approx: args
+            .vae_approx
+            .as_deref()
+            .map(VaeApprox::open)
+            .transpose()?,
         embeddings: embeddings::of(&args.embeddings, &model)?,
         base: model,
     };
@@ -415,6 +426,7 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     plans.preview = args.preview;
     let job = Job {
         plans,
+        vae_decoder: models.decoder_name(),
         choice,
         not_carried,
     };
@@ -542,6 +554,7 @@ impl Txt2ImgArgs {
             "Profile" => self.profile.is_some(),
             "Compute" => self.compute.is_some(),
             "Graph" => self.graph.is_some(),
+            "VAE Decoder" | "VAE Decoder hash" => self.vae_approx.is_some(),
             "Noise" | "Initial noise" => self.noise.is_some() || self.init_noise.is_some(),
             _ => false,
         }
@@ -597,6 +610,8 @@ const WORTH_TELLING: u64 = 1_000_000_000;
 /// What is to be made, and why so.
 pub(crate) struct Job {
     pub(crate) plans: Plans,
+    /// What decodes them.
+    pub(crate) vae_decoder: &'static str,
     pub(crate) choice: Option<Choice>,
     /// Settings of a picture that are left out.
     pub(crate) not_carried: Vec<NotCarried>,
@@ -691,6 +706,7 @@ fn report(
             "model_calls": most,
             "compute": outcome.compute.name(),
             "graph": outcome.graph,
+            "vae_decoder": job.vae_decoder,
             "ep": ep.name(),
             "ep_choice": job.choice,
             "not_carried": job.not_carried,

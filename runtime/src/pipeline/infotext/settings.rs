@@ -9,7 +9,7 @@ use super::{Infotext, InfotextError, Wanted};
 use crate::engine::Ep;
 use crate::noise::Rng;
 use crate::noise::texture::Texture;
-use crate::pipeline::Request;
+use crate::pipeline::{Request, vae_approx};
 use crate::profile;
 use crate::sampler::{self, Knob, UNIPC, UNIPC_BH2};
 use crate::text::Emphasis;
@@ -51,7 +51,7 @@ pub struct Settings {
 }
 
 /// Keys that change no pixel, or whose files [`Wanted`] has.
-const TELL_ONLY: [&str; 24] = [
+const TELL_ONLY: [&str; 25] = [
     "App",
     "Batch",
     "Batch pos",
@@ -73,6 +73,7 @@ const TELL_ONLY: [&str; 24] = [
     "TI hashes",
     "Time taken",
     "VAE",
+    "VAE Decoder hash",
     "VAE hash",
     "Version",
     "Weights hash",
@@ -309,6 +310,8 @@ impl Reader<'_> {
                 self.read(value, |request, s_tmax| request.options.s_tmax = s_tmax)
             }
             "Refiner switch at" => self.read(value, |request, start| request.refiner_start = start),
+            // It is among the files.
+            "VAE Decoder" if value == vae_approx::NAME => true,
             _ if TELL_ONLY.contains(&key) => true,
             _ if IDLE.iter().any(is_idle) => true,
             _ if self.writer == Writer::Sdrt => self.take_own(key, value),

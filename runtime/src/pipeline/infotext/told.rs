@@ -94,6 +94,12 @@ pub(in crate::pipeline) fn settings(
         pairs.push(("VAE hash", first(&vae.sha256, 10).to_owned()));
         pairs.push(("VAE", vae.name.clone()));
     }
+    if let Some(approx) = &models.vae_approx {
+        pairs.push(("VAE Decoder", models.decoder_name().to_owned()));
+        if let Some(hash) = approx.weights_hash() {
+            pairs.push(("VAE Decoder hash", hash));
+        }
+    }
     pairs.extend(drawn(request, picture));
     pairs.extend(conditions(request, choice));
     pairs.extend(rules(request, model));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Infotext, NotCarried};
-use crate::pipeline::{ModelDir, Models};
+use crate::pipeline::{ModelDir, Models, VaeApprox, vae_approx};
 use crate::text::Embedding;
 
 /// Files of a picture, by name and hash as its settings tell them.
@@ -17,6 +17,8 @@ pub struct Wanted {
     pub weights_hash: Option<String>,
     /// A VAE of its own, its name and hash.
     pub vae: Option<(String, String)>,
+    /// A tiny decoder, by the hash of its weights, which other programs do not tell.
+    pub vae_approx: Option<String>,
     /// The refiner: its name, hash and hash of all weights.
     pub refiner: Option<(String, String, String)>,
     /// LoRAs by name and hash.
@@ -33,7 +35,7 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("missing: {kind} {hash}")]
 pub struct Missing {
-    /// `model`, `weights`, `vae`, `lora`, `embedding`, `refiner` or `noise`.
+    /// `model`, `weights`, `vae`, `vae-approx`, `lora`, `embedding`, `refiner` or `noise`.
     pub kind: &'static str,
     /// Its hash, or its name if that is all that is known.
     pub hash: String,
@@ -54,6 +56,9 @@ impl Wanted {
             model_hash: get("Model hash"),
             weights_hash: get("Weights hash"),
             vae: vae.map(|name| (name, hash_of("VAE hash"))),
+            vae_approx: get("VAE Decoder")
+                .filter(|name| name == vae_approx::NAME)
+                .map(|_| hash_of("VAE Decoder hash")),
             refiner: get("Refiner").map(|refiner| {
                 let (name, hash) = refiner.rsplit_once(" [").unwrap_or((&refiner, ""));
                 (
@@ -132,7 +137,26 @@ impl Wanted {
                 return missing("refiner", if hash.is_empty() { name } else { hash });
             }
         }
+        if let Some(hash) = self.lacks_vae_approx(models) {
+            let is_known = !hash.is_empty();
+            return missing("vae-approx", if is_known { hash } else { vae_approx::NAME });
+        }
         self.noise.as_ref().and_then(|hash| missing("noise", hash))
+    }
+
+    /// The hash of the tiny decoder that a run lacks.
+    fn lacks_vae_approx(&self, models: &Models) -> Option<&String> {
+        let given = models.vae_approx.as_ref();
+        let is_it = given.is_some_and(|approx| self.is_vae_approx(approx));
+        self.vae_approx.as_ref().filter(|_| !is_it)
+    }
+
+    /// Whether a directory is the tiny decoder that is named; of other programs' pictures any is.
+    #[must_use]
+    pub fn is_vae_approx(&self, approx: &VaeApprox) -> bool {
+        self.vae_approx
+            .as_ref()
+            .is_some_and(|hash| hash.is_empty() || approx.weights_hash().as_ref() == Some(hash))
     }
 
     /// Whether a directory is the refiner that is named.
@@ -181,6 +205,12 @@ impl Wanted {
                 if !value.is_empty() {
                     add(field, value);
                 }
+            }
+        }
+        if let Some(hash) = self.lacks_vae_approx(models) {
+            add("VAE Decoder", vae_approx::NAME);
+            if !hash.is_empty() {
+                add("VAE Decoder hash", hash);
             }
         }
         for lora in self.loras.iter().filter(|lora| !self.has_lora(model, lora)) {

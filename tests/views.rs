@@ -1,0 +1,171 @@
+//! Pictures by other decoders than the model's own, on the way and at the end.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use sd_converter::checkpoint::SafetensorsFile;
+use sd_converter::progress::Unwatched;
+use sd_converter::synth::{Kind, Synth};
+use sd_runtime::engine::Cancel;
+use sd_runtime::pipeline::infotext::Settings;
+use sd_runtime::pipeline::{
+    Event, ModelDir, Models, Picture, PipelineError, Plans, Replay, Request, VaeApprox, run,
+};
+use sdrt_tests::{Reference, converted, engine, make_with, relative_l2, repository, synthetic};
+use sdrt_tests::{demo_model, synthetic_model};
+use tempfile::TempDir;
+
+fn small() -> Request {
+    Request {
+        prompt: "a red circle".to_owned(),
+        width: Some(64),
+        height: Some(64),
+        steps: Some(4),
+        seed: 5,
+        ..Request::default()
+    }
+}
+
+fn with(model: &Path, approx: &Path) -> Models {
+    Models {
+        vae_approx: Some(VaeApprox::open(approx).unwrap()),
+        ..Models::one(ModelDir::open(model).unwrap())
+    }
+}
+
+/// A TAESD with random weights, of a file with this name.
+fn taesd(name: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(name);
+    let synth = Synth {
+        kind: Kind::named("taesd").unwrap(),
+        tiny: true,
+        seed: 0,
+    };
+    synth.write(&file, false, &Unwatched).unwrap();
+    converted(SafetensorsFile::open(&file).unwrap())
+}
+
+/// Pictures, and the previews of the first with their steps.
+fn made(models: &Models, request: &Request, every: usize) -> (Vec<Picture>, Vec<(usize, Picture)>) {
+    let mut plans = Plans::resolve(request, models, u64::MAX).unwrap();
+    plans.preview = NonZero::new(every);
+    let mut previews = Vec::new();
+    let mut listener = |event: Event<'_>| {
+        if let Event::Preview {
+            picture: 0,
+            steps,
+            image,
+        } = event
+        {
+            previews.push((steps, image.clone()));
+        }
+    };
+    let outcome = run(
+        &plans,
+        models,
+        engine(),
+        &Cancel::new(),
+        &mut listener,
+        None,
+    );
+    (outcome.unwrap().pictures, previews)
+}
+
+/// Against diffusers' `AutoencoderTiny` (`golden/family_reference.py`), which is given latents as the UNet sees them.
+#[test]
+fn the_tiny_decoder_gets_scaled_latents() {
+    let reference = Reference::open(&repository("tests/golden/families.safetensors"));
+    let (_dir, approx) = synthetic("taesd");
+    let models = with(synthetic_model(), &approx);
+    let mut plan = Plans::resolve(&small(), &models, u64::MAX)
+        .unwrap()
+        .plans
+        .remove(0);
+    let latents = reference.get("taesd.latent_sample");
+    (plan.latent_shape, plan.size) = ([1, 4, 5, 6], [48, 40]);
+    let replay = Replay {
+        plan: &plan,
+        models: &models,
+        engine: engine(),
+        cancel: &Cancel::new(),
+    };
+    let decoded = replay.decode(&latents.into_dimensionality().unwrap());
+    let decoded = decoded.unwrap().insert_axis(ndarray::Axis(0)).into_dyn();
+    let error = relative_l2(&decoded, &reference.get("taesd.sample"));
+    // Single precision adds up in another order in torch.
+    assert!(error < 1e-5, "{error:.2e}");
+}
+
+#[test]
+fn the_tiny_decoder_makes_pictures_and_previews_of_their_size() {
+    let (_dir, approx) = taesd("taesd_decoder.safetensors");
+    let models = with(demo_model(), &approx);
+    let (pictures, previews) = made(&models, &small(), 2);
+    let steps: Vec<usize> = previews.iter().map(|(steps, _)| *steps).collect();
+    assert_eq!(steps, [2, 4]);
+    // Nothing is left to be done after the last step.
+    assert!(previews[1].1 == pictures[0] && previews[0].1 != pictures[0]);
+
+    let by_tiny = make_with(&models, &small(), None).unwrap();
+    assert!(by_tiny.pictures == pictures, "previews change nothing");
+    let own = Models::one(ModelDir::open(demo_model()).unwrap());
+    let by_own = make_with(&own, &small(), None).unwrap();
+    assert!(by_own.pictures != pictures);
+    let (linear, small_previews) = made(&own, &small(), 4);
+    assert!(linear == by_own.pictures);
+    assert_eq!(small_previews[0].1.width, 8);
+
+    // It is told, with what it takes to find it again.
+    let text = by_tiny.infotext();
+    let hash = models.vae_approx.as_ref().unwrap().weights_hash().unwrap();
+    let told = format!("VAE Decoder: TAESD, VAE Decoder hash: {hash}");
+    assert!(text.contains(&told), "{text}");
+    assert!(!by_own.infotext().contains("VAE Decoder"));
+    let settings = Settings::read(&text).unwrap();
+    assert_eq!(settings.not_carried, []);
+    let missing = |models: &Models| settings.wanted.lacks_beside(models);
+    assert_eq!(missing(&models), None);
+    let lacks = missing(&own).unwrap().to_string();
+    assert_eq!(lacks, format!("missing: vae-approx {hash}"));
+    let left_out = settings.wanted.not_carried(&own);
+    assert_eq!(left_out[0].field, "VAE Decoder");
+    // Other programs do not say which it was.
+    let foreign = Settings::read("x\nSteps: 1, Seed: 1, Sampler: Euler, VAE Decoder: TAESD");
+    assert!(foreign.unwrap().wanted.lacks_beside(&models).is_none());
+}
+
+#[test]
+fn decoders_of_other_latents_are_refused_where_that_can_be_told() {
+    let resolved = |models: &Models| Plans::resolve(&small(), models, u64::MAX);
+    let (_dir, model) = synthetic("sdxl");
+    for (name, fits_sdxl) in [
+        ("taesdxl_decoder.safetensors", true),
+        ("TAESD.safetensors", false),
+    ] {
+        let (_dir, approx) = taesd(name);
+        let models = [with(synthetic_model(), &approx), with(&model, &approx)];
+        let [sd, sdxl] = models.each_ref().map(resolved);
+        let (right, wrong) = if fits_sdxl { (sdxl, sd) } else { (sd, sdxl) };
+        assert_eq!(right.unwrap().notes, Vec::<String>::new(), "{name}");
+        let error = wrong.unwrap_err();
+        assert!(
+            matches!(error, PipelineError::OtherLatents { .. }),
+            "{error}"
+        );
+    }
+    let (_dir, approx) = taesd("tiny.safetensors");
+    let plans = resolved(&with(&model, &approx)).unwrap();
+    assert!(
+        plans.notes[0].contains("cannot be told"),
+        "{:?}",
+        plans.notes
+    );
+
+    for wrong in [model.as_path(), Path::new("nowhere"), &model.join("unet")] {
+        let error = VaeApprox::open(wrong).unwrap_err();
+        assert!(matches!(error, PipelineError::NotAModel { .. }), "{error}");
+    }
+}
