@@ -2,19 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use half::f16;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::progress::Unwatched;
 use sd_converter::synth::{Kind, Synth};
-use sd_runtime::engine::Cancel;
+use sd_kernels::Isa;
+use sd_models::demo;
+use sd_runtime::Remedy;
+use sd_runtime::engine::{Cancel, Compute};
 use sd_runtime::pipeline::infotext::Settings;
 use sd_runtime::pipeline::{
     Event, ModelDir, Models, Picture, PipelineError, Plans, Replay, Request, VaeApprox, run,
 };
-use sdrt_tests::{Reference, converted, engine, make_with, relative_l2, repository, synthetic};
-use sdrt_tests::{demo_model, synthetic_model};
+use sd_runtime::sampler::EULER;
+use sdrt_tests::{
+    Reference, converted, demo_model, engine, make, make_with, psnr, relative_l2, repository,
+    synthetic, synthetic_model,
+};
 use tempfile::TempDir;
 
 fn small() -> Request {
@@ -167,5 +176,120 @@ fn decoders_of_other_latents_are_refused_where_that_can_be_told() {
     for wrong in [model.as_path(), Path::new("nowhere"), &model.join("unet")] {
         let error = VaeApprox::open(wrong).unwrap_err();
         assert!(matches!(error, PipelineError::NotAModel { .. }), "{error}");
+    }
+}
+
+/// The demo model with tensors multiplied by what `factor` says of their names.
+fn changed(factor: impl Fn(&str) -> Option<f32>) -> (TempDir, PathBuf) {
+    let file = SafeTensors::deserialize(demo::CHECKPOINT).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in file.tensors() {
+        let shape = tensor.shape().to_vec();
+        let Some(factor) = factor(&name) else {
+            tensors.insert(name, (tensor.dtype(), shape, tensor.data().to_vec()));
+            continue;
+        };
+        let values: Vec<f32> = match tensor.dtype() {
+            Dtype::F32 => {
+                let values = tensor.data().as_chunks().0.iter();
+                values.map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            Dtype::F16 => {
+                let halves = tensor.data().as_chunks().0.iter();
+                halves.map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            other => panic!("{name} is {other:?}"),
+        };
+        let bytes = values.iter().flat_map(|x| (x * factor).to_le_bytes());
+        tensors.insert(name, (Dtype::F32, shape, bytes.collect()));
+    }
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("changed.safetensors");
+    std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+    converted(SafetensorsFile::open(&file).unwrap())
+}
+
+/// The demo model with a decoder whose attention has values that single precision holds and whole numbers of 16 bits do not: values
+/// are multiplied by a power of 2, which the projection behind them takes back, so that pictures stay what they are.
+fn loud(exponent: i32) -> (TempDir, PathBuf) {
+    const ATTENTION: &str = "first_stage_model.decoder.mid.attn_1";
+    changed(|name| match name.strip_prefix(ATTENTION)? {
+        ".v.weight" | ".v.bias" => Some(2f32.powi(exponent)),
+        ".proj_out.weight" => Some(2f32.powi(-exponent)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_decoder_that_overflows_is_run_again_in_single_precision_and_told() {
+    if Compute::I16.on(Isa::detect()).is_none() {
+        println!("SKIPPED: this processor does not multiply whole 16-bit numbers");
+        return;
+    }
+    let request = |compute| Request {
+        compute,
+        batch: 2,
+        ..small()
+    };
+    let (_dir, model) = loud(70);
+    let again = |made: &sdrt_tests::Made| {
+        let said = made.warnings.iter();
+        said.filter(|text| text.contains("decoding again in f32"))
+            .count()
+    };
+    let told = |made: &sdrt_tests::Made| made.infotext().contains("VAE retry: f32");
+
+    let exact = make(&model, &request(Compute::F32), None).unwrap();
+    assert!(again(&exact) == 0 && !told(&exact), "{:?}", exact.warnings);
+    let plain = make(demo_model(), &request(Compute::F32), None).unwrap();
+    assert!(exact.pictures == plain.pictures, "powers of 2 are exact");
+
+    let repaired = make(&model, &request(Compute::I16), None).unwrap();
+    assert_eq!(again(&repaired), 1, "{:?}", repaired.warnings);
+    assert!(told(&repaired));
+    let read = Settings::read(&repaired.infotext()).unwrap();
+    assert_eq!(read.not_carried, []);
+    let quiet = make(demo_model(), &request(Compute::I16), None).unwrap();
+    assert!(again(&quiet) == 0 && !told(&quiet), "{:?}", quiet.warnings);
+    for (repaired, quiet) in repaired.pictures.iter().zip(&quiet.pictures) {
+        assert!(psnr(&repaired.rgb, &quiet.rgb) > 30.0);
+    }
+
+    // What overflows in single precision, too, is no picture.
+    let (_dir, model) = loud(126);
+    for compute in [Compute::F32, Compute::I16] {
+        let error = make(&model, &request(compute), None).unwrap_err();
+        assert!(matches!(error, PipelineError::NonFinite { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_unet_that_overflows_ends_the_run_at_once_with_all_that_tells_why() {
+    let louder = |factor: f32| {
+        changed(move |name| (name == "model.diffusion_model.out.2.weight").then_some(factor))
+    };
+    let (_dir, model) = louder(f32::MAX);
+    let request = Request {
+        sampler: Some(&EULER),
+        ..small()
+    };
+    let error = make(&model, &request, None).unwrap_err();
+    let said = error.to_string();
+    for part in ["step 1: the UNet returned", "NaN", "Euler", "in f32 by cpu"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(error.hint(), Some(Remedy::CheckWeights));
+    // What a network returns may be finite, and what guidance makes of it not.
+    let (_other_dir, other) = louder(f32::MAX / 4.0);
+    let said = make(&other, &request, None).unwrap_err().to_string();
+    assert!(said.starts_with("step 1: the latents have "), "{said}");
+    if Compute::I16.on(Isa::detect()).is_some() {
+        let compute = Compute::I16;
+        let error = make(&model, &Request { compute, ..request }, None).unwrap_err();
+        assert!(error.to_string().contains("in i16 by cpu"), "{error}");
+        assert_eq!(error.hint(), Some(Remedy::ComputeExactly));
     }
 }

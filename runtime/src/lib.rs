@@ -24,7 +24,7 @@
 //! let cancel = Cancel::new();
 //! let outcome = run(&plans, &models, &engine, &cancel, &mut |_| (), None)?;
 //! let to = Destination::find(Path::new("lighthouse.png"))?;
-//! let settings = plans.plans[0].infotext.with(&outcome.computed).to_string();
+//! let settings = plans.plans[0].infotext.with(&outcome.settings(0)).to_string();
 //! outcome.pictures[0].write(&to, Format::Png, &settings, &cancel)?;
 //! # Ok::<_, sd_runtime::pipeline::PipelineError>(())
 //! ```

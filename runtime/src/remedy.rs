@@ -58,6 +58,8 @@ pub enum Remedy {
     OtherVae,
     /// Look for NaN and infinity in the model's weights.
     CheckWeights,
+    /// Let the processor compute in single precision.
+    ComputeExactly,
     /// Wait for a version that paints into pictures.
     Inpaint,
     /// Wait for a version that edits pictures.
@@ -158,6 +160,9 @@ impl fmt::Display for Remedy {
             }
             Self::CheckWeights => {
                 "the model's weights may be damaged, as a strict conversion tells, or too large to be computed in anything but f32"
+            }
+            Self::ComputeExactly => {
+                "the processor computes in single precision, which holds larger numbers; the model's weights may be damaged if that fails, too"
             }
             Self::Inpaint => "it is made for inpainting, which this version does not do yet",
             Self::Edit => "it edits pictures, which this version does not do yet",

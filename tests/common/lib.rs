@@ -306,13 +306,14 @@ pub fn make_with(
     };
     let cancel = Cancel::new();
     let outcome = pipeline::run(&plans, models, engine(), &cancel, &mut listener, dump)?;
+    let computed = outcome.settings(0);
     Ok(Made {
         plans: plans.plans,
         pictures: outcome.pictures,
         warnings,
         notes,
         calls: last,
-        computed: outcome.computed,
+        computed,
     })
 }
 

@@ -333,9 +333,9 @@ impl Session<'_> {
             seconds.push(start.elapsed().as_secs_f64() / plans.plans.len().max(1) as f64);
             done += calls(&plans.plans);
             (graph, compute) = (outcome.graph, outcome.compute.name());
-            for (picture, plan) in outcome.pictures.iter().zip(&plans.plans) {
+            for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
                 let name = page::file(&folder, prompt, plan.seed);
-                let infotext = plan.infotext.with(&outcome.computed).to_string();
+                let infotext = plan.infotext.with(&outcome.settings(i)).to_string();
                 self.keep(picture, &name, &infotext)?;
             }
             pictures.extend(outcome.pictures);

@@ -175,7 +175,7 @@ fn pictures(networks: &Networks, request: &Request) -> anyhow::Result<PictureRou
         let writing = Instant::now();
         for (number, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
             let to = Destination::find(&folder.path().join(format!("{number}.png")))?;
-            let infotext = plan.infotext.with(&outcome.computed).to_string();
+            let infotext = plan.infotext.with(&outcome.settings(number)).to_string();
             picture.write(&to, Format::Png, &infotext, cancel)?;
         }
         anyhow::Ok((outcome, writing.elapsed()))

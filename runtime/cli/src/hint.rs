@@ -67,6 +67,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         Remedy::CheckWeights => {
             "the model's weights may be damaged (`sdconvert build --strict` tells), or too large for other numbers than those of `--compute f32`"
         }
+        Remedy::ComputeExactly => {
+            "`--ep cpu --compute f32` holds larger numbers; if that fails, too, the model's weights may be damaged (`sdconvert build --strict` tells)"
+        }
         Remedy::Inpaint => {
             "it is made for inpainting: `sdrun inpaint` is the command that will run it; this version does not have it yet"
         }

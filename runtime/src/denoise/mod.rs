@@ -81,6 +81,12 @@ pub enum DenoiseError {
         /// When.
         t: f64,
     },
+    /// Guidance or the sampler made NaN or infinity of what the network returned.
+    #[error("the latents have {count} values that are NaN or infinite")]
+    Overflow {
+        /// How many.
+        count: usize,
+    },
 }
 
 impl DenoiseError {
@@ -90,6 +96,9 @@ impl DenoiseError {
         match self {
             Self::Engine(error) => error.hint(),
             Self::NonFinite { .. } => Some(Remedy::CheckWeights),
+            Self::Overflow { .. } => Some(Remedy::words(
+                "another sampler, other options or less guidance may do; the model's weights may be damaged if not",
+            )),
             Self::Shape { .. } => None,
         }
     }

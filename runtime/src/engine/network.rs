@@ -250,7 +250,11 @@ impl Graph {
         };
         let say = |error: &dyn std::fmt::Display| failed(error.to_string());
         let mut builder = Session::builder(&engine.environment).map_err(|e| say(&e))?;
-        let level = match engine.ep {
+        let ep = match key.on_processor {
+            true => Ep::Cpu,
+            false => engine.ep,
+        };
+        let level = match ep {
             // It has passes of its own, which know weights of 16 or 8 bits only while nobody has widened them.
             Ep::OpenVino => GraphOptimizationLevel::Disable,
             _ => optimization_level(path),
@@ -286,7 +290,7 @@ impl Graph {
                 .map_err(|e| say(&e))?;
         }
         let placement = Placement::default();
-        let providers = engine.dispatch(key.compute);
+        let providers = ep.dispatch(&engine.ep_options, key.compute, engine.threads);
         if !providers.is_empty() {
             builder = builder
                 .with_execution_providers(providers)
@@ -323,7 +327,7 @@ impl Graph {
             None => builder.commit_from_file(path),
         })?;
         let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
-        let left = match engine.ep {
+        let left = match ep {
             Ep::Cpu => Vec::new(),
             ep => placement.left(ep, path, engine.strict)?,
         };

@@ -35,6 +35,8 @@ pub struct Key {
     pub compute: Compute,
     /// Whether it takes vectors in place of some that it looks up: [`super::VECTORS`].
     pub takes_vectors: bool,
+    /// Whether the processor computes it, whatever the engine's provider is.
+    pub on_processor: bool,
 }
 
 impl Key {
@@ -52,6 +54,7 @@ impl Key {
             dims: dims.collect(),
             compute: Compute::F32,
             takes_vectors: false,
+            on_processor: false,
         }
     }
 
@@ -75,6 +78,15 @@ impl Key {
     pub fn takes_vectors(self, takes_vectors: bool) -> Self {
         Self {
             takes_vectors,
+            ..self
+        }
+    }
+
+    /// The same by the processor.
+    #[must_use]
+    pub fn on_processor(self) -> Self {
+        Self {
+            on_processor: true,
             ..self
         }
     }

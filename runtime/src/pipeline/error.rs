@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::Remedy;
 use crate::denoise::DenoiseError;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Ep};
 use crate::noise::texture::TextureError;
 use crate::profile::ConfigError;
 use crate::text::TextError;
@@ -247,11 +247,27 @@ pub enum PipelineError {
         /// What it has.
         channels: usize,
     },
+    /// Latents are no numbers any more.
+    #[error("step {step}: {source} ({sampler}, computed in {} by {ep})", compute.name())]
+    Denoising {
+        /// What happened.
+        source: DenoiseError,
+        /// The step, from 1.
+        step: usize,
+        /// The solver.
+        sampler: &'static str,
+        /// Numbers that the UNet was computed in.
+        compute: sd_kernels::Compute,
+        /// Who computed it.
+        ep: Ep,
+    },
     /// The decoder returned NaN or infinity.
     #[error("the VAE decoder returned {count} values that are NaN or infinite")]
     NonFinite {
         /// How many.
         count: usize,
+        /// Whether its graph is one of this program's, which computes in single precision unless asked for other numbers.
+        is_ours: bool,
     },
     /// The decoder returned something that is no picture.
     #[error("the VAE decoder returned {found:?}; expected {expected:?}")]
@@ -323,7 +339,19 @@ impl PipelineError {
                 "TAESD decodes Stable Diffusion 1 and 2, TAESDXL decodes SDXL",
             )),
             Self::Foreign { .. } => Some(Remedy::words("remove it, or give another name")),
-            Self::NonFinite { .. } => Some(Remedy::OtherVae),
+            Self::Denoising {
+                source: DenoiseError::NonFinite { .. },
+                compute,
+                ep,
+                ..
+            } if (*compute, *ep) != (sd_kernels::Compute::F32, Ep::Cpu) => {
+                Some(Remedy::ComputeExactly)
+            }
+            Self::Denoising { source, .. } => source.hint(),
+            Self::NonFinite { is_ours: true, .. } => Some(Remedy::OtherVae),
+            Self::NonFinite { is_ours: false, .. } => Some(Remedy::words(
+                "graphs of other programs may compute in half precision, which the VAEs of some models exceed (SDXL's own is one): convert the checkpoint with this project's converter, or give a VAE that is made for half precision",
+            )),
             Self::Memory { side_that_fits, .. } => Some(match side_that_fits {
                 Some(side) => Remedy::Words(format!("{side}x{side} fits").into()),
                 None => Remedy::words("this model needs a machine with more memory"),

@@ -3,7 +3,7 @@
 use super::folder::Folder;
 use super::{ModelDir, Models, Plan};
 use crate::denoise::Unet;
-use crate::engine::{Cancel, Engine, EngineError, Lease};
+use crate::engine::{Cancel, Compute, Engine, EngineError, Ep, Key, Lease};
 use crate::text::{Condition, Guides};
 
 /// Who leases networks for pictures like a plan's.
@@ -44,7 +44,26 @@ impl Leases<'_> {
     /// What makes pictures of latents.
     pub(super) fn decoder(&self, models: &Models) -> Result<Lease, EngineError> {
         let (folder, _) = models.decoder();
-        self.network(folder, "vae_decoder", &self.latent_dims(), false)
+        let key = self.decoder_key(models)?;
+        self.engine.lease(&key, folder.manifest, self.cancel)
+    }
+
+    /// Which network [`Self::decoder`] is.
+    pub(super) fn decoder_key(&self, models: &Models) -> Result<Key, EngineError> {
+        self.decoder_by(models, self.engine.ep(), self.plan.compute)
+    }
+
+    /// The decoder in single precision by the processor, if that is another one.
+    pub(super) fn exact_decoder_key(&self, models: &Models) -> Result<Option<Key>, EngineError> {
+        let exact = self.decoder_by(models, Ep::Cpu, Compute::F32)?;
+        let is_other = self.engine.ep() != Ep::Cpu || self.decoder_key(models)? != exact;
+        Ok(is_other.then(|| exact.on_processor()))
+    }
+
+    fn decoder_by(&self, models: &Models, ep: Ep, compute: Compute) -> Result<Key, EngineError> {
+        let (folder, _) = models.decoder();
+        let wish = (self.plan.graph, compute);
+        Ok(folder.key("vae_decoder", &self.latent_dims(), ep, wish)?.0)
     }
 
     fn latent_dims(&self) -> [(&'static str, usize); 3] {

@@ -3,6 +3,7 @@
 //! A request says what is asked for. [`Plans::resolve`] makes every choice that it leaves open, before any weight is read.
 //! [`run`] takes the plans through the stages and tells a listener what happens.
 
+mod decode;
 pub mod dump;
 mod error;
 mod event;

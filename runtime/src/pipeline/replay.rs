@@ -77,11 +77,16 @@ impl Replay<'_> {
         let mut networks = Networks::new(&lease);
         let mut relay = stages::relay(plan, &mut networks, conditions, self.cancel);
         let mut seen = Seen::default();
+        let wish = (plan.graph, plan.compute);
+        let (key, _) = self.models.base.key("unet", &[], self.engine.ep(), wish)?;
+        let compute = key.compute;
         let watched = Watched {
             picture: 0,
             listener: &mut |_| {},
             inside: Some(&mut seen),
             previews: None,
+            by: (compute, self.engine.ep()),
+            steps: 0,
             cancel: self.cancel,
         };
         let (clean, _) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;

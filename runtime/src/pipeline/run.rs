@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use sd_kernels::{Compute, Isa};
 
+use super::decode::{Decoded, Decoder};
 use super::event::{Event, Listener, Stage};
 use super::leases::Leases;
 use super::preview::{Linear, Previews, Show};
 use super::stages::{self, Inside, Watched};
 use super::{Dump, Models, Picture, PipelineError, Plan, Plans};
-use crate::denoise::{Latents, Networks};
+use crate::denoise::Networks;
 use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
 
@@ -39,7 +40,10 @@ pub struct Outcome {
     pub graph: &'static str,
     /// What products were computed in.
     pub compute: Compute,
-    /// What else decides the last bits of pictures, as settings for [`super::infotext::Infotext::with`].
+    /// Which pictures were decoded in single precision by the processor, since values of the decoder as it was asked for are NaN or
+    /// infinite.
+    pub decoded_again: Vec<bool>,
+    /// What else decides the last bits of all pictures; [`Self::settings`] has what is known of each.
     pub computed: Vec<(&'static str, String)>,
 }
 
@@ -52,8 +56,19 @@ impl Outcome {
             timing: Timing::default(),
             graph: "none",
             compute: Compute::F32,
+            decoded_again: Vec::new(),
             computed: Vec::new(),
         }
+    }
+
+    /// Settings of a picture that are known once it is made, for [`super::infotext::Infotext::with`].
+    #[must_use]
+    pub fn settings(&self, picture: usize) -> Vec<(&'static str, String)> {
+        let mut settings = self.computed.clone();
+        if self.decoded_again.get(picture) == Some(&true) {
+            settings.push(("VAE retry", "f32 on the processor".to_owned()));
+        }
+        settings
     }
 }
 
@@ -130,6 +145,8 @@ pub fn run(
             listener,
             inside: dump.as_deref_mut().map(|dump| dump as &mut dyn Inside),
             previews: previews.as_mut(),
+            by: (unet.compute, engine.ep()),
+            steps: 0,
             cancel,
         };
         let (clean, called) = stages::denoise(plan, noise, &mut *source, &mut relay, watched)?;
@@ -149,11 +166,13 @@ pub fn run(
 
     listener(Event::Stage(Stage::Decode));
     let start = Instant::now();
-    let mut decoder = leases.decoder(models)?;
-    let decode = |plan: &Plan, latents: &Latents| {
-        stages::decode(plan, latents, models, &mut decoder, cancel)
-    };
-    let pictures = decoded(plans, &latents, decode, listener)?;
+    let mut decoder = Decoder::new(leases, models)?;
+    let (mut pictures, mut decoded_again) = (Vec::new(), Vec::new());
+    for (plan, latents) in plans.iter().zip(&latents) {
+        let Decoded { picture, again } = decoder.picture(plan, latents, listener)?;
+        pictures.push(picture);
+        decoded_again.push(again);
+    }
     timing.decode = start.elapsed();
     Ok(Outcome {
         pictures,
@@ -161,6 +180,7 @@ pub fn run(
         timing,
         graph: graph.dialect(),
         compute: unet.compute,
+        decoded_again,
         computed: computed(&graph, unet.compute, engine.ep()),
     })
 }
@@ -199,25 +219,6 @@ fn computed(graph: &Chosen, compute: Compute, ep: Ep) -> Vec<(&'static str, Stri
         pairs.push(("Instructions", Isa::detect().name().to_owned()));
     }
     pairs
-}
-
-/// The pictures of plans, and a word on those that are none.
-fn decoded(
-    plans: &[Plan],
-    latents: &[Latents],
-    mut decode: impl FnMut(&Plan, &Latents) -> Result<Picture, PipelineError>,
-    listener: &mut Listener<'_>,
-) -> Result<Vec<Picture>, PipelineError> {
-    let mut pictures = Vec::new();
-    for (plan, latents) in plans.iter().zip(latents) {
-        let picture = decode(plan, latents)?;
-        if picture.is_constant() {
-            let text = "the picture has one colour only: the model may be damaged";
-            listener(Event::Warning(text));
-        }
-        pictures.push(picture);
-    }
-    Ok(pictures)
 }
 
 /// Prompts for every model, through its text encoders. Plans of a request differ in their seeds only, so the first speaks for

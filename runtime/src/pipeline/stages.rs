@@ -1,6 +1,7 @@
 //! The stages of a picture: encode the prompts, draw the first noise, denoise, decode.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::path::Path;
 
 use ndarray::{Array3, Array4, Axis, Ix4};
@@ -11,7 +12,7 @@ use super::{Dump, Models, Picture, PipelineError, Plan, Told};
 use crate::denoise::{
     DenoiseError, Denoiser, Latents, Level, Networks, Relay, Thresholded, is_refined,
 };
-use crate::engine::{Cancel, EngineError, Input, Network};
+use crate::engine::{Cancel, EngineError, Ep, Input, Network};
 use crate::noise::{BrownianTree, NoiseSource};
 use crate::sampler::{Run, Schedule, Step};
 use crate::text::{Chunk, Condition, Emphasis, Encoded, Guides, Layer, TextEncoder, TextError};
@@ -100,22 +101,45 @@ pub(super) fn denoise(
     source: &mut dyn NoiseSource,
     relay: &mut Relay<'_, '_>,
     watched: Watched<'_, '_>,
-) -> Result<(Latents, usize), DenoiseError> {
+) -> Result<(Latents, usize), PipelineError> {
     let size = format!("{}x{}", plan.size[0], plan.size[1]);
     let _span =
         tracing::info_span!("denoise", steps = plan.steps, size, seed = plan.seed).entered();
+    let watched = RefCell::new(watched);
+    let solved = solve(plan, noise, source, relay, &watched);
+    solved.map_err(|source| match source {
+        DenoiseError::NonFinite { .. } | DenoiseError::Overflow { .. } => {
+            let watched = watched.borrow();
+            PipelineError::Denoising {
+                source,
+                step: watched.steps + 1,
+                sampler: plan.sampler.name,
+                compute: watched.by.0,
+                ep: watched.by.1,
+            }
+        }
+        other => other.into(),
+    })
+}
+
+fn solve(
+    plan: &Plan,
+    noise: Latents,
+    source: &mut dyn NoiseSource,
+    relay: &mut Relay<'_, '_>,
+    watched: &RefCell<Watched<'_, '_>>,
+) -> Result<(Latents, usize), DenoiseError> {
     let mut x = noise * plan.schedule.initial_scale as f32;
-    let watched = std::cell::RefCell::new(watched);
     let mut model = WatchedDenoiser {
         inner: relay,
-        watched: &watched,
+        watched,
         calls: 0,
     };
     let mut run = WatchedRun {
         source,
         plan,
         tree: None,
-        watched: &watched,
+        watched,
         before: 0,
     };
     let mut thresholded = Thresholded {
@@ -198,13 +222,17 @@ pub(super) struct Watched<'a, 'l> {
     pub(super) listener: &'a mut Listener<'l>,
     pub(super) inside: Option<&'a mut dyn Inside>,
     pub(super) previews: Option<&'a mut Previews<'l>>,
+    /// Numbers and provider of the UNet.
+    pub(super) by: (sd_kernels::Compute, Ep),
+    /// Steps so far.
+    pub(super) steps: usize,
     pub(super) cancel: &'a Cancel,
 }
 
 /// A denoiser whose calls are counted and seen, and end when the user wants.
 struct WatchedDenoiser<'a, 'b, 'l, D> {
     inner: &'a mut D,
-    watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
+    watched: &'a RefCell<Watched<'b, 'l>>,
     calls: usize,
 }
 
@@ -253,7 +281,7 @@ struct WatchedRun<'a, 'b, 'l> {
     plan: &'a Plan,
     /// Grown once a solver asks for it.
     tree: Option<BrownianTree>,
-    watched: &'a std::cell::RefCell<Watched<'b, 'l>>,
+    watched: &'a RefCell<Watched<'b, 'l>>,
     /// Steps of parts of the schedule that are done.
     before: usize,
 }
@@ -272,6 +300,12 @@ impl Run for WatchedRun<'_, '_, '_> {
     fn step(&mut self, i: usize, x: &Latents) -> Result<(), DenoiseError> {
         let watched = &mut *self.watched.borrow_mut();
         let step = self.before + i;
+        watched.steps = step;
+        let count = x.iter().filter(|x| !x.is_finite()).count();
+        if count > 0 {
+            return Err(DenoiseError::Overflow { count });
+        }
+        watched.steps += 1;
         if let Some(inside) = watched.inside.as_deref_mut() {
             inside.stepped(step, x);
         }
@@ -284,11 +318,11 @@ impl Run for WatchedRun<'_, '_, '_> {
                 image: &image,
             }),
             // The picture is what was asked for.
-            Some(Err(error)) => {
+            Some(Err(error)) if !watched.cancel.is_cancelled() => {
                 let text = format!("no preview after step {steps}: {error}");
                 (watched.listener)(Event::Warning(&text));
             }
-            None => {}
+            Some(Err(_)) | None => {}
         }
         Ok(())
     }
@@ -334,7 +368,11 @@ pub(super) fn decoded(
     };
     let count = decoded.iter().filter(|x| !x.is_finite()).count();
     if count > 0 {
-        return Err(PipelineError::NonFinite { count });
+        let (folder, _) = models.decoder();
+        return Err(PipelineError::NonFinite {
+            count,
+            is_ours: folder.manifest.is_some(),
+        });
     }
     Ok(decoded.index_axis_move(Axis(0), 0))
 }

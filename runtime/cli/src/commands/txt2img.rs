@@ -666,12 +666,12 @@ pub(crate) fn generate(
         dump.write(to, &cancel)?;
     }
     let mut written = Vec::new();
-    let beside = [&outcome.computed[..], &output.settings()].concat();
     for (i, (picture, plan)) in outcome.pictures.iter().zip(&plans.plans).enumerate() {
         let to = match output.pictures.get(i) {
             Some(to) => to.clone(),
             None => Destination::find(&free_name(plan.seed, &[]))?,
         };
+        let beside = [outcome.settings(i), output.settings()].concat();
         let infotext = plan.infotext.with(&beside).to_string();
         picture.write(&to, output.format, &infotext, &cancel)?;
         written.push((to, plan.seed));
@@ -696,7 +696,14 @@ fn report(
     if output.json {
         let images: Vec<_> = written
             .iter()
-            .map(|(to, seed)| json!({"file": to.path().to_string_lossy(), "seed": seed}))
+            .zip(&outcome.decoded_again)
+            .map(|((to, seed), again)| {
+                let mut image = json!({"file": to.path().to_string_lossy(), "seed": seed});
+                if *again {
+                    image["vae_retry"] = "f32".into();
+                }
+                image
+            })
             .collect();
         return Ok(ui.result(json!({
             "images": images,

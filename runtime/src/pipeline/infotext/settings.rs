@@ -51,7 +51,7 @@ pub struct Settings {
 }
 
 /// Keys that change no pixel, or whose files [`Wanted`] has.
-const TELL_ONLY: [&str; 25] = [
+const TELL_ONLY: [&str; 26] = [
     "App",
     "Batch",
     "Batch pos",
@@ -75,6 +75,7 @@ const TELL_ONLY: [&str; 25] = [
     "VAE",
     "VAE Decoder hash",
     "VAE hash",
+    "VAE retry",
     "Version",
     "Weights hash",
 ];

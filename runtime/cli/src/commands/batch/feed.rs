@@ -230,9 +230,10 @@ impl Feeder {
 fn write(made: &Made, folder: &Path, files: &[String]) -> Result<Vec<Image>, PipelineError> {
     let plans = &made.plans.plans;
     let mut images = Vec::new();
-    for ((picture, plan), file) in made.outcome.pictures.iter().zip(plans).zip(files) {
+    let pictures = made.outcome.pictures.iter().enumerate();
+    for (((i, picture), plan), file) in pictures.zip(plans).zip(files) {
         let to = Destination::find(&folder.join(file))?;
-        let infotext = plan.infotext.with(&made.outcome.computed).to_string();
+        let infotext = plan.infotext.with(&made.outcome.settings(i)).to_string();
         picture.write(&to, Format::Png, &infotext, &Cancel::new())?;
         images.push(Image {
             file: file.clone(),
