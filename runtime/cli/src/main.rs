@@ -5,6 +5,7 @@ mod carried;
 mod commands;
 mod demo_model;
 mod embeddings;
+mod estimate;
 mod hint;
 mod presets;
 mod previews;

@@ -72,6 +72,41 @@ fn previews_lie_beside_pictures_and_change_nothing() {
 }
 
 #[test]
+fn a_long_run_says_how_long_it_takes_by_one_before() {
+    let dir = folder();
+    let run_of = |steps: &str, more: &[&str]| {
+        let short = ["txt2img", "-p", "x", "-W", "64", "-H", "64", "--json"];
+        let args = ["--seed", "1", "-o", "a.png", "--steps", steps];
+        let made = run(sdrun(dir.path()).args(short).args(args).args(more));
+        assert_eq!(made.0, Some(0), "{}", made.2);
+        assert!(made.1.starts_with('{'), "{}", made.1);
+        made.2
+    };
+    assert!(!run_of("1", &[]).contains("takes about"));
+    // As if the step had taken 10 s, half of it for the negative prompt.
+    let file = dir.path().join("runs.json");
+    let mut runs: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let took = &mut runs["measurements"][0]["result"]["took"];
+    *took = serde_json::json!({"encode": 1.0, "load": 2.0, "per_step": 5.0, "decode": 7.0});
+    let slow = serde_json::to_vec(&runs).unwrap();
+    let told = |steps: &str, more: &[&str]| {
+        fs::write(&file, &slow).unwrap();
+        run_of(steps, more)
+    };
+    let said = told("3", &["--sampler", "Euler"]);
+    assert!(said.contains("this takes about 40 s"), "{said}");
+    let said = told("3", &["--sampler", "Euler", "--cfg", "1", "--batch", "2"]);
+    assert!(said.contains("this takes about 47 s"), "{said}");
+    assert_eq!(told("3", &["-q"]), "");
+    // What is shown on the way takes time, too, and other sizes are other runs.
+    let before = fs::read(&file).unwrap();
+    assert!(!run_of("1", &["-W", "72"]).contains("takes about"));
+    assert!(fs::read(&file).unwrap() != before);
+    assert!(!told("1", &["--preview", "1"]).is_empty());
+    assert!(fs::read(&file).unwrap() == slow);
+}
+
+#[test]
 fn previews_that_cannot_be_written_are_refused_before_the_run() {
     let dir = folder();
     let short = ["txt2img", "-p", "x", "--steps", "1", "--preview"];

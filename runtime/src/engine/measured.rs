@@ -17,6 +17,9 @@ use super::{Compute, Dialect, EngineError, Key};
 /// Version of the layout: changes when a name goes or means something else.
 const SCHEMA: u32 = 1;
 
+/// Most cases that a record holds. The oldest go first.
+const MOST: usize = 500;
+
 /// What is measured, and on what: figures hold for the same only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
@@ -153,6 +156,12 @@ impl Record {
         Self::at(data_dir().join("workers.json"))
     }
 
+    /// What whole runs took. Their `per_step` is one evaluation of the network, of which prompt and negative prompt take one each.
+    #[must_use]
+    pub fn of_runs() -> Self {
+        Self::at(data_dir().join("runs.json"))
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -179,6 +188,8 @@ impl Record {
             case: case.clone(),
             result: result.clone(),
         });
+        let surplus = measurements.len().saturating_sub(MOST);
+        measurements.drain(..surplus);
         let layout = Layout {
             schema: SCHEMA,
             measurements,
@@ -263,6 +274,21 @@ mod tests {
         }
         // Nothing else lies beside it.
         assert_eq!(fs::read_dir(dir.path().join("data")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_record_does_not_grow_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::at(dir.path().join("runs.json"));
+        let of = |side| Case {
+            size: [side, side],
+            ..case("cpu")
+        };
+        for side in 0..=MOST {
+            record.add(&of(side), &Measured::Took(SECONDS)).unwrap();
+        }
+        assert_eq!(record.find(&of(0)), None);
+        assert!(record.find(&of(1)).is_some() && record.find(&of(MOST)).is_some());
     }
 
     #[test]

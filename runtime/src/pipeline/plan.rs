@@ -107,6 +107,15 @@ impl Told {
 }
 
 impl Plan {
+    /// How often a call of the denoiser evaluates the network: for each prompt that is followed at once, and the negative prompt if it
+    /// has an effect. Networks that embed guidance do with less.
+    #[must_use]
+    pub fn evaluations(&self) -> usize {
+        let scale = (self.profile.guidance_scale)(self.guidance_scale);
+        let prompts = self.texts.cond.len();
+        prompts + usize::from(!is_unguided(&self.texts, scale, self.sampler))
+    }
+
     /// The noise between noise levels that solvers of stochastic differential equations take.
     #[must_use]
     pub fn brownian_tree(&self) -> BrownianTree {
@@ -290,12 +299,17 @@ impl Plans {
     }
 }
 
+/// Whether the negative prompt has no effect: one prompt is followed as it is.
+fn is_unguided(texts: &Guides<String>, scale: f64, sampler: Sampler) -> bool {
+    let is_alone = matches!(texts.cond[..], [(_, weight)] if weight * scale == 1.0);
+    is_alone && !sampler.needs_uncond()
+}
+
 /// What is asked for and does nothing with what runs.
 fn without_effect(request: &Request, choice: &Choice, texts: &Guides<String>) -> Vec<String> {
     let profile = request.profile;
     let scale = (profile.guidance_scale)(choice.guidance_scale);
-    let single = matches!(texts.cond[..], [(_, weight)] if weight * scale == 1.0);
-    let unguided = single && !choice.sampler.needs_uncond();
+    let unguided = is_unguided(texts, scale, choice.sampler);
     let negative = request.negative_prompt.as_deref();
     let name = profile.name;
     let mut notes = Vec::new();

@@ -9,6 +9,7 @@ use sd_ui::Ui;
 
 use super::txt2img::{Job, Output, generate};
 use super::{EngineArgs, setup};
+use crate::estimate::Estimate;
 use crate::{auto, demo_model};
 
 /// Fetch what is needed, convert the model that ships with this program, make a picture
@@ -37,16 +38,18 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         setup::fetch(wanted, ui)?;
     }
     let models = Models::one(demo_model::directory(ui)?);
-    let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
-    engine.apply(&mut request)?;
-    let engine = engine.start(ui)?;
+    let (chosen, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
+    chosen.apply(&mut request)?;
+    let engine = chosen.start(ui)?;
+    let plans = Plans::resolve(&request, &models, memory::limit())?;
+    let estimate = Estimate::of(&chosen, &request, &plans, &models, &engine);
     let job = Job {
-        plans: Plans::resolve(&request, &models, memory::limit())?,
+        plans,
         vae_decoder: models.decoder_name(),
         choice,
         not_carried: Vec::new(),
     };
-    generate(&job, &engine, &models, output, ui)?;
+    generate(&job, &engine, &models, output, estimate, ui)?;
     ui.note(format!(
         "made with: sdrun txt2img -p \"{PROMPT}\" --cfg 5 --seed 1 -o {}",
         args.output.display()

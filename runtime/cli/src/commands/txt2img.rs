@@ -23,6 +23,7 @@ use crate::auto::{self, Choice};
 use crate::carried::{self, QUALITY};
 use crate::demo_model;
 use crate::embeddings;
+use crate::estimate::Estimate;
 use crate::previews::Previews;
 use crate::progress::Terminal;
 
@@ -416,21 +417,22 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     for NotCarried { field, value } in &not_carried {
         ui.note(format!("not carried over: {field}: {value}"));
     }
-    let (engine, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
-    engine.apply(&mut request)?;
-    let engine = engine.start(ui)?;
+    let (chosen, choice) = auto::resolve(&args.engine, &request, &models, ui)?;
+    chosen.apply(&mut request)?;
+    let engine = chosen.start(ui)?;
     let mut plans = Plans::resolve(&request, &models, memory::limit())?;
     if alone {
         plans.plans = plans.plans.into_iter().skip(place).take(1).collect();
     }
     plans.preview = args.preview;
+    let estimate = Estimate::of(&chosen, &request, &plans, &models, &engine);
     let job = Job {
         plans,
         vae_decoder: models.decoder_name(),
         choice,
         not_carried,
     };
-    generate(&job, &engine, &models, output, ui)
+    generate(&job, &engine, &models, output, estimate, ui)
 }
 
 /// The sampler and spread that options name.
@@ -604,9 +606,6 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one("seed") % 4_294_967_294
 }
 
-/// Less memory than this every machine has.
-const WORTH_TELLING: u64 = 1_000_000_000;
-
 /// What is to be made, and why so.
 pub(crate) struct Job {
     pub(crate) plans: Plans,
@@ -623,6 +622,7 @@ pub(crate) fn generate(
     engine: &Engine,
     models: &Models,
     mut output: Output,
+    mut estimate: Estimate,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let plans = &job.plans;
@@ -637,15 +637,16 @@ pub(crate) fn generate(
         let left = memory::limit().saturating_sub(plans.memory.total);
         engine.pool().set_budget(left / 2);
     }
-    if plans.memory.total > WORTH_TELLING {
-        let gigabytes = plans.memory.total as f64 / 1e9;
-        ui.note(format!("this takes about {gigabytes:.1} GB of memory"));
-    }
+    let memory = plans.memory_with(engine.ep(), models);
+    estimate.say(memory.total, ui);
     let mut dump = output.dump.as_ref().map(|_| Dump::default());
     let mut terminal = Terminal::new(ui);
     let cancel = cancel_with(ui);
     let mut follow = |event: Event<'_>| {
         terminal.follow(event);
+        if let Some(text) = estimate.hear(&event) {
+            ui.note(text);
+        }
         if let (
             Event::Preview {
                 picture,
@@ -662,6 +663,7 @@ pub(crate) fn generate(
     };
     let outcome = make(plans, models, engine, &cancel, &mut follow, dump.as_mut())?;
     drop(terminal);
+    estimate.learn(plans, &outcome);
     if let (Some(dump), Some(to)) = (&dump, &output.dump) {
         dump.write(to, &cancel)?;
     }
