@@ -13,7 +13,8 @@ use sd_converter::build::Precision;
 use sd_converter::checkpoint::SafetensorsFile;
 use sd_models::demo;
 use sd_runtime::engine::{
-    Cancel, Compute, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, EpOptions, library,
+    Cancel, Compute, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, EpOptions, Input,
+    Key, library,
 };
 use sd_runtime::pipeline::{self, ModelDir, Models, Plans, Request};
 use sdrt_tests::{circle, converted_as, demo_model, psnr};
@@ -104,6 +105,38 @@ fn pictures_are_the_same_as_the_cpus() {
             request.width
         );
     }
+}
+
+/// What a provider computes badly is computed by the processor. Native graphs show who that was: no provider has their operators.
+#[test]
+fn a_network_may_be_the_processors_whatever_the_provider() {
+    let Some(library) = library() else { return };
+    let mut engine = engine(&library);
+    provide(&mut engine, &[]).unwrap();
+    let model = ModelDir::open(demo_model()).unwrap();
+    let dims = [("batch", 1), ("height", 8), ("width", 8)];
+    let wish = (Dialect::Native, Compute::F32);
+    let (key, _) = model.key("vae_decoder", &dims, Ep::Cpu, wish).unwrap();
+    let latents = ndarray::Array4::from_shape_fn((1, 4, 8, 8), |(_, c, y, x)| {
+        (c * 5 + y * 3 + x) as f32 / 40.0 - 0.5
+    });
+    let decode = |engine: &Engine, key: &Key| {
+        let manifest = model.manifest.as_ref();
+        let mut decoder = engine.lease(key, manifest, &Cancel::new())?;
+        let input = [("latent_sample", Input::F32(latents.view().into_dyn()))];
+        let decoded = decoder.run(&input, &["sample"], &Cancel::new())?;
+        assert_eq!(decoder.left_to_cpu(), [""; 0]);
+        Ok::<_, EngineError>(decoded)
+    };
+    assert!(
+        decode(&engine, &key).is_err(),
+        "OpenVINO would have to take it"
+    );
+    let by_processor = decode(&engine, &key.clone().on_processor()).unwrap();
+    engine
+        .provide(Ep::Cpu, &EpOptions::default(), true)
+        .unwrap();
+    assert_eq!(decode(&engine, &key).unwrap(), by_processor);
 }
 
 #[test]

@@ -155,6 +155,8 @@ mod tests {
             ("{\"prompt\": \"a", "no JSON"),
             ("[]", "JSON object"),
             (r#"{"promt": "x"}"#, "unknown field `promt`"),
+            // Nobody would look at them.
+            (r#"{"preview": 5}"#, "unknown field `preview`"),
             (r#"{"steps": "20"}"#, "steps: "),
             (r#"{"priority": "high"}"#, "priority: "),
             (r#"{"id": "../x"}"#, "id: "),
