@@ -505,7 +505,7 @@ fn an_interrupt_ends_with_130_and_no_picture() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["first.png", "models", "verified.json"]);
+    assert_eq!(names, ["first.png", "models", "runs.json", "verified.json"]);
 }
 
 #[test]
