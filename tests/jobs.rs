@@ -96,7 +96,7 @@ fn every_job_ends_once() {
         let to = Arc::clone(&ended);
         let follow = Box::new(move |news: News<'_>| match news {
             News::Began { .. } => assert!(i % 29 != 5, "a follower's mistake"),
-            News::Run(_) => {}
+            News::Waits | News::GoesOn | News::Run(_) => {}
             News::Ended(result) => {
                 let kind = match result {
                     Ok(made) => {

@@ -37,6 +37,7 @@ pub mod jobs;
 pub mod noise;
 pub mod pipeline;
 pub mod profile;
+mod regular;
 mod remedy;
 pub mod sampler;
 pub mod sigmas;

@@ -13,6 +13,24 @@ pub(crate) fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     runtime.or_else(|| Some(Conversion::of(error)?.to_string()))
 }
 
+/// [`hint`] for who wrote a request in JSON, whose fields are no options of a command line.
+pub(crate) fn hint_in_json(error: &(dyn Error + 'static)) -> Option<String> {
+    let field = match Remedy::of(error) {
+        Some(Remedy::Bake { checkpoint, loras }) => {
+            return Some(format!(
+                "{} bakes it in; `\"ignore_lora_tags\": true` goes on without it",
+                bake(checkpoint.as_deref(), &loras)
+            ));
+        }
+        Some(Remedy::CheckWeights) => {
+            "the model's weights may be damaged (`sdconvert build --strict` tells), or too large for other numbers than those of `\"compute\": \"f32\"`"
+        }
+        Some(Remedy::GivePng) => "`\"noise\": \"image:FILE\"` takes a PNG",
+        _ => return hint(error),
+    };
+    Some(field.to_owned())
+}
+
 /// How a remedy is asked for here.
 pub(crate) fn words(remedy: &Remedy) -> String {
     let fixed = match remedy {
@@ -55,10 +73,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
             "`sdconvert build taesd_decoder.safetensors -o DIR` makes such directories"
         }
         Remedy::Bake { checkpoint, loras } => {
-            let checkpoint = checkpoint.as_deref().unwrap_or("CHECKPOINT");
-            let loras: String = loras.iter().map(option).collect();
             return format!(
-                "`sdconvert build {checkpoint}{loras} -o DIR` bakes it in; `--ignore-lora-tags` goes on without it"
+                "{} bakes it in; `--ignore-lora-tags` goes on without it",
+                bake(checkpoint.as_deref(), loras)
             );
         }
         Remedy::OtherVae => {
@@ -80,6 +97,13 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         other => return other.to_string(),
     };
     fixed.to_owned()
+}
+
+/// The command that converts a model with LoRAs.
+fn bake(checkpoint: Option<&str>, loras: &[WantedLora]) -> String {
+    let checkpoint = checkpoint.unwrap_or("CHECKPOINT");
+    let loras: String = loras.iter().map(option).collect();
+    format!("`sdconvert build {checkpoint}{loras} -o DIR`")
 }
 
 /// A LoRA as `sdconvert build` takes it.

@@ -333,6 +333,226 @@ fn files_of_others_are_left_alone() {
     assert!(fs::read(&picture).unwrap() == made);
 }
 
+/// A job's seconds are its own, however long the worker's other job computes before it.
+#[test]
+fn who_waits_for_another_job_took_no_longer() {
+    let dir = folder();
+    let jobs = [with(small(1), &json!({"steps": 100})), small(2)];
+    write_jobs(dir.path(), &jobs);
+    let (code, stdout, stderr) = run(batch(dir.path()).args(["--workers", "1"]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let results = lines(&stdout);
+    let of = |line: usize, field: &str| {
+        let result = results.iter().find(|result| result["line"] == line);
+        result.unwrap()[field].as_f64().unwrap()
+    };
+    assert!(of(2, "waited") > of(2, "seconds"), "{stdout}");
+    assert!(of(1, "seconds") > of(2, "seconds"), "{stdout}");
+}
+
+/// What cannot be written is its job's failure, and no other's.
+#[test]
+fn a_picture_that_cannot_be_written_fails_alone() {
+    let dir = folder();
+    let named = |id: &str, steps: usize| with(small(1), &json!({"id": id, "steps": steps}));
+    write_jobs(
+        dir.path(),
+        &[named("a", 1), named("b", 200), named("c", 1)],
+    );
+    let mut command = batch(dir.path());
+    command.args(["--keep-going", "--workers", "1"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    // Nothing was there when the line was read.
+    fs::create_dir(dir.path().join("out/b.png")).unwrap();
+    let rest = std::io::read_to_string(stdout).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let status = |name: &str| {
+        let all = lines(&line).into_iter().chain(lines(&rest));
+        let mut of_job = all.filter(|result| result["job"] == name);
+        of_job.next().unwrap()
+    };
+    assert_eq!(status("a")["status"], "done");
+    assert_eq!(status("c")["status"], "done");
+    let error = status("b")["error"].to_string();
+    assert!(error.contains("b.png"), "{error}");
+}
+
+/// Each picture of a line is there when it is finished; who goes on makes the others.
+#[test]
+#[cfg(unix)]
+fn pictures_of_a_line_are_written_one_by_one() {
+    let dir = folder();
+    let job = with(small(1), &json!({"id": "a", "batch": 4, "steps": 60}));
+    write_jobs(dir.path(), &[job]);
+    let command = || {
+        let mut command = batch(dir.path());
+        command.args(["--workers", "1"]);
+        command
+    };
+    let mut child = command().stdout(Stdio::null()).spawn().unwrap();
+    let out = dir.path().join("out");
+    let first = out.join("a-000.png");
+    while !first.exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(killed.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let written = |status: &str| -> Vec<Value> {
+        let results = fs::read_to_string(out.join("results.jsonl")).unwrap();
+        let lines = lines(&results).into_iter();
+        lines.filter(|line| line["status"] == status).collect()
+    };
+    let before = pictures(&out);
+    assert!(before.len() < 4 && written("picture").len() == before.len());
+    let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let at = modified(&first);
+    let (code, stdout, stderr) = run(&mut command());
+    assert_eq!(code, Some(0), "{stderr}");
+    // One line for the job, with all of its pictures.
+    let result = &lines(&stdout)[..];
+    assert!(result.len() == 1 && result[0]["earlier"].is_null());
+    let seeds = result[0]["images"].as_array().unwrap().iter();
+    let seeds: Vec<u64> = seeds.map(|image| image["seed"].as_u64().unwrap()).collect();
+    assert_eq!(seeds, [1, 2, 3, 4]);
+    assert_eq!(pictures(&out).len(), 4);
+    assert_eq!(modified(&first), at);
+    // None was made twice: the last one's line is the job's.
+    let made: Vec<Value> = written("picture");
+    let files: std::collections::BTreeSet<String> = made
+        .iter()
+        .map(|line| line["images"][0]["file"].to_string())
+        .collect();
+    assert!(files.len() == 3 && made.len() == 3, "{made:?}");
+    assert_eq!(written("done").len(), 1);
+    let (code, stdout, _) = run(&mut command());
+    assert!(code == Some(0) && lines(&stdout)[0]["earlier"] == true);
+}
+
+#[test]
+fn a_file_without_jobs_is_told() {
+    let dir = folder();
+    fs::write(dir.path().join("jobs.jsonl"), "\n \n").unwrap();
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+    assert!(
+        stderr.contains("jobs.jsonl: there are no jobs in it"),
+        "{stderr}"
+    );
+}
+
+/// A pipe as a file of noise would be waited for; a pipe of jobs is, until the user wants to stop.
+#[test]
+#[cfg(unix)]
+fn pipes_keep_nobody_waiting() {
+    let dir = folder();
+    let make_pipe = |name: &str| {
+        let made = Command::new("mkfifo").arg(dir.path().join(name)).status();
+        assert!(made.unwrap().success());
+    };
+    make_pipe("pipe");
+    let job = |seed: usize, field: &str, value: &str| with(small(seed), &json!({field: value}));
+    let jobs = [
+        job(1, "initial_noise", "pipe"),
+        job(2, "noise", "image:pipe"),
+        job(3, "initial_noise", "/dev/zero"),
+        small(4),
+    ];
+    write_jobs(dir.path(), &jobs);
+    let (code, stdout, stderr) = run(batch(dir.path()).arg("--keep-going"));
+    assert_eq!(code, Some(1), "{stderr}");
+    let results = lines(&stdout);
+    let failed = results.iter().filter(|line| line["status"] == "failed");
+    let errors: Vec<String> = failed.map(|line| line["error"].to_string()).collect();
+    assert_eq!(errors.len(), 3, "{stdout}");
+    assert!(
+        errors
+            .iter()
+            .all(|error| error.contains("a pipe or a device")),
+        "{errors:?}"
+    );
+
+    make_pipe("jobs");
+    let command = || {
+        let mut command = sdrun(dir.path());
+        command.args(["batch", "jobs", "-o", "other"]);
+        command
+    };
+    let writer = {
+        let pipe = dir.path().join("jobs");
+        thread::spawn(move || fs::write(pipe, small(1).to_string()).unwrap())
+    };
+    let (code, _, stderr) = run(&mut command());
+    assert_eq!(code, Some(0), "{stderr}");
+    writer.join().unwrap();
+    // Now nobody writes.
+    let child = command().spawn().unwrap();
+    let pid = child.id().to_string();
+    let status = format!("/proc/{pid}/status");
+    if cfg!(target_os = "linux") {
+        // Until it catches the signal.
+        let catches = || {
+            let text = fs::read_to_string(&status).unwrap();
+            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & 2 != 0
+        };
+        while !catches() {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let killed = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(killed.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+}
+
+#[test]
+fn who_goes_on_with_other_instructions_is_told() {
+    let dir = folder();
+    write_jobs(dir.path(), &[small(1)]);
+    assert_eq!(run(&mut batch(dir.path())).0, Some(0));
+    let (code, _, same) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(0), "{same}");
+    let (code, stdout, other) = run(batch(dir.path()).args(["--instructions", "scalar"]));
+    assert_eq!(code, Some(0), "{other}");
+    assert_eq!(lines(&stdout)[0]["earlier"], true);
+    let is_told = |stderr: &str| stderr.contains("pictures of an earlier run stay as they are");
+    let results = fs::read_to_string(dir.path().join("out/results.jsonl")).unwrap();
+    let then = lines(&results)[0]["computed"]["Instructions"].clone();
+    assert!(then.is_string(), "{results}");
+    assert_eq!((is_told(&same), is_told(&other)), (false, then != "scalar"));
+}
+
+/// Who writes JSON is told of fields and of memory that jobs may have, not of options that there are not.
+#[test]
+fn hints_are_in_the_words_of_a_line() {
+    let dir = folder();
+    let lora = with(small(1), &json!({"prompt": "a circle <lora:foo:1>"}));
+    write_jobs(dir.path(), &[lora]);
+    let (code, _, stderr) = run(&mut batch(dir.path()));
+    assert!(
+        code == Some(2)
+            && stderr.contains("`\"ignore_lora_tags\": true`")
+            && !stderr.contains("--ignore-lora-tags"),
+        "{stderr}"
+    );
+    write_jobs(dir.path(), &[small(1)]);
+    let (code, _, stderr) = run(batch(dir.path()).args(["--max-ram", "1MB"]));
+    assert!(
+        code == Some(2) && stderr.contains("there are 1 MB; `--max-ram "),
+        "{stderr}"
+    );
+    let enough = stderr.split("`--max-ram ").nth(1).unwrap();
+    let enough = enough.split('`').next().unwrap();
+    let (code, _, stderr) = run(batch(dir.path()).args(["--max-ram", enough]));
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
 #[test]
 fn who_stops_reading_results_ends_no_jobs() {
     let dir = folder();

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::parts::Part;
 use super::placement::Placement;
 use super::profile::{self, Profile};
 use super::{Cancel, Engine, EngineError, Ep, Key, Verified, ops, splice};
+use crate::regular;
 
 /// What goes into a graph; numbers take the element type that the graph declares.
 #[derive(Clone, Debug)]
@@ -600,7 +600,7 @@ pub(crate) fn sha256(path: &Path) -> io::Result<String> {
 
 /// SHA-256 of a file, in hexadecimal, unless somebody wants to stop meanwhile.
 fn hash(path: &Path, stop: &dyn Fn() -> bool) -> io::Result<Option<String>> {
-    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    let (mut file, mut hash, mut buffer) = (regular::open(path)?, Sha256::new(), vec![0; 1 << 20]);
     while !stop() {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(Some(manifest::hex(&hash.finalize()))),

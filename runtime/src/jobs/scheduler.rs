@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::queue::{Entry, Queue, Refused, Taken, Used};
-use super::turn::Turn;
+use super::turn::Turns;
 use crate::engine::{Cancel, Engine, Ep};
-use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, Stage, run};
+use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, run};
 
-/// Jobs that a worker has at the same time: one computes with the UNet, the other one does everything else.
+/// Jobs that a worker has at the same time: one computes with the UNet, the other one does what is before or behind that.
 const AT_ONCE: usize = 2;
 
 /// How a scheduler works.
@@ -44,6 +44,10 @@ pub enum News<'a> {
         /// Its number.
         worker: usize,
     },
+    /// It waits for its turn: another job of the worker computes with the network that comes next.
+    Waits,
+    /// It has its turn.
+    GoesOn,
     /// What happens in the run.
     Run(Event<'a>),
     /// It is over.
@@ -111,8 +115,8 @@ struct Shared {
     ep: Ep,
     /// One for each worker.
     engines: Vec<Engine>,
-    /// Whose turn it is to use a worker's UNet.
-    turns: Vec<Turn>,
+    /// Whose turn it is to use a worker's networks.
+    turns: Vec<Turns>,
     running: Mutex<Running>,
 }
 
@@ -172,7 +176,7 @@ impl Scheduler {
             queue: Queue::new(options.capacity, options.memory, engines.len()),
             models: Arc::clone(models),
             ep: engine.ep(),
-            turns: engines.iter().map(|_| Turn::default()).collect(),
+            turns: engines.iter().map(|_| Turns::default()).collect(),
             engines,
             running: Mutex::default(),
         });
@@ -330,18 +334,22 @@ impl Shared {
             mut follow,
         } = task;
         follow(News::Began { worker });
-        let mut turn = None;
+        let mut held = None;
         let mut listener = |event: Event<'_>| {
-            match event {
-                Event::Stage(Stage::Load) => turn = self.turns[worker].take(&cancel),
-                Event::Stage(Stage::Decode) => turn = None,
-                _ => {}
+            if let Event::Stage(stage) = event
+                && let Some(turn) = self.turns[worker].of(stage)
+            {
+                // Who waits for a turn has none.
+                drop(held.take());
+                follow(News::Waits);
+                held = turn.take(&cancel);
+                follow(News::GoesOn);
             }
             follow(News::Run(event));
         };
         let (models, engine) = (&self.models, &self.engines[worker]);
         let outcome = caught(|| run(&plans, models, engine, &cancel, &mut listener, None));
-        drop(turn);
+        drop(held);
         let result = match outcome {
             Ok(Ok(outcome)) => Ok(Box::new(Made { plans, outcome })),
             Ok(Err(_)) if cancel.is_cancelled() => Err(JobError::Cancelled),

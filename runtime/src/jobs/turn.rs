@@ -1,8 +1,30 @@
-//! Whose turn it is to compute with a worker's UNet.
+//! Whose turn it is to compute with a worker's networks.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::Cancel;
+use crate::pipeline::Stage;
+
+/// The turns of a worker's jobs: one reads its prompts, one denoises, one is decoded. There is one copy of each network, so they would
+/// wait for it in any case; here it is known who waits.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turns {
+    encode: Turn,
+    denoise: Turn,
+    decode: Turn,
+}
+
+impl Turns {
+    /// The turn that a stage begins with, if it does not go on with that of the stage before.
+    pub(super) fn of(&self, stage: Stage) -> Option<&Turn> {
+        match stage {
+            Stage::Encode => Some(&self.encode),
+            Stage::Load => Some(&self.denoise),
+            Stage::Denoise { .. } => None,
+            Stage::Decode => Some(&self.decode),
+        }
+    }
+}
 
 /// One at a time has the turn.
 #[derive(Clone, Debug, Default)]

@@ -11,6 +11,7 @@ use sd_models::tokenizer::POSITIONS;
 
 use super::{Destination, PipelineError};
 use crate::engine::Cancel;
+use crate::regular;
 use crate::text::{Chunk, Condition, Guides, Timeline};
 
 /// Longest header that is read, in bytes: a dump has some hundred for each step.
@@ -217,7 +218,9 @@ pub fn read_initial_noise(path: &Path) -> Result<ArrayD<f32>, PipelineError> {
         path: path.to_owned(),
         problem,
     };
-    let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+    let mut bytes = Vec::new();
+    let read = regular::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|e| wrong(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
     let tensor = file

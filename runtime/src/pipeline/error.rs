@@ -279,9 +279,9 @@ pub enum PipelineError {
     },
     /// The machine has not enough memory, or the process's control group.
     #[error(
-        "{width}x{height} takes about {:.1} GB of memory; there are {:.1} GB",
-        *needed as f64 / 1e9,
-        *limit as f64 / 1e9
+        "{width}x{height} takes about {} of memory; there are {}",
+        size(*needed),
+        size(*limit)
     )]
     Memory {
         /// Width in pixels.
@@ -317,6 +317,15 @@ pub enum PipelineError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e6 => format!("{:.0} kB", bytes / 1e3),
+        bytes if bytes < 1e9 => format!("{:.0} MB", bytes / 1e6),
+        bytes => format!("{:.1} GB", bytes / 1e9),
+    }
 }
 
 impl PipelineError {

@@ -39,11 +39,11 @@ impl Request {
         let request =
             serde_path_to_error::deserialize(&mut reader).map_err(|e| RequestError::Value {
                 field: e.path().to_string(),
-                problem: e.inner().to_string(),
+                problem: problem(e.inner()),
             })?;
         let rest = reader.end().map_err(|e| RequestError::Value {
             field: ".".to_owned(),
-            problem: e.to_string(),
+            problem: problem(&e),
         });
         rest.map(|()| request)
     }
@@ -55,9 +55,73 @@ impl Request {
     pub fn from_value(json: serde_json::Value) -> Result<Self, RequestError> {
         serde_path_to_error::deserialize(json).map_err(|e| RequestError::Value {
             field: e.path().to_string(),
-            problem: e.inner().to_string(),
+            problem: problem(e.inner()),
         })
     }
+}
+
+/// What serde says of a JSON value, in JSON's words instead of Rust's.
+///
+/// ```
+/// use sd_runtime::pipeline::problem;
+///
+/// let error = serde_json::from_str::<u64>("\"many\"").unwrap_err();
+/// let said = "invalid type: text \"many\", expected a whole number from 0 on at line 1 column 6";
+/// assert_eq!(problem(&error), said);
+/// ```
+#[must_use]
+pub fn problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // What was found may be any text; what was expected comes from code.
+    let Some((found, rest)) = text.rsplit_once(", expected ") else {
+        return text;
+    };
+    let (expected, place) = match rest.split_once(" at line ") {
+        Some((expected, place)) => (expected, format!(" at line {place}")),
+        None => (rest, String::new()),
+    };
+    let found = match found.split_once(": ") {
+        Some((kind, what)) => format!("{kind}: {}", found_in_json(what)),
+        None => found.to_owned(),
+    };
+    format!("{found}, expected {}{place}", expected_in_json(expected))
+}
+
+fn found_in_json(what: &str) -> String {
+    let number = |kind: &str| what.strip_prefix(kind).map(|rest| rest.trim_matches('`'));
+    if let Some(text) = what.strip_prefix("string ") {
+        return format!("text {text}");
+    }
+    if let Some(number) = number("integer ").or_else(|| number("floating point ")) {
+        return format!("number {number}");
+    }
+    match what {
+        "map" => "an object".to_owned(),
+        "sequence" => "a list".to_owned(),
+        "boolean `true`" => "true".to_owned(),
+        "boolean `false`" => "false".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn expected_in_json(what: &str) -> String {
+    if let Some(count) = what.strip_prefix("an array of length ") {
+        return format!("a list of {count} values");
+    }
+    let words = match what {
+        "u64" | "usize" => "a whole number from 0 on",
+        "u32" => return format!("a whole number from 0 to {}", u32::MAX),
+        "i32" => return format!("a whole number from {} to {}", i32::MIN, i32::MAX),
+        "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a string" | "path string" | "string or map" => "text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        structure if structure.starts_with("struct ") => "an object",
+        other => other,
+    };
+    words.to_owned()
 }
 
 /// Reads a name by `parse`.
@@ -266,8 +330,14 @@ mod tests {
                 &["promt", "unknown field", "`prompt`"][..],
             ),
             (r#"{"steps": "20"}"#, &["steps: ", "invalid type", "column"]),
-            (r#"{"seed": -1}"#, &["seed: ", "-1"]),
-            (r#"{"micro": {"crop": [1]}}"#, &["micro.crop", "length 1"]),
+            (
+                r#"{"seed": -1}"#,
+                &["seed: ", "-1, expected a whole number"],
+            ),
+            (
+                r#"{"micro": {"crop": [1]}}"#,
+                &["micro.crop", "length 1", "list of 2 values"],
+            ),
             (
                 r#"{"micro": {"corp": [1, 2]}}"#,
                 &["micro.corp", "unknown field"],
@@ -282,6 +352,31 @@ mod tests {
             (r#"{"profile": "a1112"}"#, &["profile: ", "a1111"]),
             (r#"{"rng": "cuda"}"#, &["rng: ", "philox"]),
             (r#"{"noise": "brown"}"#, &["noise: ", "perlin"]),
+            (
+                r#"{"prompt": 5}"#,
+                &["prompt: invalid type: number 5, expected text"],
+            ),
+            (
+                r#"{"prompt": ["a, expected u32"]}"#,
+                &["a list, expected text"],
+            ),
+            (
+                r#"{"width": "a, expected u32"}"#,
+                &["text \"a, expected u32\", expected a whole number from 0 on at"],
+            ),
+            (
+                r#"{"steps": 2.5}"#,
+                &["number 2.5, expected a whole number"],
+            ),
+            (
+                r#"{"guidance_scale": {}}"#,
+                &["an object, expected a number"],
+            ),
+            (r#"{"micro": 1}"#, &["number 1, expected an object"]),
+            (
+                r#"{"ignore_lora_tags": "yes"}"#,
+                &["text \"yes\", expected true or false"],
+            ),
             ("{} {}", &["trailing"]),
             ("", &["EOF"]),
         ] {

@@ -28,6 +28,7 @@ pub use dump::Dump;
 pub use error::{PipelineError, RequestError};
 pub use event::{Event, Listener, Stage};
 pub use image_io::{Format, Picture, PictureError, PictureFile};
+pub use json::problem;
 pub use model::{ModelDir, Models};
 pub use output::Destination;
 pub use plan::{Plan, Plans, Told};

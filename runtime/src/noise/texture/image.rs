@@ -1,5 +1,6 @@
 //! A picture as first noise.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use image::imageops::{FilterType, resize};
 use image::{ImageReader, Rgb32FImage};
 use ndarray::Array2;
 
-use crate::Remedy;
+use crate::{Remedy, regular};
 
 /// A file is no picture that noise could be made of.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,8 @@ impl Pixels {
             path: path.to_owned(),
             problem,
         };
-        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+        let file = regular::open(path).map_err(|e| wrong(e.to_string()))?;
+        let reader = ImageReader::new(BufReader::new(file)).with_guessed_format();
         let reader = reader.map_err(|e| wrong(e.to_string()))?;
         let pixels = reader
             .decode()

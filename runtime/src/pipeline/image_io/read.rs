@@ -3,7 +3,6 @@
 //! Settings are a text chunk `parameters` in PNG, and EXIF's `UserComment` in JPEG and WebP. What files say of their sizes is checked
 //! before anything is made of it.
 
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use image::{ImageFormat, ImageReader};
 
 use super::{Format, Picture, exif};
 use crate::pipeline::infotext::LONGEST;
+use crate::regular;
 
 /// Most bytes of a file.
 const LARGEST_FILE: u64 = 1 << 28;
@@ -51,7 +51,7 @@ impl PictureFile {
             problem,
         };
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|e| wrong(e.to_string()))?;
+        let file = regular::open(path).map_err(|e| wrong(e.to_string()))?;
         let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes);
         read.map_err(|e| wrong(e.to_string()))?;
         if bytes.len() as u64 > LARGEST_FILE {

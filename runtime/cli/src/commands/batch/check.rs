@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use anyhow::Context;
+use sd_runtime::engine::memory;
 use sd_runtime::pipeline::infotext::Settings;
 use sd_runtime::pipeline::{Models, PictureFile, PipelineError, Plans, Request};
-use sd_ui::UsageError;
+use sd_ui::{Interrupted, Ui, UsageError};
 
 use super::line::{Line, next_line};
 use super::results::Record;
@@ -19,8 +22,21 @@ use crate::hint;
 /// Broken lines that are named.
 const NAMED: usize = 10;
 
-/// Lines of a file that are not empty, with their numbers.
-pub(super) fn read_all(path: &Path) -> anyhow::Result<Vec<(usize, Result<String, String>)>> {
+/// Lines of a file that are not empty, with their numbers. A file may be a pipe, whose writer is waited for until the user wants to
+/// stop.
+pub(super) fn read_all(path: &Path, ui: &Ui) -> anyhow::Result<Vec<NumberedLine>> {
+    let (tell, told) = channel();
+    let (interrupt, path) = (tell.clone(), path.to_owned());
+    // Nobody listens any more once one of them has spoken.
+    thread::spawn(move || drop(tell.send(lines_of(&path))));
+    ui.on_interrupt(move || drop(interrupt.send(Err(Interrupted.into()))));
+    told.recv()?
+}
+
+/// A line with its number, from 1.
+pub(super) type NumberedLine = (usize, Result<String, String>);
+
+fn lines_of(path: &Path) -> anyhow::Result<Vec<NumberedLine>> {
     let failed = || format!("cannot read {}", path.display());
     let mut file = BufReader::new(File::open(path).with_context(failed)?);
     let mut lines = Vec::new();
@@ -57,8 +73,12 @@ pub(super) fn refuse_broken(items: &[Item], jobs: &Path) -> Result<(), UsageErro
 
 /// What a line asks for.
 pub(super) enum Item {
-    /// Pictures that have to be made.
-    Open { line: Box<Line>, work: u64 },
+    /// Pictures that have to be made, each of so much work; `there` is what an earlier run made of them.
+    Open {
+        line: Box<Line>,
+        work: u64,
+        there: Option<Box<Record>>,
+    },
     /// Those that an earlier run made.
     Done(Box<Record>),
     /// Nothing that can be done.
@@ -72,25 +92,36 @@ impl Item {
             _ => None,
         }
     }
+
+    /// How many pictures have to be made, and how much work each of them is.
+    pub(super) fn open(&self) -> Option<(usize, u64)> {
+        match self {
+            Self::Open { line, work, there } => {
+                let there = there.as_ref().map_or(0, |there| there.images.len());
+                Some((line.request.batch - there, *work))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What earlier runs made.
 pub(super) struct Earlier {
     /// By the names of the jobs.
-    done: BTreeMap<String, Record>,
+    made: BTreeMap<String, Record>,
     /// Names of jobs by those of their pictures.
     pictures: BTreeMap<String, String>,
 }
 
 impl Earlier {
-    pub(super) fn of(done: BTreeMap<String, Record>) -> Self {
-        let images = done
+    pub(super) fn of(made: BTreeMap<String, Record>) -> Self {
+        let images = made
             .values()
             .flat_map(|record| record.images.iter().map(|image| (image, &record.job)));
         let pictures = images.map(|(image, job)| (image.file.clone(), job.clone()));
         Self {
             pictures: pictures.collect(),
-            done,
+            made,
         }
     }
 }
@@ -123,28 +154,35 @@ impl Checker {
         let mut line = Line::read(&text?, number)?;
         self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
         let work = match self.plans(&line.request) {
-            Ok(plans) => plans.work(),
+            Ok(plans) => plans.work() / plans.plans.len().max(1) as u64,
             // The line is right; its job fails, or finds the file when its turn comes.
             Err(e) if is_of_file(&e) => 0,
-            Err(e) => return Err(said(&e)),
+            Err(e) => return Err(not_planned(&e)),
         };
         for file in line.files() {
             if !self.files.insert(file.clone()) {
                 return Err(format!("another line has pictures called {file}, too"));
             }
         }
-        let line = Box::new(line);
-        Ok(Item::Open { line, work })
+        Ok(Item::Open {
+            line: Box::new(line),
+            work,
+            there: None,
+        })
     }
 
     /// What is left of it. The provider is known now, and with it the numbers that are computed with.
     pub(super) fn compare(&self, item: Item) -> Item {
-        let Item::Open { mut line, work } = item else {
+        let Item::Open { mut line, work, .. } = item else {
             return item;
         };
         match self.made(&mut line) {
-            Ok(None) => Item::Open { line, work },
-            Ok(Some(record)) => Item::Done(Box::new(record)),
+            Ok(Some(record)) if record.is_done() => Item::Done(Box::new(record)),
+            Ok(there) => Item::Open {
+                line,
+                work,
+                there: there.map(Box::new),
+            },
             Err(problem) => Item::Broken {
                 line: line.number,
                 problem,
@@ -163,16 +201,18 @@ impl Checker {
                 ));
             }
         }
-        let Some(known) = self.earlier.done.get(&line.name) else {
-            for file in line.files() {
-                let path = self.folder.join(file);
-                if !may_replace(&path, &line.request) {
-                    return Err(format!(
-                        "{} is there, and is not this job's; move it away, or give another folder or `id`",
-                        path.display()
-                    ));
-                }
+        let known = self.earlier.made.get(&line.name);
+        for file in line.files() {
+            let path = self.folder.join(&file);
+            let is_known = known.is_some_and(|known| known.has(&file));
+            if !is_known && !may_replace(&path, &line.request) {
+                return Err(format!(
+                    "{} is there, and is not this job's; move it away, or give another folder or `id`",
+                    path.display()
+                ));
             }
+        }
+        let Some(known) = known else {
             return Ok(None);
         };
         if known.request.as_ref() != Some(&line.request) || known.models != self.hashes {
@@ -217,8 +257,19 @@ fn is_of_file(error: &PipelineError) -> bool {
 
 /// An error and what can be done about it, in one line.
 pub(super) fn said(error: &(dyn std::error::Error + 'static)) -> String {
-    match hint::hint(error) {
+    match hint::hint_in_json(error) {
         Some(hint) => format!("{error}; {hint}"),
         None => error.to_string(),
+    }
+}
+
+/// [`said`] of a request that has no plans: what it needs may be less than there is, but more than the user lets jobs have.
+pub(super) fn not_planned(error: &PipelineError) -> String {
+    match error {
+        PipelineError::Memory { needed, .. } if *needed <= memory::limit() => {
+            let enough = needed.div_ceil(1_000_000);
+            format!("{error}; `--max-ram {enough}MB` is enough")
+        }
+        error => said(error),
     }
 }

@@ -1,43 +1,47 @@
 //! Jobs into the scheduler's queue, and what happens to them as messages.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sd_runtime::engine::Cancel;
 use sd_runtime::jobs::{Follow, Job, JobError, Made, News, Scheduler};
-use sd_runtime::pipeline::{Destination, Event, Format, PipelineError, Stage};
+use sd_runtime::pipeline::{Destination, Event, Format, PipelineError, Plans, Stage};
 
-use super::check::{Checker, Item, said};
-use super::line::{Line, next_line};
-use super::results::{Image, Record, Status};
+use super::check::{Checker, Item, not_planned, said};
+use super::line::next_line;
+use super::results::{Image, Record, Took};
+
+/// A picture, by the number of its job's line and its place in that job, from 0.
+pub(super) type Which = (usize, usize);
 
 /// What happens to a batch.
 pub(super) enum Message {
-    /// A line of a stream was read.
+    /// A line of a stream was read: so many pictures, each of so much work.
     Read { pictures: usize, work: u64 },
     /// An earlier run made it.
     Earlier(Box<Record>),
     /// A line is wrong.
     Broken { line: usize, problem: String },
-    /// So much of a job's work is done.
-    Called { job: usize, work: u64 },
+    /// The pictures of a job will be made, but for those that it has.
+    Begun(Box<Record>),
+    /// So much of a picture's work is done.
+    Called { picture: Which, work: u64 },
     /// Good to know.
     Note {
         job: String,
         text: String,
         is_warning: bool,
     },
-    /// A job's pictures are there, or it failed.
-    Ended { record: Box<Record>, work: u64 },
-    /// Nothing can be written any more.
-    Unwritable(PipelineError),
-    /// A job was ended before it was done.
+    /// A picture is there, or cannot be made; with it, so much work is done.
+    Ended(Box<Ended>, u64),
+    /// A picture was ended before it was done.
     Cancelled,
-    /// There are no more lines; so many jobs were begun.
+    /// There are no more lines; so many pictures were begun.
     End(anyhow::Result<usize>),
     /// The user wants to stop.
     Interrupted,
@@ -73,7 +77,7 @@ pub(super) struct Feeder {
 }
 
 impl Feeder {
-    /// The lines of a stream, as they come: how many jobs were begun.
+    /// The lines of a stream, as they come: how many pictures were begun.
     pub(super) fn stream(
         &self,
         mut from: impl BufRead,
@@ -87,22 +91,18 @@ impl Feeder {
                 None => break,
             };
             let item = checker.compare(item);
-            if let Item::Open { line, work } = &item {
-                let pictures = line.request.batch;
-                self.say(Message::Read {
-                    pictures,
-                    work: *work,
-                });
+            if let Some((pictures, work)) = item.open() {
+                self.say(Message::Read { pictures, work });
             }
             match self.put(item, checker) {
-                Some(jobs) => submitted += jobs,
+                Some(pictures) => submitted += pictures,
                 None => break,
             }
         }
         Ok(submitted)
     }
 
-    /// The lines of a file, which were looked at already: how many jobs were begun.
+    /// The lines of a file, which were looked at already: how many pictures were begun.
     pub(super) fn feed(&self, items: Vec<Item>, checker: &Checker) -> usize {
         let items = items.into_iter();
         items.map_while(|item| self.put(item, checker)).sum()
@@ -113,9 +113,9 @@ impl Feeder {
         let _ = self.tell.send(message);
     }
 
-    /// Does what a line asks for: how many jobs that is, or none if no more are wanted.
+    /// Does what a line asks for: how many pictures that is, or none if no more are wanted.
     fn put(&self, item: Item, checker: &Checker) -> Option<usize> {
-        let (line, work) = match item {
+        let (line, work, there) = match item {
             Item::Done(record) => {
                 self.say(Message::Earlier(record));
                 return Some(0);
@@ -124,34 +124,54 @@ impl Feeder {
                 self.say(Message::Broken { line, problem });
                 return self.keep_going.then_some(0);
             }
-            Item::Open { line, work } => (line, work),
+            Item::Open { line, work, there } => (line, work, there),
         };
+        let mut record = Record::open(&line, checker.hashes.clone());
+        if let Some(there) = there {
+            record.images = there.images;
+            record.took = there.took;
+        }
+        let files = line.files().into_iter().enumerate();
+        let left: Vec<(usize, String)> = files.filter(|(_, file)| !record.has(file)).collect();
+        let count = left.len();
+        self.say(Message::Begun(Box::new(record)));
         let plans = match checker.plans(&line.request) {
             Ok(plans) => plans,
             Err(e) => {
-                let record = Box::new(Record {
-                    error: Some(said(&e)),
-                    ..Record::open(&line, checker.hashes.clone())
-                });
-                self.say(Message::Ended { record, work });
+                let ended = Ended::failed((line.number, 0), not_planned(&e));
+                self.say(Message::Ended(Box::new(ended), work * count as u64));
                 return self.keep_going.then_some(1);
             }
         };
-        let job = Job {
+        let Plans {
             plans,
-            client: line.client.clone(),
-            priority: line.priority,
-        };
-        let follow = self.follow(*line, work, checker.hashes.clone());
-        self.scheduler.submit_wait(job, follow).ok().map(|_| 1)
+            memory,
+            mut notes,
+            mut warnings,
+        } = plans;
+        // A job of the scheduler for each picture, so that each is written when it is finished.
+        for (place, file) in left {
+            let job = Job {
+                plans: Plans {
+                    plans: vec![plans[place].clone()],
+                    memory,
+                    // They are said once.
+                    notes: std::mem::take(&mut notes),
+                    warnings: std::mem::take(&mut warnings),
+                },
+                client: line.client.clone(),
+                priority: line.priority,
+            };
+            let follow = self.follow(line.name.clone(), (line.number, place), file, work);
+            self.scheduler.submit_wait(job, follow).ok()?;
+        }
+        Some(count)
     }
 
-    /// Writes a job's pictures, and tells what happens to it.
-    fn follow(&self, line: Line, work: u64, hashes: Vec<String>) -> Follow {
+    /// Writes a picture, and tells what happens to it.
+    fn follow(&self, job: String, which: Which, file: String, work: u64) -> Follow {
         let (tell, folder) = (self.tell.clone(), self.folder.clone());
-        let mut began = Instant::now();
-        let mut record = Record::open(&line, hashes);
-        let mut total_calls = None;
+        let (mut times, mut total_calls) = (Times::default(), None);
         let mut last = LastWord {
             tell: tell.clone(),
             word: None,
@@ -159,42 +179,37 @@ impl Feeder {
         Box::new(move |news| {
             let message = match news {
                 News::Began { worker } => {
-                    began = Instant::now();
-                    record.worker = Some(worker);
+                    times.begin(worker);
                     let error = "a mistake in this program ended the job".to_owned();
-                    let record = Box::new(Record {
-                        error: Some(error),
-                        ..record.clone()
-                    });
-                    last.be(Message::Ended { record, work });
+                    last.be(Message::Ended(Box::new(Ended::failed(which, error)), work));
                     return;
                 }
+                News::Waits => return times.wait(),
+                News::GoesOn => return times.go_on(),
                 News::Run(Event::Stage(stage)) => {
-                    if let Stage::Denoise { calls, pictures } = stage {
-                        total_calls = calls.map(|calls| calls * pictures);
+                    if let Stage::Denoise { calls, .. } = stage {
+                        total_calls = calls;
                     }
                     return;
                 }
-                News::Run(Event::Called { picture, calls }) => {
-                    let pictures = line.request.batch;
+                News::Run(Event::Called { calls, .. }) => {
                     let Some(total) = total_calls.filter(|&total| total > 0) else {
                         return;
                     };
-                    let done = picture * (total / pictures) + calls;
                     Message::Called {
-                        job: line.number,
-                        work: work * done as u64 / total as u64,
+                        picture: which,
+                        work: work * calls as u64 / total as u64,
                     }
                 }
                 // Lines do not ask for them.
                 News::Run(Event::Preview { .. }) => return,
                 News::Run(Event::Note(text)) => Message::Note {
-                    job: line.name.clone(),
+                    job: job.clone(),
                     text: text.to_owned(),
                     is_warning: false,
                 },
                 News::Run(Event::Warning(text)) => Message::Note {
-                    job: line.name.clone(),
+                    job: job.clone(),
                     text: text.to_owned(),
                     is_warning: true,
                 },
@@ -203,21 +218,12 @@ impl Feeder {
                     return;
                 }
                 News::Ended(result) => {
-                    let written = result.map(|made| write(&made, &folder, &line.files()));
-                    record.seconds = Some(began.elapsed().as_secs_f64());
-                    match written {
-                        Ok(Err(e)) => {
-                            last.be(Message::Unwritable(e));
-                            return;
-                        }
-                        Ok(Ok(images)) => {
-                            record.status = Status::Done;
-                            record.images = images;
-                        }
-                        Err(e) => record.error = Some(said(&e)),
-                    }
-                    let record = Box::new(record.clone());
-                    last.be(Message::Ended { record, work });
+                    let mut ended = match result {
+                        Ok(made) => Ended::written(which, &made, &folder, &file),
+                        Err(e) => Ended::failed(which, said(&e)),
+                    };
+                    ended.took = times.end();
+                    last.be(Message::Ended(Box::new(ended), work));
                     return;
                 }
             };
@@ -226,21 +232,80 @@ impl Feeder {
     }
 }
 
-/// Writes a job's pictures.
-fn write(made: &Made, folder: &Path, files: &[String]) -> Result<Vec<Image>, PipelineError> {
-    let plans = &made.plans.plans;
-    let mut images = Vec::new();
-    let pictures = made.outcome.pictures.iter().enumerate();
-    for (((i, picture), plan), file) in pictures.zip(plans).zip(files) {
-        let to = Destination::find(&folder.join(file))?;
-        let infotext = plan.infotext.with(&made.outcome.settings(i)).to_string();
-        picture.write(&to, Format::Png, &infotext, &Cancel::new())?;
-        images.push(Image {
-            file: file.clone(),
-            seed: plan.seed,
-        });
+/// What became of a picture.
+pub(super) struct Ended {
+    pub(super) which: Which,
+    /// The picture, and who computed it.
+    pub(super) result: Result<(Image, BTreeMap<String, String>), String>,
+    pub(super) took: Took,
+}
+
+impl Ended {
+    fn failed(which: Which, error: String) -> Self {
+        Self {
+            which,
+            result: Err(error),
+            took: Took::default(),
+        }
     }
-    Ok(images)
+
+    /// Writes what was made.
+    fn written(which: Which, made: &Made, folder: &Path, file: &str) -> Self {
+        let result = write(made, &folder.join(file)).map(|seed| {
+            let computed = made.outcome.computed.iter();
+            let computed = computed.map(|(key, value)| ((*key).to_owned(), value.clone()));
+            let file = file.to_owned();
+            (Image { file, seed }, computed.collect())
+        });
+        Self {
+            which,
+            result: result.map_err(|e| said(&e)),
+            took: Took::default(),
+        }
+    }
+}
+
+/// Writes a job's picture: its seed.
+fn write(made: &Made, path: &Path) -> Result<u64, PipelineError> {
+    let (plan, picture) = (&made.plans.plans[0], &made.outcome.pictures[0]);
+    let to = Destination::find(path)?;
+    let infotext = plan.infotext.with(&made.outcome.settings(0)).to_string();
+    picture.write(&to, Format::Png, &infotext, &Cancel::new())?;
+    Ok(plan.seed)
+}
+
+/// When a picture was worked on, and when it waited.
+#[derive(Default)]
+struct Times {
+    worker: Option<usize>,
+    began: Option<Instant>,
+    waits: Option<Instant>,
+    waited: Duration,
+}
+
+impl Times {
+    fn begin(&mut self, worker: usize) {
+        self.worker = Some(worker);
+        self.began = Some(Instant::now());
+    }
+
+    fn wait(&mut self) {
+        self.waits = Some(Instant::now());
+    }
+
+    fn go_on(&mut self) {
+        self.waited += self.waits.take().map_or(Duration::ZERO, |at| at.elapsed());
+    }
+
+    fn end(&self) -> Took {
+        let passed = self.began.map(|began| began.elapsed());
+        let worked = passed.map(|passed| passed.saturating_sub(self.waited));
+        Took {
+            worker: self.worker,
+            seconds: worked.map(|worked| worked.as_secs_f64()),
+            waited: Some(self.waited.as_secs_f64()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use sd_runtime::pipeline::{Request, RequestError};
+use sd_runtime::pipeline::{Request, RequestError, problem};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -57,7 +57,7 @@ impl Line {
             );
         }
         let beside: Beside = serde_path_to_error::deserialize(value)
-            .map_err(|e| format!("{}: {}", e.path(), e.inner()))?;
+            .map_err(|e| format!("{}: {}", e.path(), problem(e.inner())))?;
         let name = match beside.id {
             Some(id) if is_name(&id) => id,
             Some(_) => {
@@ -158,7 +158,10 @@ mod tests {
             // Nobody would look at them.
             (r#"{"preview": 5}"#, "unknown field `preview`"),
             (r#"{"steps": "20"}"#, "steps: "),
-            (r#"{"priority": "high"}"#, "priority: "),
+            (
+                r#"{"priority": "high"}"#,
+                "priority: invalid type: text \"high\", expected a whole number",
+            ),
             (r#"{"id": "../x"}"#, "id: "),
             (r#"{"id": ".x"}"#, "id: "),
             (r#"{"id": ""}"#, "id: "),

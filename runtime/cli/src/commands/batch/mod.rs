@@ -11,7 +11,7 @@ mod progress;
 mod results;
 mod workers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,6 +20,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use anyhow::{anyhow, bail};
+use sd_kernels::Isa;
 use sd_runtime::engine::measured::Case;
 use sd_runtime::engine::memory;
 use sd_runtime::jobs::{Options, Scheduler};
@@ -27,9 +28,9 @@ use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{ModelDir, Models, Request, VaeApprox};
 use sd_ui::{Interrupted, Ui};
 
-use self::check::{Checker, Earlier, Item, read_all, refuse_broken};
+use self::check::{Checker, Earlier, Item, NumberedLine, read_all, refuse_broken};
 use self::feed::{Feeder, LastWord, Message};
-use self::follow::Batch;
+use self::follow::{Batch, Computing};
 use self::line::SCHEMA;
 use self::progress::Progress;
 use self::results::Results;
@@ -133,7 +134,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
     let is_stream = STDIN.iter().any(|name| jobs == Path::new(name));
     let lines = match is_stream {
         true => Vec::new(),
-        false => read_all(jobs)?,
+        false => read_all(jobs, ui)?,
     };
     let models = Arc::new(models(args, ui)?);
     let folders = models.all().map(|model| &model.path);
@@ -155,7 +156,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
 
     // From here on, something is written.
     let results = Results::open(folder)?;
-    checker.earlier = Earlier::of(results.done().clone());
+    checker.earlier = Earlier::of(results.made().clone());
     let engine = checker.engine.start(ui)?;
     let options = Options {
         workers: workers(args.workers, &engine, &checker, &first, &items, ui)?,
@@ -171,10 +172,8 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         let _ = on_interrupt.1.send(Message::Interrupted);
     });
     let mut progress = Progress::new(ui);
-    for item in &items {
-        if let Item::Open { line, work } = item {
-            progress.more(line.request.batch, *work);
-        }
+    for (pictures, work) in items.iter().filter_map(Item::open) {
+        progress.more(pictures, work);
     }
     let feeder = Feeder {
         scheduler: Arc::clone(&scheduler),
@@ -199,9 +198,15 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
     let mut batch = Batch {
         ui,
         results,
+        jobs: BTreeMap::new(),
+        computing: Computing {
+            ep: engine.ep().name(),
+            instructions: Isa::detect().name(),
+        },
         progress,
         keep_going: args.keep_going,
         failed: 0,
+        has_earlier: false,
         is_read: true,
         noted: BTreeSet::new(),
     };
@@ -217,6 +222,10 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         return Err(Interrupted.into());
     }
     match batch.failed {
+        0 if batch.is_empty() => {
+            ui.warn(format!("{}: there are no jobs in it", jobs.display()));
+            Ok(())
+        }
         0 => Ok(()),
         1 => bail!("a job failed"),
         failed => bail!("{failed} jobs failed"),
@@ -228,7 +237,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
 fn look(
     args: &BatchArgs,
     checker: &mut Checker,
-    lines: Vec<(usize, Result<String, String>)>,
+    lines: Vec<NumberedLine>,
     jobs: &Path,
     ui: &Ui,
 ) -> anyhow::Result<(Vec<Item>, Request)> {

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use sd_ui::{Bar, Ui};
 
+use super::feed::Which;
+
 /// Follows a batch.
 pub(crate) struct Progress<'a> {
     ui: &'a Ui,
     bar: Bar,
     began: Instant,
     count: Count,
-    /// Work of jobs that run, by the numbers of their lines.
-    running: BTreeMap<usize, u64>,
+    /// Work of pictures that are made.
+    running: BTreeMap<Which, u64>,
 }
 
 /// What there is and what is done.
@@ -35,23 +37,23 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// There is more to do.
+    /// There is more to do: so many pictures, each of so much work.
     pub(crate) fn more(&mut self, pictures: usize, work: u64) {
         self.count.pictures += pictures;
-        self.count.work += work;
+        self.count.work += work * pictures as u64;
         self.bar.set_total(self.count.work);
     }
 
-    /// So much of a job's work is done.
-    pub(crate) fn called(&mut self, line: usize, work: u64) {
-        self.running.insert(line, work);
+    /// So much of a picture's work is done.
+    pub(super) fn called(&mut self, picture: Which, work: u64) {
+        self.running.insert(picture, work);
         let running: u64 = self.running.values().sum();
         self.bar.set(self.count.done + running);
     }
 
-    /// A job has ended.
-    pub(crate) fn ended(&mut self, line: usize, pictures: usize, work: u64) {
-        self.running.remove(&line);
+    /// A picture has ended, and is there or is not: so many `pictures` more.
+    pub(super) fn ended(&mut self, picture: Which, pictures: usize, work: u64) {
+        self.running.remove(&picture);
         self.count.made += pictures;
         self.count.done += work;
         self.bar

@@ -1,7 +1,7 @@
 //! What became of the jobs: a file in the output folder, by which a batch that was ended goes on.
 //!
-//! A job's line is written when its pictures are complete and have their names. A line that a killed process left unfinished is
-//! taken away. One process at a time writes.
+//! A job's line is written when its pictures are complete and have their names. Of a job with several pictures, each one has a line
+//! before, so that none is made twice. A line that a killed process left unfinished is taken away. One process at a time writes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -26,6 +26,8 @@ const NAME: &str = "results.jsonl";
 pub(crate) enum Status {
     /// Its pictures are there.
     Done,
+    /// One of its pictures is there.
+    Picture,
     /// They cannot be made.
     Failed,
 }
@@ -36,6 +38,36 @@ pub(crate) struct Image {
     /// Its name in the output folder.
     pub(crate) file: String,
     pub(crate) seed: u64,
+}
+
+/// What a picture took, or all of a job's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Took {
+    /// Which worker made it; none where several did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) worker: Option<usize>,
+    /// From the moment when the worker began until the file was written, without `waited`. Two jobs of a worker compute at the same
+    /// time, so all together may be more than has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seconds: Option<f64>,
+    /// How many seconds it waited for the worker's other job, which computed with the network that was next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waited: Option<f64>,
+}
+
+impl Took {
+    /// What this and more took together.
+    fn and(self, more: Self) -> Self {
+        if self == Self::default() {
+            return more;
+        }
+        let sum = |a: Option<f64>, b: Option<f64>| Some(a? + b?);
+        Self {
+            worker: self.worker.filter(|_| self.worker == more.worker),
+            seconds: sum(self.seconds, more.seconds),
+            waited: sum(self.waited, more.waited),
+        }
+    }
 }
 
 /// What became of a job.
@@ -49,14 +81,14 @@ pub(crate) struct Record {
     pub(crate) images: Vec<Image>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// Which worker made it, and in how many seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) worker: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) seconds: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) took: Took,
     /// Whether it was made in an earlier run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) earlier: bool,
+    /// Who computed: provider, graph, instructions and numbers, as settings in pictures name them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) computed: Option<BTreeMap<String, String>>,
     /// Hashes of the models.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) models: Vec<String>,
@@ -73,12 +105,47 @@ impl Record {
             status: Status::Failed,
             images: Vec::new(),
             error: None,
-            worker: None,
-            seconds: None,
+            took: Took::default(),
             earlier: false,
+            computed: None,
             models,
             request: Some(line.request.clone()),
         }
+    }
+
+    /// Whether all of its pictures are there.
+    pub(crate) fn is_done(&self) -> bool {
+        let wanted = self.request.as_ref().map(|request| request.batch);
+        wanted == Some(self.images.len())
+    }
+
+    /// Whether a picture is there.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.images.iter().any(|image| image.file == file)
+    }
+
+    /// Adds a picture, in the order of their names.
+    pub(crate) fn add(&mut self, image: Image, took: Took) {
+        let place = self.images.partition_point(|it| it.file < image.file);
+        self.images.insert(place, image);
+        self.took = self.took.and(took);
+        if self.is_done() {
+            self.status = Status::Done;
+        }
+    }
+
+    /// What is known of a job after one more line about it: the line of all its pictures has nothing to add to, others of the same
+    /// request add theirs.
+    fn then(self, mut next: Self) -> Self {
+        let is_same = self.request == next.request && self.models == next.models;
+        if next.status == Status::Picture && is_same {
+            next.took = self.took.and(next.took);
+            let others = self.images.into_iter();
+            let others: Vec<Image> = others.filter(|image| !next.has(&image.file)).collect();
+            next.images.extend(others);
+            next.images.sort_by(|a, b| a.file.cmp(&b.file));
+        }
+        next
     }
 }
 
@@ -88,11 +155,11 @@ pub(crate) struct Results {
     path: PathBuf,
     /// Keeps others away.
     _lock: File,
-    done: BTreeMap<String, Record>,
+    made: BTreeMap<String, Record>,
 }
 
 impl Results {
-    /// What a folder has of jobs that are done and whose pictures are there; the folder need not be.
+    /// What a folder has of jobs whose pictures are there, all or some; the folder need not be.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Record>> {
         let path = folder.join(NAME);
         match fs::read(&path) {
@@ -116,7 +183,7 @@ impl Results {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(failed)?;
-        let (done, whole) = parse(&path, &bytes, folder)?;
+        let (made, whole) = parse(&path, &bytes, folder)?;
         if whole < bytes.len() {
             tracing::warn!(
                 "{}: the last line is cut off; its job is made again",
@@ -128,13 +195,13 @@ impl Results {
         Ok(Self {
             path,
             _lock: file,
-            done,
+            made,
         })
     }
 
-    /// What jobs made that are done, by their names.
-    pub(crate) fn done(&self) -> &BTreeMap<String, Record> {
-        &self.done
+    /// What jobs made before, by their names.
+    pub(crate) fn made(&self) -> &BTreeMap<String, Record> {
+        &self.made
     }
 
     /// Adds a line, whole or not at all.
@@ -156,7 +223,7 @@ impl Results {
     }
 }
 
-/// Jobs that are done and whose pictures are in a folder, and how many bytes are whole lines.
+/// Jobs whose pictures are in a folder, and how many bytes are whole lines.
 fn parse(
     path: &Path,
     bytes: &[u8],
@@ -177,25 +244,33 @@ fn parse(
         let number = bytes.split(|&byte| byte == b'\n').count();
         return Err(foreign(number, &"expected a field `job`"));
     }
-    let mut done = BTreeMap::new();
+    let mut made: BTreeMap<String, Record> = BTreeMap::new();
     for (i, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate() {
         if line.is_empty() {
             continue;
         }
         let record: Record = serde_json::from_slice(line).map_err(|e| foreign(i + 1, &e))?;
-        match record.status {
-            Status::Done => drop(done.insert(record.job.clone(), record)),
-            Status::Failed => {}
+        if record.status == Status::Failed {
+            continue;
         }
+        let known = match made.remove(&record.job) {
+            Some(known) => known.then(record),
+            None => record,
+        };
+        made.insert(known.job.clone(), known);
     }
-    done.retain(|_, record| {
-        let mut files = record.images.iter().map(|image| folder.join(&image.file));
-        files.all(|file| {
-            file.metadata()
-                .is_ok_and(|found| found.is_file() && found.len() > 0)
-        })
-    });
-    Ok((done, whole))
+    for record in made.values_mut() {
+        record.images.retain(|image| {
+            let found = folder.join(&image.file).metadata();
+            found.is_ok_and(|found| found.is_file() && found.len() > 0)
+        });
+        record.status = match record.is_done() {
+            true => Status::Done,
+            false => Status::Picture,
+        };
+    }
+    made.retain(|_, record| !record.images.is_empty());
+    Ok((made, whole))
 }
 
 #[cfg(test)]
@@ -212,9 +287,13 @@ mod tests {
                 seed: u64::MAX,
             }],
             error: None,
-            worker: Some(0),
-            seconds: Some(0.5),
+            took: Took {
+                worker: Some(0),
+                seconds: Some(0.5),
+                waited: Some(0.25),
+            },
             earlier: false,
+            computed: None,
             models: vec!["abc".to_owned()],
             request: Some(Request::default()),
         }
@@ -257,11 +336,11 @@ mod tests {
         let results = Results::open(&folder).unwrap();
         assert!(
             results
-                .done()
+                .made()
                 .get("a")
                 .is_some_and(|a| a.request == Some(Request::default()))
         );
-        assert!(results.done().len() == 1);
+        assert!(results.made().len() == 1);
         results.add(&record("b", Status::Done)).unwrap();
         assert_eq!(Results::read(&folder).unwrap().len(), 2);
         // What somebody removed is not done, and what was lost with the power is not.
@@ -273,6 +352,52 @@ mod tests {
         fs::write(&file, "{}\n").unwrap();
         let error = Results::read(&folder).unwrap_err().to_string();
         assert!(error.contains("results.jsonl: line 1"), "{error}");
+    }
+
+    /// Pictures of one request come together, whatever order they are recorded in, and go one by one.
+    #[test]
+    fn pictures_of_a_job_are_known_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let results = Results::open(dir.path()).unwrap();
+        let of = |file: &str, prompt: &str| {
+            fs::write(dir.path().join(file), "a picture").unwrap();
+            Record {
+                images: vec![Image {
+                    file: file.to_owned(),
+                    seed: 1,
+                }],
+                request: Some(Request {
+                    prompt: prompt.to_owned(),
+                    batch: 3,
+                    ..Request::default()
+                }),
+                ..record("a", Status::Picture)
+            }
+        };
+        let known = || Results::read(dir.path()).unwrap().remove("a").unwrap();
+        let files = || -> Vec<String> {
+            let images = known().images.into_iter();
+            images.map(|image| image.file).collect()
+        };
+        results.add(&of("a-000.png", "another")).unwrap();
+        results.add(&of("a-002.png", "cat")).unwrap();
+        results.add(&record("a", Status::Failed)).unwrap();
+        results.add(&of("a-000.png", "cat")).unwrap();
+        assert_eq!(files(), ["a-000.png", "a-002.png"]);
+        assert!(!known().is_done() && known().status == Status::Picture);
+        results.add(&of("a-001.png", "cat")).unwrap();
+        assert!(known().is_done() && known().status == Status::Done);
+        let took = known().took;
+        assert_eq!((took.seconds, took.waited), (Some(1.5), Some(0.75)));
+        // The whole job's line holds all of it already.
+        let done = Record {
+            status: Status::Done,
+            ..known()
+        };
+        results.add(&done).unwrap();
+        assert_eq!(known().took, took);
+        fs::remove_file(dir.path().join("a-001.png")).unwrap();
+        assert_eq!(files(), ["a-000.png", "a-002.png"]);
     }
 
     #[test]
