@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sd_runtime::engine::{Cancel, Ep};
-use sd_runtime::jobs::{Handle, Job, JobError, News, Options, Scheduler, SubmitError};
+use sd_runtime::jobs::{Handle, Job, JobError, News, Options, Pins, Scheduler, SubmitError};
 use sd_runtime::pipeline::{Event, ModelDir, Models, Plans, Request, run};
 use sdrt_tests::{demo_model, engine};
 
@@ -24,6 +24,8 @@ fn scheduler(models: &Arc<Models>, workers: usize, capacity: usize) -> Scheduler
         workers: NonZero::new(workers).unwrap(),
         memory: MEMORY,
         capacity,
+        ceiling: None,
+        pins: None,
     };
     Scheduler::start(engine(), models, options)
 }
@@ -135,6 +137,68 @@ fn every_job_ends_once() {
     }
     let count = |kind: &str| ended.iter().flatten().filter(|&&it| it == kind).count();
     assert!(count("done") > 100 && count("failed") > 5 && count("cancelled") > 5);
+}
+
+/// Workers that are pinned have processors of their own, as the system sees it; all others may run anywhere.
+#[test]
+#[cfg(target_os = "linux")]
+fn pinned_workers_have_processors_of_their_own() {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    fn processors(task: &Path) -> Option<String> {
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some(list.trim().to_owned())
+    }
+
+    let threads = engine().threads();
+    if threads < 2 {
+        println!("skipped: this process may use one processor only");
+        return;
+    }
+    let before = processors(Path::new("/proc/thread-self")).unwrap();
+    let models = models();
+    let options = Options {
+        workers: NonZero::new(2).unwrap(),
+        memory: MEMORY,
+        capacity: 10,
+        ceiling: None,
+        pins: Some(Pins::find().unwrap()),
+    };
+    let scheduler = Scheduler::start(engine(), &models, options);
+    let (tell, told) = channel();
+    for seed in 0..8 {
+        let tell = tell.clone();
+        let mut number = 0;
+        let follow = Box::new(move |news: News<'_>| {
+            if let News::Began { worker } = news {
+                number = worker;
+            }
+            let own = processors(Path::new("/proc/thread-self")).unwrap();
+            tell.send((number, own)).unwrap();
+        });
+        scheduler
+            .submit(job(&models, &small(seed), ""), follow)
+            .unwrap();
+    }
+    drop(tell);
+    let heard: BTreeSet<(usize, String)> = told.iter().collect();
+    let lists: BTreeSet<&String> = heard.iter().map(|(_, list)| list).collect();
+    assert!(heard.len() == 2 && lists.len() == 2, "{heard:?}");
+    // All jobs have ended, and the workers wait for more.
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let tasks: Vec<String> = tasks
+        .filter_map(|task| processors(&task.unwrap().path()))
+        .collect();
+    scheduler.finish();
+    for list in lists {
+        // Its two jobs' threads.
+        let count = tasks.iter().filter(|own| *own == list).count();
+        assert!(*list != before && count >= 2, "{list}: {tasks:?}");
+    }
+    assert_eq!(processors(Path::new("/proc/thread-self")).unwrap(), before);
 }
 
 /// Other providers compile portable graphs, weights and all, for every worker.

@@ -5,7 +5,6 @@ mod classify;
 mod compare;
 mod convert;
 mod determinism;
-mod energy;
 mod machine;
 mod memory;
 mod networks;

@@ -40,6 +40,7 @@ pub mod profile;
 mod regular;
 mod remedy;
 pub mod sampler;
+pub mod sensors;
 pub mod sigmas;
 pub mod text;
 

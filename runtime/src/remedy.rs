@@ -10,6 +10,7 @@ use crate::engine::{EngineError, Ep, setup};
 use crate::noise::texture::TextureError;
 use crate::pipeline::{PipelineError, RequestError};
 use crate::sampler::UnknownSampler;
+use crate::sensors::NoSensor;
 use crate::sigmas::UnknownSpread;
 use crate::text::TextError;
 use crate::text::styles::StyleError;
@@ -98,6 +99,7 @@ impl Remedy {
             .or_else(|| is(error, TextureError::hint))
             .or_else(|| is(error, UnknownSampler::hint))
             .or_else(|| is(error, UnknownSpread::hint))
+            .or_else(|| is(error, NoSensor::hint))
     }
 
     pub(crate) const fn words(words: &'static str) -> Self {

@@ -8,11 +8,11 @@ use ndarray::ArrayD;
 use sd_runtime::engine::memory;
 use sd_runtime::pipeline::{Destination, Dump, Format, Plans, Request, run as make};
 use sd_runtime::sampler;
+use sd_runtime::sensors::{Energy, Sensors};
 use sd_ui::Ui;
 
 use super::report::{NetworkRound, Operations, PictureRound, Round};
 use crate::classify::classify;
-use crate::energy::{self, Energy};
 use crate::memory::{Memory, status_bytes};
 use crate::networks::{Networks, NetworksArgs, Place, Said, Tensor};
 
@@ -168,7 +168,7 @@ fn pictures(networks: &Networks, request: &Request) -> anyhow::Result<PictureRou
     } = networks;
     let plans = Plans::resolve(request, models, memory::limit())?;
     let folder = tempfile::tempdir()?;
-    let energy = Energy::read(Path::new(energy::FOLDER));
+    let energy = Energy::read(&Sensors::default());
     let start = Instant::now();
     let work = || {
         let outcome = make(&plans, models, engine, cancel, &mut |_| {}, None)?;

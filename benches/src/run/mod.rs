@@ -20,6 +20,7 @@ use sd_runtime::engine::measured;
 use sd_runtime::engine::{Compute, Dialect, Ep, EpOption, memory};
 use sd_runtime::pipeline::{Destination, Dump, ModelDir, Models, Plans, RequestError};
 use sd_runtime::sampler;
+use sd_runtime::sensors::{Energy, Sensors};
 use sd_ui::{Ui, UsageError};
 
 pub(crate) use case::{AXES, Case, Wish, common, names};
@@ -34,7 +35,6 @@ use models::ModelsArgs;
 use report::{Operations, Round};
 
 use crate::child::Failed;
-use crate::energy::{self, Energy};
 use crate::machine::{Machine, Ticks};
 use crate::networks::request;
 use crate::peak;
@@ -182,7 +182,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<()> {
         );
         return Err(UsageError(text).into());
     }
-    let mut machine = Machine::look(Energy::read(Path::new(energy::FOLDER)).is_some());
+    let mut machine = Machine::look(Energy::read(&Sensors::default()).is_some());
     let rounds = args.warm_up + args.rounds;
     let bar = ui.steps("measuring", u64::from(rounds) * jobs.len() as u64);
     let operations = count_operations(&jobs, ui)?;

@@ -355,10 +355,7 @@ fn who_waits_for_another_job_took_no_longer() {
 fn a_picture_that_cannot_be_written_fails_alone() {
     let dir = folder();
     let named = |id: &str, steps: usize| with(small(1), &json!({"id": id, "steps": steps}));
-    write_jobs(
-        dir.path(),
-        &[named("a", 1), named("b", 200), named("c", 1)],
-    );
+    write_jobs(dir.path(), &[named("a", 1), named("b", 200), named("c", 1)]);
     let mut command = batch(dir.path());
     command.args(["--keep-going", "--workers", "1"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -551,6 +548,57 @@ fn hints_are_in_the_words_of_a_line() {
     let enough = enough.split('`').next().unwrap();
     let (code, _, stderr) = run(batch(dir.path()).args(["--max-ram", enough]));
     assert_eq!(code, Some(0), "{stderr}");
+}
+
+/// A ceiling that nothing could hold is refused before anything is made.
+#[test]
+fn a_ceiling_needs_a_sensor() {
+    use sd_runtime::sensors::{Energy, Sensors, Thermometer};
+    let dir = folder();
+    write_jobs(dir.path(), &[small(1)]);
+    let sensors = Sensors::default();
+    for (option, is_there) in [
+        ("--max-watts", Energy::read(&sensors).is_some()),
+        ("--max-temp", Thermometer::find(&sensors).is_some()),
+    ] {
+        let (code, _, stderr) = run(batch(dir.path()).args([option, "0"]));
+        assert!(code == Some(2) && stderr.contains("above 0"), "{stderr}");
+        if is_there {
+            println!("skipped: this machine has what {option} needs");
+            continue;
+        }
+        for command in [vec!["batch", "jobs.jsonl"], vec!["txt2img", "-p", "a cat"]] {
+            let mut program = sdrun(dir.path());
+            program.args(command).args(["-o", "out", option, "50"]);
+            let (code, _, stderr) = run(&mut program);
+            assert!(
+                code == Some(1) && stderr.contains(option) && stderr.contains("cannot be read"),
+                "{stderr}"
+            );
+        }
+        assert!(!dir.path().join("out").exists());
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn pinned_workers_make_the_same_pictures() {
+    let dir = folder();
+    write_jobs(dir.path(), &[small(1), small(2)]);
+    let made = |output: &str, args: &[&str]| {
+        let mut command = sdrun(dir.path());
+        command
+            .args(["batch", "jobs.jsonl", "-o", output])
+            .args(args);
+        let (code, _, stderr) = run(&mut command);
+        assert_eq!(code, Some(0), "{stderr}");
+        ["000001.png", "000002.png"]
+            .map(|name| fs::read(dir.path().join(output).join(name)).unwrap())
+    };
+    let free = made("free", &[]);
+    for workers in ["1", "2"] {
+        assert!(made(workers, &["--pin", "--workers", workers]) == free);
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::EngineError;
 
@@ -66,6 +68,16 @@ impl Cancel {
         } else {
             Ok(result)
         }
+    }
+
+    /// Waits so long, or until somebody wants to stop.
+    pub fn sleep(&self, time: Duration) {
+        let (wake, woken) = channel();
+        let stop = move || {
+            // Nobody listens any more who has slept enough.
+            let _ = wake.send(());
+        };
+        let _ = self.during(stop, || woken.recv_timeout(time));
     }
 
     fn register(&self, stop: Box<dyn Fn() + Send>) -> Registered<'_> {

@@ -177,6 +177,11 @@ impl Engine {
         (0..workers).map(engine).collect()
     }
 
+    /// Gives the sessions of networks that are loaded from now on threads of their own, which are made by who loads them.
+    pub(crate) fn set_apart(&mut self) {
+        self.apart = true;
+    }
+
     /// Lets another provider compute what is loaded from now on, as [`EngineOptions`] describe it. Networks that were kept go.
     ///
     /// # Errors

@@ -10,12 +10,14 @@
 //!
 //! [`Engine::split`]: crate::engine::Engine::split
 
+mod pins;
 mod queue;
 mod scheduler;
 pub mod split;
 mod sync;
 mod turn;
 
+pub use pins::{PinError, Pins};
 pub use scheduler::{
     Follow, Handle, Job, JobError, Made, News, Options, Scheduler, Stop, SubmitError,
 };

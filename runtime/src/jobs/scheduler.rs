@@ -6,16 +6,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use super::pins::{Pins, pin};
 use super::queue::{Entry, Queue, Refused, Taken, Used};
 use super::turn::Turns;
 use crate::engine::{Cancel, Engine, Ep};
 use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, run};
+use crate::sensors::Ceiling;
 
 /// Jobs that a worker has at the same time: one computes with the UNet, the other one does what is before or behind that.
 const AT_ONCE: usize = 2;
 
 /// How a scheduler works.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How many engines share the processors.
     pub workers: NonZero<usize>,
@@ -23,6 +25,10 @@ pub struct Options {
     pub memory: u64,
     /// How many jobs wait at most.
     pub capacity: usize,
+    /// Power and temperature that are not to be exceeded.
+    pub ceiling: Option<Arc<Ceiling>>,
+    /// Processors that are divided among workers, if each shall have its own.
+    pub pins: Option<Pins>,
 }
 
 /// A wish for pictures, resolved.
@@ -44,9 +50,10 @@ pub enum News<'a> {
         /// Its number.
         worker: usize,
     },
-    /// It waits for its turn: another job of the worker computes with the network that comes next.
+    /// It waits for its turn, since another job of the worker computes with the network that comes next, or for the processor, which
+    /// is over its ceiling.
     Waits,
-    /// It has its turn.
+    /// It waits no more.
     GoesOn,
     /// What happens in the run.
     Run(Event<'a>),
@@ -117,6 +124,7 @@ struct Shared {
     engines: Vec<Engine>,
     /// Whose turn it is to use a worker's networks.
     turns: Vec<Turns>,
+    ceiling: Option<Arc<Ceiling>>,
     running: Mutex<Running>,
 }
 
@@ -142,12 +150,14 @@ struct Running {
 ///     workers: std::num::NonZero::<usize>::MIN,
 ///     memory: memory::limit(),
 ///     capacity: 100,
+///     ceiling: None,
+///     pins: None,
 /// };
 /// let scheduler = Scheduler::start(&engine, &models, options);
 /// for prompt in ["a lighthouse", "a ship"] {
 ///     let request = Request { prompt: prompt.to_owned(), ..Request::default() };
 ///     let job = Job {
-///         plans: Plans::resolve(&request, &models, options.memory)?,
+///         plans: Plans::resolve(&request, &models, memory::limit())?,
 ///         client: "me".to_owned(),
 ///         priority: 0,
 ///     };
@@ -171,20 +181,33 @@ impl Scheduler {
     /// Starts workers, which sleep until there are jobs.
     #[must_use]
     pub fn start(engine: &Engine, models: &Arc<Models>, options: Options) -> Self {
-        let engines = engine.split(options.workers);
+        let mut engines = engine.split(options.workers);
+        let places = options.pins.map(|pins| {
+            // Threads that all networks share were made elsewhere.
+            engines.iter_mut().for_each(Engine::set_apart);
+            let threads: Vec<usize> = engines.iter().map(Engine::threads).collect();
+            pins.divide(&threads)
+        });
         let shared = Arc::new(Shared {
             queue: Queue::new(options.capacity, options.memory, engines.len()),
             models: Arc::clone(models),
             ep: engine.ep(),
             turns: engines.iter().map(|_| Turns::default()).collect(),
             engines,
+            ceiling: options.ceiling,
             running: Mutex::default(),
         });
         shared.share_memory();
         let workers = 0..shared.engines.len();
         let threads = workers.flat_map(|worker| [worker; AT_ONCE]).map(|worker| {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || shared.work(worker))
+            let place = places.as_ref().map(|places| places[worker].clone());
+            thread::spawn(move || {
+                if let Some(Err(error)) = place.map(|place| pin(&place)) {
+                    tracing::warn!("worker {worker}: {error}");
+                }
+                shared.work(worker);
+            })
         });
         Self {
             capacity: options.capacity,
@@ -346,6 +369,11 @@ impl Shared {
                 follow(News::GoesOn);
             }
             follow(News::Run(event));
+            if let (Event::Called { .. }, Some(ceiling)) = (event, &self.ceiling) {
+                follow(News::Waits);
+                ceiling.keep(&cancel, &mut |text| follow(News::Run(Event::Warning(text))));
+                follow(News::GoesOn);
+            }
         };
         let (models, engine) = (&self.models, &self.engines[worker]);
         let outcome = caught(|| run(&plans, models, engine, &cancel, &mut listener, None));

@@ -48,6 +48,7 @@ pub(crate) fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<()> {
         vae_decoder: models.decoder_name(),
         choice,
         not_carried: Vec::new(),
+        ceiling: None,
     };
     generate(&job, &engine, &models, output, estimate, ui)?;
     ui.note(format!(

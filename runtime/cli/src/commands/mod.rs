@@ -21,6 +21,7 @@ use sd_runtime::engine::{
 };
 use sd_runtime::pipeline::Request;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings};
+use sd_runtime::sensors::{Ceiling, Limits, NoSensor, Sensors};
 use sd_ui::{Ui, UsageError};
 
 /// What to do.
@@ -303,6 +304,41 @@ impl EngineArgs {
         }
         tracing::info!(library = %engine.library().path.display(), ep = engine.ep().name(), threads = engine.threads(), "engine");
         Ok(engine)
+    }
+}
+
+/// Options of commands that compute for long.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct CeilingArgs {
+    /// Pause between steps so that the processor uses this power on average at most, in watts
+    #[arg(long, value_name = "W", value_parser = positive, help_heading = "Engine")]
+    max_watts: Option<f64>,
+    /// Pause between steps while the processor is hotter than this, in degrees Celsius
+    #[arg(long, value_name = "C", value_parser = positive, help_heading = "Engine")]
+    max_temp: Option<f64>,
+}
+
+impl CeilingArgs {
+    /// What holds the limits, if there are any.
+    pub(crate) fn ceiling(self) -> anyhow::Result<Option<Ceiling>> {
+        let limits = Limits {
+            watts: self.max_watts,
+            celsius: self.max_temp,
+        };
+        Ceiling::new(&Sensors::default(), limits).map_err(|error| {
+            let option = match error {
+                NoSensor::Power => "--max-watts",
+                NoSensor::Temperature => "--max-temp",
+            };
+            anyhow::Error::from(error).context(option)
+        })
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }
 

@@ -12,13 +12,14 @@ use sd_runtime::pipeline::{
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Sampler};
+use sd_runtime::sensors::Ceiling;
 use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
 use sd_runtime::text::styles::Styles;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
-use super::{EngineArgs, cancel_with};
+use super::{CeilingArgs, EngineArgs, cancel_with};
 use crate::auto::{self, Choice};
 use crate::carried::{self, QUALITY};
 use crate::demo_model;
@@ -213,6 +214,8 @@ pub(crate) struct Txt2ImgArgs {
     #[arg(long, help_heading = "Output")]
     json: bool,
     #[command(flatten)]
+    ceiling: CeilingArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -371,6 +374,7 @@ impl Output {
 }
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
+    let ceiling = args.ceiling.ceiling()?;
     let carried = args.from_png.as_deref();
     let carried = carried.map(|path| carried::of(path, ui)).transpose()?;
     let carried = carried.map(|(_, settings)| settings);
@@ -431,6 +435,7 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         vae_decoder: models.decoder_name(),
         choice,
         not_carried,
+        ceiling,
     };
     generate(&job, &engine, &models, output, estimate, ui)
 }
@@ -614,6 +619,8 @@ pub(crate) struct Job {
     pub(crate) choice: Option<Choice>,
     /// Settings of a picture that are left out.
     pub(crate) not_carried: Vec<NotCarried>,
+    /// Power and temperature that are not to be exceeded.
+    pub(crate) ceiling: Option<Ceiling>,
 }
 
 /// Makes the pictures and writes them.
@@ -659,6 +666,9 @@ pub(crate) fn generate(
         {
             // The picture is what was asked for.
             ui.warn(error);
+        }
+        if let (Event::Called { .. }, Some(ceiling)) = (event, &job.ceiling) {
+            ceiling.keep(&cancel, &mut |text| terminal.follow(Event::Warning(text)));
         }
     };
     let outcome = make(plans, models, engine, &cancel, &mut follow, dump.as_mut())?;

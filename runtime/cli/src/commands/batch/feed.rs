@@ -11,6 +11,7 @@ use anyhow::Context;
 use sd_runtime::engine::Cancel;
 use sd_runtime::jobs::{Follow, Job, JobError, Made, News, Scheduler};
 use sd_runtime::pipeline::{Destination, Event, Format, PipelineError, Plans, Stage};
+use sd_runtime::sensors::{Share, Shares};
 
 use super::check::{Checker, Item, not_planned, said};
 use super::line::next_line;
@@ -73,6 +74,8 @@ pub(super) struct Feeder {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) folder: PathBuf,
     pub(super) keep_going: bool,
+    /// Whose energy it is, if the processor tells.
+    pub(super) shares: Option<Shares>,
     pub(super) tell: Sender<Message>,
 }
 
@@ -171,7 +174,7 @@ impl Feeder {
     /// Writes a picture, and tells what happens to it.
     fn follow(&self, job: String, which: Which, file: String, work: u64) -> Follow {
         let (tell, folder) = (self.tell.clone(), self.folder.clone());
-        let (mut times, mut total_calls) = (Times::default(), None);
+        let (mut times, mut total_calls) = (Times::of(self.shares.clone()), None);
         let mut last = LastWord {
             tell: tell.clone(),
             word: None,
@@ -277,6 +280,8 @@ fn write(made: &Made, path: &Path) -> Result<u64, PipelineError> {
 /// When a picture was worked on, and when it waited.
 #[derive(Default)]
 struct Times {
+    shares: Option<Shares>,
+    share: Option<Share>,
     worker: Option<usize>,
     began: Option<Instant>,
     waits: Option<Instant>,
@@ -284,17 +289,31 @@ struct Times {
 }
 
 impl Times {
+    fn of(shares: Option<Shares>) -> Self {
+        Self {
+            shares,
+            ..Self::default()
+        }
+    }
+
     fn begin(&mut self, worker: usize) {
+        self.share = self.shares.as_ref().map(Shares::begin);
         self.worker = Some(worker);
         self.began = Some(Instant::now());
     }
 
     fn wait(&mut self) {
         self.waits = Some(Instant::now());
+        if let Some(share) = &mut self.share {
+            share.wait();
+        }
     }
 
     fn go_on(&mut self) {
         self.waited += self.waits.take().map_or(Duration::ZERO, |at| at.elapsed());
+        if let Some(share) = &mut self.share {
+            share.go_on();
+        }
     }
 
     fn end(&self) -> Took {
@@ -304,6 +323,7 @@ impl Times {
             worker: self.worker,
             seconds: worked.map(|worked| worked.as_secs_f64()),
             waited: Some(self.waited.as_secs_f64()),
+            joules: self.share.as_ref().and_then(Share::joules),
         }
     }
 }

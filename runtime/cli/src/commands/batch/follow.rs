@@ -105,10 +105,9 @@ impl Batch<'_> {
                 }
             }
             Message::Ended(ended, work) => {
-                let pictures = usize::from(ended.result.is_ok());
                 let which = ended.which;
                 self.ended(*ended)?;
-                self.progress.ended(which, pictures, work);
+                self.progress.ended(which, work);
             }
             Message::End(Err(error)) => return Err(error),
             Message::Cancelled | Message::End(Ok(_)) | Message::Interrupted => {}
@@ -127,6 +126,7 @@ impl Batch<'_> {
         let job = job.context("a picture of a job that did not begin")?;
         let record = match result {
             Ok((image, computed)) => {
+                self.progress.made(took);
                 job.computed = Some(computed);
                 job.add(image.clone(), took);
                 match job.is_done() {

@@ -19,13 +19,14 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use sd_kernels::Isa;
 use sd_runtime::engine::measured::Case;
 use sd_runtime::engine::memory;
-use sd_runtime::jobs::{Options, Scheduler};
+use sd_runtime::jobs::{Options, Pins, Scheduler};
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::{ModelDir, Models, Request, VaeApprox};
+use sd_runtime::sensors::{Sensors, Shares};
 use sd_ui::{Interrupted, Ui};
 
 use self::check::{Checker, Earlier, Item, NumberedLine, read_all, refuse_broken};
@@ -35,7 +36,7 @@ use self::line::SCHEMA;
 use self::progress::Progress;
 use self::results::Results;
 use self::workers::{Workers, workers};
-use super::EngineArgs;
+use super::{CeilingArgs, EngineArgs};
 use crate::{auto, demo_model, embeddings};
 
 /// Jobs that wait in memory. More of a file or a stream are read when there is room.
@@ -86,12 +87,17 @@ pub(crate) struct BatchArgs {
     /// Memory that all jobs may take together, such as 8GB or 500MiB; all that there is if left out
     #[arg(long, value_name = "SIZE")]
     max_ram: Option<Size>,
+    /// Give each worker processors of its own, cores before hyperthreads
+    #[arg(long)]
+    pin: bool,
     /// Go on after lines that are wrong and jobs that fail
     #[arg(long)]
     keep_going: bool,
     /// Print the JSON Schema of a line, and do nothing else
     #[arg(long)]
     schema: bool,
+    #[command(flatten)]
+    ceiling: CeilingArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -131,6 +137,8 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         (Some(jobs), Some(folder)) if !args.schema => (jobs, folder),
         _ => return Ok(ui.result(SCHEMA)?),
     };
+    let ceiling = args.ceiling.ceiling()?.map(Arc::new);
+    let pins = args.pin.then(Pins::find).transpose().context("--pin")?;
     let is_stream = STDIN.iter().any(|name| jobs == Path::new(name));
     let lines = match is_stream {
         true => Vec::new(),
@@ -162,6 +170,8 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         workers: workers(args.workers, &engine, &checker, &first, &items, ui)?,
         memory: checker.limit,
         capacity: WAITING,
+        ceiling,
+        pins,
     };
     let scheduler = Arc::new(Scheduler::start(&engine, &models, options));
     let (tell, told) = channel();
@@ -179,6 +189,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         scheduler: Arc::clone(&scheduler),
         folder: folder.clone(),
         keep_going: args.keep_going,
+        shares: Shares::new(&Sensors::default()),
         tell: tell.clone(),
     };
     let mut end = LastWord {
@@ -221,6 +232,11 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
     if ui.interrupted() {
         return Err(Interrupted.into());
     }
+    ended(&batch, jobs, ui)
+}
+
+/// What became of a batch.
+fn ended(batch: &Batch<'_>, jobs: &Path, ui: &Ui) -> anyhow::Result<()> {
     match batch.failed {
         0 if batch.is_empty() => {
             ui.warn(format!("{}: there are no jobs in it", jobs.display()));

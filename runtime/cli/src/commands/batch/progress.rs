@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sd_ui::{Bar, Ui};
 
 use super::feed::Which;
+use super::results::Took;
 
 /// Follows a batch.
 pub(crate) struct Progress<'a> {
@@ -24,6 +25,7 @@ struct Count {
     work: u64,
     made: usize,
     done: u64,
+    joules: f64,
 }
 
 impl<'a> Progress<'a> {
@@ -51,10 +53,15 @@ impl<'a> Progress<'a> {
         self.bar.set(self.count.done + running);
     }
 
-    /// A picture has ended, and is there or is not: so many `pictures` more.
-    pub(super) fn ended(&mut self, picture: Which, pictures: usize, work: u64) {
+    /// A picture is there.
+    pub(super) fn made(&mut self, took: Took) {
+        self.count.made += 1;
+        self.count.joules += took.joules.unwrap_or(0.0);
+    }
+
+    /// A picture has ended, whether it is there or not.
+    pub(super) fn ended(&mut self, picture: Which, work: u64) {
         self.running.remove(&picture);
-        self.count.made += pictures;
         self.count.done += work;
         self.bar
             .set(self.count.done + self.running.values().sum::<u64>());
@@ -67,14 +74,18 @@ impl<'a> Progress<'a> {
 }
 
 impl Count {
-    /// How many pictures there are, how fast they come, and how long the others will take.
+    /// How many pictures there are, how fast they come, their energy where that is known, and how long the others will take.
     fn words(&self, elapsed: Duration) -> String {
         let per_hour = self.made as f64 * 3600.0 / elapsed.as_secs_f64().max(1e-3);
         let left = self.work.saturating_sub(self.done) as f64 / self.done.max(1) as f64;
         let left = elapsed.mul_f64(left.min(1e6)).as_secs();
         let (hours, minutes, seconds) = (left / 3600, left / 60 % 60, left % 60);
+        let energy = match self.joules > 0.0 {
+            true => format!("{:.0} J each, ", self.joules / self.made as f64),
+            false => String::new(),
+        };
         format!(
-            "{} of {} pictures, {per_hour:.0} an hour, {hours}:{minutes:02}:{seconds:02} left",
+            "{} of {} pictures, {per_hour:.0} an hour, {energy}{hours}:{minutes:02}:{seconds:02} left",
             self.made, self.pictures
         )
     }
@@ -91,9 +102,20 @@ mod tests {
             work: 100,
             made: 1,
             done: 10,
+            joules: 0.0,
         };
         let words = count.words(Duration::from_mins(10));
         assert_eq!(words, "1 of 4 pictures, 6 an hour, 1:30:00 left");
+        let measured = Count {
+            joules: 250.0,
+            made: 2,
+            ..count
+        };
+        let words = measured.words(Duration::from_mins(10));
+        assert_eq!(
+            words,
+            "2 of 4 pictures, 12 an hour, 125 J each, 1:30:00 left"
+        );
         Count::default().words(Duration::ZERO);
     }
 }

@@ -50,9 +50,13 @@ pub(crate) struct Took {
     /// time, so all together may be more than has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seconds: Option<f64>,
-    /// How many seconds it waited for the worker's other job, which computed with the network that was next.
+    /// How many seconds it waited for the worker's other job, which computed with the network that was next, or for the processor, which
+    /// was over its ceiling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) waited: Option<f64>,
+    /// What the processor used meanwhile, divided by those that were worked on at the same time; where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) joules: Option<f64>,
 }
 
 impl Took {
@@ -66,6 +70,7 @@ impl Took {
             worker: self.worker.filter(|_| self.worker == more.worker),
             seconds: sum(self.seconds, more.seconds),
             waited: sum(self.waited, more.waited),
+            joules: sum(self.joules, more.joules),
         }
     }
 }
@@ -291,6 +296,7 @@ mod tests {
                 worker: Some(0),
                 seconds: Some(0.5),
                 waited: Some(0.25),
+                joules: None,
             },
             earlier: false,
             computed: None,

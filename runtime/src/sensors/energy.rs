@@ -4,14 +4,13 @@
 //! `max_energy_range_uj`. Virtual machines have none, and often only the administrator may read it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Where Linux shows the counters.
-pub(crate) const FOLDER: &str = "/sys/class/powercap";
+use super::{Sensors, number};
 
 /// Counters at one time.
 #[derive(Debug)]
-pub(crate) struct Energy(Vec<Counter>);
+pub struct Energy(Vec<Counter>);
 
 #[derive(Debug)]
 struct Counter {
@@ -19,15 +18,11 @@ struct Counter {
     microjoules: u64,
 }
 
-fn number(folder: &Path, file: &str) -> Option<u64> {
-    let text = fs::read_to_string(folder.join(file)).ok()?;
-    text.trim().parse().ok()
-}
-
 impl Energy {
     /// Reads the packages' counters; none if there are none, or one cannot be read.
-    pub(crate) fn read(folder: &Path) -> Option<Self> {
-        let entries = fs::read_dir(folder).ok()?.flatten();
+    #[must_use]
+    pub fn read(sensors: &Sensors) -> Option<Self> {
+        let entries = fs::read_dir(sensors.class("powercap")).ok()?.flatten();
         let is_package = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str());
             let number = name.and_then(|name| name.strip_prefix("intel-rapl:"));
@@ -47,7 +42,8 @@ impl Energy {
     }
 
     /// Joules since then. A counter may have begun anew once.
-    pub(crate) fn joules_since(&self) -> Option<f64> {
+    #[must_use]
+    pub fn joules_since(&self) -> Option<f64> {
         let used = self.0.iter().map(|counter| {
             let now = number(&counter.folder, "energy_uj")?;
             match now.checked_sub(counter.microjoules) {
@@ -71,25 +67,26 @@ mod tests {
     fn packages_are_summed_and_counters_may_begin_anew() {
         let dir = tempfile::tempdir().unwrap();
         let set = |domain: &str, file: &str, value: u64| {
-            let folder = dir.path().join(domain);
+            let folder = dir.path().join("powercap").join(domain);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join(file), format!("{value}\n")).unwrap();
         };
-        assert!(Energy::read(dir.path()).is_none());
+        let sensors = Sensors::of(dir.path());
+        assert!(Energy::read(&sensors).is_none());
         set("intel-rapl:0", "energy_uj", 1_000_000);
         set("intel-rapl:1", "energy_uj", 9_000_000);
         set("intel-rapl:1", "max_energy_range_uj", 10_000_000);
         // A part of a package, which its counter holds already, and the control type.
         set("intel-rapl:0:0", "energy_uj", 1);
         set("intel-rapl", "enabled", 1);
-        let energy = Energy::read(dir.path()).unwrap();
+        let energy = Energy::read(&sensors).unwrap();
         set("intel-rapl:0", "energy_uj", 1_500_000);
         set("intel-rapl:1", "energy_uj", 2_000_000);
         set("intel-rapl:0:0", "energy_uj", 300_000_000);
         assert_eq!(energy.joules_since(), Some(0.5 + 3.0));
-        fs::remove_file(dir.path().join("intel-rapl:0/energy_uj")).unwrap();
+        fs::remove_file(dir.path().join("powercap/intel-rapl:0/energy_uj")).unwrap();
         assert_eq!(energy.joules_since(), None);
-        assert!(Energy::read(dir.path()).is_none());
-        assert!(Energy::read(&dir.path().join("none")).is_none());
+        assert!(Energy::read(&sensors).is_none());
+        assert!(Energy::read(&Sensors::of(&dir.path().join("none"))).is_none());
     }
 }
