@@ -256,12 +256,10 @@ fn pause(cancel: &Cancel, longest: Duration, mut look: impl FnMut() -> Look) -> 
             Look::Fine => return None,
             Look::Lost => return Some(End::Lost),
             Look::Over { found, excess } => {
-                let (at, before) = *since.get_or_insert((Instant::now(), excess));
-                if at.elapsed() > longest {
-                    if excess >= before {
-                        return Some(End::InVain(found));
-                    }
-                    since = None;
+                match since {
+                    Some((at, _)) if at.elapsed() <= longest => {}
+                    Some((_, before)) if excess >= before => return Some(End::InVain(found)),
+                    _ => since = Some((Instant::now(), excess)),
                 }
                 cancel.sleep(POLL);
             }
