@@ -148,6 +148,7 @@ impl Networks {
         let options = EngineOptions {
             library: args.lib.clone(),
             ep: args.ep,
+            plugin: None,
             ep_options,
             strict: args.strict_ep,
             threads: args.threads,

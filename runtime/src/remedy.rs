@@ -41,6 +41,8 @@ pub enum Remedy {
         /// The package, and what to know of it.
         package: &'static str,
     },
+    /// Load another plugin, or one for this machine.
+    Plugin,
     /// Convert a checkpoint into a model directory.
     Convert {
         /// The checkpoint, if one was given.
@@ -131,6 +133,9 @@ impl fmt::Display for Remedy {
             Self::OwnLibrary => "install a library or a wheel that you have",
             Self::LibraryOf { package } => {
                 return write!(f, "give the library of Python's {package}");
+            }
+            Self::Plugin => {
+                "a plugin is a library for this machine's devices with a provider of ONNX Runtime in it, such as that of Python's `onnxruntime-ep-openvino` for Intel's"
             }
             Self::Convert { checkpoint: None } => "give a converted model",
             Self::Convert { .. } => "convert it, then give the folder with the result",

@@ -57,6 +57,7 @@ impl Way {
         Ok(EngineOptions {
             library: self.library.clone(),
             ep,
+            plugin: None,
             ep_options: ep.check(&options)?,
             strict: self.strict_ep,
             threads: self.threads,

@@ -57,6 +57,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         Remedy::LibraryOf { package } => {
             return format!("give the library of Python's {package} with `--lib`");
         }
+        Remedy::Plugin => {
+            "`--ep-library FILE` loads a provider's plugin for this machine's devices, such as that of Python's `onnxruntime-ep-openvino` for Intel's"
+        }
         Remedy::Convert { checkpoint: None } => {
             "`sdconvert build CHECKPOINT -o DIR` makes model directories"
         }

@@ -5,11 +5,12 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{folder, run, sdrun};
+use common::{folder, run, runtime_library, sdrun};
 use sd_runtime::pipeline::PictureFile;
 
 /// Whether another program's reader takes the file for a picture of the demo model's size.
@@ -886,4 +887,59 @@ fn shells_get_completions_and_people_examples() {
     ] {
         assert!(stdout.contains(&format!("\n{heading}\n")), "{heading}");
     }
+}
+
+/// What is no plugin of a provider is told as what it is. A real one that `SDRT_TEST_PLUGIN` names makes a picture, with its
+/// device, or says that it has none here.
+#[test]
+fn plugins_are_loaded_by_their_paths() {
+    let dir = folder();
+    fs::write(dir.path().join("text.so"), "no library").unwrap();
+    let make = |args: &[&str]| {
+        let mut command = sdrun(dir.path());
+        command.args(["txt2img", "-p", "a red circle", "-W", "64", "-H", "64"]);
+        run(command.args(["--steps", "2", "--seed", "1"]).args(args))
+    };
+    let library = runtime_library().to_str().unwrap();
+    for (file, said) in [
+        ("absent.so", "there is no such file"),
+        ("text.so", "Failed to load library"),
+        // A library with other functions.
+        (library, "CreateEpFactories"),
+    ] {
+        let (code, _, stderr) = make(&["--ep-library", file]);
+        assert!(
+            code == Some(1) && stderr.contains(file) && stderr.contains(said),
+            "{stderr}"
+        );
+        assert!(stderr.contains("hint: `--ep-library FILE`"), "{stderr}");
+    }
+    for (args, said) in [
+        (&["--ep", "plugin"][..], "needs `--ep-library FILE`"),
+        (
+            &["--ep", "cpu", "--ep-library", "text.so"],
+            "leave `--ep cpu` out",
+        ),
+    ] {
+        let (code, _, stderr) = make(args);
+        assert!(code == Some(2) && stderr.contains(said), "{stderr}");
+    }
+    let Some(plugin) = std::env::var_os("SDRT_TEST_PLUGIN") else {
+        let text = "SKIPPED: SDRT_TEST_PLUGIN names no provider's plugin\n";
+        std::io::stderr().write_all(text.as_bytes()).unwrap();
+        return;
+    };
+    let plugin = plugin.to_str().unwrap();
+    let (code, _, stderr) = make(&["--ep-library", plugin, "--strict-ep", "-o", "plugin.png"]);
+    if stderr.contains("finds no device that it computes with") {
+        assert_eq!(code, Some(1), "{stderr}");
+        return;
+    }
+    assert_eq!(code, Some(0), "{stderr}");
+    let option = ["--ep-option", "device=1000"];
+    let (code, _, stderr) = make(&[&["--ep-library", plugin][..], &option].concat());
+    assert!(
+        code == Some(1) && stderr.contains("its devices are 0 ("),
+        "{stderr}"
+    );
 }

@@ -37,6 +37,8 @@ pub enum Ep {
     Xnnpack,
     /// Cards, through WebGPU.
     WebGpu,
+    /// A library of its own, with the provider of anybody.
+    Plugin,
 }
 
 /// What there is to know of a provider.
@@ -65,7 +67,7 @@ enum Options {
 }
 
 /// In the order of lists.
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     Row {
         ep: Ep::Cpu,
         name: "cpu",
@@ -163,6 +165,15 @@ const ROWS: [Row; 10] = [
         options: Options::Own,
         dispatch: |options| vec![own::<ep::WebGPU>(options)],
     },
+    Row {
+        ep: Ep::Plugin,
+        name: "plugin",
+        // It is in no library, but one itself.
+        available: || Ok(false),
+        package: "",
+        options: Options::Own,
+        dispatch: |_| Vec::new(),
+    },
 ];
 
 /// A provider with options as it knows them.
@@ -224,7 +235,12 @@ impl Ep {
             Self::OpenVino | Self::Cuda | Self::TensorRt | Self::MiGraphX | Self::Rocm => {
                 Some(self.name())
             }
-            Self::Cpu | Self::DirectMl | Self::CoreMl | Self::Xnnpack | Self::WebGpu => None,
+            Self::Cpu
+            | Self::DirectMl
+            | Self::CoreMl
+            | Self::Xnnpack
+            | Self::WebGpu
+            | Self::Plugin => None,
         }
     }
 
@@ -258,6 +274,7 @@ impl Ep {
         match self {
             _ if !setup::wheels(self).is_empty() => Remedy::Setup { ep: self },
             Self::Cpu => Remedy::OwnLibrary,
+            Self::Plugin => Remedy::Plugin,
             _ => Remedy::LibraryOf {
                 package: self.row().package,
             },
@@ -426,7 +443,7 @@ mod tests {
             for options in [ep.check(&[]).unwrap(), EpOptions::default()] {
                 let count = ep.dispatch(&options, Compute::F32, 1).len();
                 let expected = match ep {
-                    Ep::Cpu => 0,
+                    Ep::Cpu | Ep::Plugin => 0,
                     Ep::TensorRt => 2,
                     _ => 1,
                 };

@@ -13,6 +13,7 @@ mod openvino;
 mod ops;
 mod parts;
 mod placement;
+mod plugin;
 mod pool;
 mod profile;
 pub mod setup;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
+use ort::session::builder::SessionBuilder;
 use sd_models::manifest::Manifest;
 use tempfile::TempDir;
 
@@ -37,6 +39,7 @@ pub(crate) use network::sha256;
 pub use network::{Input, Network};
 pub use observed::Observed;
 pub use openvino::{EpOption, EpOptionError, OpenVino};
+use plugin::Plugin;
 pub use pool::{Key, Lease, Pool, Usage};
 pub use profile::{NodeRun, Profile};
 pub use splice::{VECTOR_PLACES, VECTORS};
@@ -49,7 +52,9 @@ pub struct EngineOptions {
     pub library: Option<PathBuf>,
     /// Who computes.
     pub ep: Ep,
-    /// Options of that provider, which [`Ep::check`] reads.
+    /// The library of [`Ep::Plugin`].
+    pub plugin: Option<PathBuf>,
+    /// Options of that provider, which [`Ep::check`] reads. A plugin's option `device` is the number of one of its devices.
     pub ep_options: EpOptions,
     /// Whether it is an error if the provider leaves nodes of a graph to ONNX Runtime's own kernels.
     pub strict: bool,
@@ -75,6 +80,7 @@ fn cause(complaint: &str) -> &str {
 pub struct Engine {
     environment: Environment,
     library: library::Found,
+    plugin: Option<Plugin>,
     ep: Ep,
     ep_options: EpOptions,
     strict: bool,
@@ -135,7 +141,10 @@ impl Engine {
             .with_global_thread_pool(pool)
             .build()
             .map_err(EngineError::start)?;
+        let plugin = options.plugin.as_deref();
+        let plugin = plugin.map(|path| Plugin::load(&environment, path));
         let mut engine = Self {
+            plugin: plugin.transpose()?,
             environment,
             library,
             ep: Ep::Cpu,
@@ -163,6 +172,7 @@ impl Engine {
         let engine = |i| Self {
             environment: self.environment.clone(),
             library: self.library.clone(),
+            plugin: self.plugin.clone(),
             ep: self.ep,
             ep_options: self.ep_options.clone(),
             strict: self.strict,
@@ -192,17 +202,19 @@ impl Engine {
         ep_options: &EpOptions,
         strict: bool,
     ) -> Result<(), EngineError> {
-        ep.require(&self.library)?;
+        match (ep, &self.plugin) {
+            (Ep::Plugin, Some(_)) => {}
+            _ => ep.require(&self.library)?,
+        }
         self.library.load_needed(ep)?;
         self.ep = ep;
         self.ep_options = ep_options.clone();
         self.strict = strict;
         self.pool = Pool::new(0);
-        // Libraries of a provider are files of their own, which a session loads.
-        let providers = self.dispatch(sd_kernels::Compute::F32);
-        if providers.is_empty() {
+        if ep == Ep::Cpu {
             return Ok(());
         }
+        // Libraries of a provider are files of their own, which a session loads.
         let builder =
             ort::session::Session::builder(&self.environment).map_err(EngineError::start)?;
         let said = || {
@@ -211,20 +223,42 @@ impl Engine {
                 .unwrap_or_else(PoisonError::into_inner)
         };
         said().clear();
-        let registered = builder.with_execution_providers(providers).map(drop);
+        match self.register(builder, sd_kernels::Compute::F32) {
+            Ok(_) => Ok(()),
+            Err(EngineError::ProviderBroken { path, ep, problem }) => {
+                let complaint = said().clone();
+                let problem = match complaint.is_empty() || self.ep == Ep::Plugin {
+                    true => problem,
+                    false => cause(&complaint).to_owned(),
+                };
+                Err(EngineError::ProviderBroken { path, ep, problem })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Lets a session compute a network with the provider, products in `compute`.
+    fn register(
+        &self,
+        builder: SessionBuilder,
+        compute: sd_kernels::Compute,
+    ) -> Result<SessionBuilder, EngineError> {
+        if let (Ep::Plugin, Some(plugin)) = (self.ep, &self.plugin) {
+            return plugin.register(builder, &self.environment, &self.ep_options);
+        }
+        let providers = self.ep.dispatch(&self.ep_options, compute, self.threads);
+        let registered = builder.with_execution_providers(providers);
         registered.map_err(|error| EngineError::ProviderBroken {
             path: self.library.path.clone(),
             ep: self.ep,
-            problem: match said().as_str() {
-                "" => error.to_string(),
-                complaint => cause(complaint).to_owned(),
-            },
+            problem: error.to_string(),
         })
     }
 
-    /// What a session registers for a network whose products are computed in `compute`.
-    fn dispatch(&self, compute: sd_kernels::Compute) -> Vec<ort::ep::ExecutionProviderDispatch> {
-        self.ep.dispatch(&self.ep_options, compute, self.threads)
+    /// Whether networks are computed by OpenVINO, in whatever library it is.
+    fn is_openvino(&self) -> bool {
+        let is_plugin = || self.plugin.as_ref().is_some_and(Plugin::is_openvino);
+        self.ep == Ep::OpenVino || self.ep == Ep::Plugin && is_plugin()
     }
 
     /// The library that was loaded.

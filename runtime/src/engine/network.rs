@@ -250,14 +250,11 @@ impl Graph {
         };
         let say = |error: &dyn std::fmt::Display| failed(error.to_string());
         let mut builder = Session::builder(&engine.environment).map_err(|e| say(&e))?;
-        let ep = match key.on_processor {
-            true => Ep::Cpu,
-            false => engine.ep,
-        };
-        let level = match ep {
+        let elsewhere = engine.ep != Ep::Cpu && !key.on_processor;
+        let level = match elsewhere && engine.is_openvino() {
             // It has passes of its own, which know weights of 16 or 8 bits only while nobody has widened them.
-            Ep::OpenVino => GraphOptimizationLevel::Disable,
-            _ => optimization_level(path),
+            true => GraphOptimizationLevel::Disable,
+            false => optimization_level(path),
         };
         builder = builder
             .with_optimization_level(level)
@@ -290,11 +287,8 @@ impl Graph {
                 .map_err(|e| say(&e))?;
         }
         let placement = Placement::default();
-        let providers = ep.dispatch(&engine.ep_options, key.compute, engine.threads);
-        if !providers.is_empty() {
-            builder = builder
-                .with_execution_providers(providers)
-                .map_err(|e| say(&e))?;
+        if elsewhere {
+            builder = engine.register(builder, key.compute)?;
             builder = placement.listen(builder).map_err(|e| say(&e))?;
         }
         let observer = engine.observer(&key.component);
@@ -327,9 +321,9 @@ impl Graph {
             None => builder.commit_from_file(path),
         })?;
         let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
-        let left = match ep {
-            Ep::Cpu => Vec::new(),
-            ep => placement.left(ep, path, engine.strict)?,
+        let left = match elsewhere {
+            true => placement.left(engine.ep, path, engine.strict)?,
+            false => Vec::new(),
         };
         Ok(Self {
             session,

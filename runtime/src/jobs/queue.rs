@@ -6,7 +6,8 @@
 //! equal ones go by their age; they take nothing from other clients.
 //!
 //! *Memory is admitted.* The next job begins when it fits beside those that run, or when none runs. No other job overtakes it
-//! meanwhile, or a large one would wait for ever.
+//! meanwhile, or a large one would wait for ever. *Decoding* takes most of it, and not for long: there is room for one job that decodes
+//! beside all that do not, and others wait for theirs where there is not enough for all.
 //!
 //! *Workers share evenly.* A worker takes no second job while another one has none.
 
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use super::sync::{Arc, Condvar, Mutex, MutexGuard};
+use crate::engine::Cancel;
 use crate::engine::memory::Needs;
 
 /// What waits for its turn.
@@ -24,7 +26,10 @@ pub(super) struct Entry<T> {
     pub(super) priority: i32,
     /// How much work it is, in any unit.
     pub(super) cost: u64,
+    /// But for decoding.
     pub(super) needs: Needs,
+    /// Bytes that decoding takes more.
+    pub(super) decode: u64,
     pub(super) task: T,
 }
 
@@ -40,6 +45,8 @@ pub(super) enum Refused {
 struct Running {
     worker: usize,
     needs: Needs,
+    decode: u64,
+    is_decoding: bool,
 }
 
 struct State<T> {
@@ -81,10 +88,31 @@ impl<T> State<T> {
         first.map(|(number, _)| *number)
     }
 
-    fn fits(&self, needs: Needs) -> bool {
-        let own: u64 = self.running.values().map(|job| job.needs.own).sum();
-        let all = self.running.values().fold(needs, |a, b| a.max(b.needs));
-        self.running.is_empty() || own + needs.own + all.mapped <= self.bound
+    /// Memory that jobs need with room for those that decode, and for one in any case.
+    fn used<'a>(&self, jobs: impl Iterator<Item = &'a Running> + Clone) -> Used {
+        let decoding = jobs.clone().filter(|job| job.is_decoding);
+        let most = jobs.clone().map(|job| job.decode).max().unwrap_or(0);
+        let decode = most.max(decoding.map(|job| job.decode).sum());
+        Used {
+            own: jobs.clone().map(|job| job.needs.own).sum::<u64>() + decode,
+            mapped: jobs.map(|job| job.needs.mapped).max().unwrap_or(0),
+            bound: self.bound,
+        }
+    }
+
+    fn fits(&self, job: Running) -> bool {
+        let all = self.running.values().chain([&job]);
+        self.running.is_empty() || self.used(all).fits()
+    }
+
+    /// Whether a job may decode beside those that do.
+    fn may_decode(&self, number: u64) -> bool {
+        let mut jobs = self.running.clone();
+        if let Some(job) = jobs.get_mut(&number) {
+            job.is_decoding = true;
+        }
+        let is_alone = jobs.values().filter(|job| job.is_decoding).count() <= 1;
+        is_alone || self.used(jobs.values()).fits()
     }
 
     /// Whether no other worker has fewer jobs.
@@ -101,15 +129,21 @@ impl<T> State<T> {
     /// Takes the job whose turn it is out of the queue, if there is room for it and it is this worker's turn.
     fn take(&mut self, worker: usize) -> Option<(u64, Entry<T>)> {
         let number = self.first()?;
-        if !self.has_fewest(worker) || !self.fits(self.waiting.get(&number)?.needs) {
+        let entry = self.waiting.get(&number)?;
+        let job = Running {
+            worker,
+            needs: entry.needs,
+            decode: entry.decode,
+            is_decoding: false,
+        };
+        if !self.has_fewest(worker) || !self.fits(job) {
             return None;
         }
         let entry = self.waiting.remove(&number)?;
         let paid = self.paid.entry(entry.client.clone()).or_default();
         self.now = *paid;
         *paid = paid.saturating_add(entry.cost);
-        let needs = entry.needs;
-        self.running.insert(number, Running { worker, needs });
+        self.running.insert(number, job);
         self.forget();
         Some((number, entry))
     }
@@ -244,12 +278,7 @@ impl<T> Queue<T> {
     /// Memory that the jobs need that run now.
     pub(super) fn used(&self) -> Used {
         let state = self.shared.state();
-        let needs = state.running.values().map(|job| job.needs);
-        Used {
-            own: needs.clone().map(|needs| needs.own).sum(),
-            mapped: needs.map(|needs| needs.mapped).max().unwrap_or(0),
-            bound: state.bound,
-        }
+        state.used(state.running.values())
     }
 }
 
@@ -264,6 +293,12 @@ pub(super) struct Used {
     pub(super) bound: u64,
 }
 
+impl Used {
+    fn fits(self) -> bool {
+        self.own + self.mapped <= self.bound
+    }
+}
+
 /// A job that runs.
 pub(super) struct Taken<T> {
     pub(super) task: T,
@@ -274,6 +309,50 @@ pub(super) struct Taken<T> {
 pub(super) struct Place<T> {
     shared: Arc<Shared<T>>,
     pub(super) number: u64,
+}
+
+impl<T: Send + 'static> Place<T> {
+    /// Waits for memory to decode in, which is taken until what is returned is dropped. None for a job that wants to stop.
+    pub(super) fn decode(&self, cancel: &Cancel) -> Option<Decoding<T>> {
+        let shared = Arc::clone(&self.shared);
+        let wake = move || {
+            // With the lock in hand, nobody is between a look at the wish and waiting.
+            let state = shared.state();
+            shared.changed.notify_all();
+            drop(state);
+        };
+        let decoding = cancel.during(wake, || {
+            let mut state = self.shared.state();
+            while !state.may_decode(self.number) && !cancel.is_cancelled() {
+                state = self.shared.wait(state);
+            }
+            if let Some(job) = state.running.get_mut(&self.number) {
+                job.is_decoding = true;
+            }
+            Decoding {
+                shared: Arc::clone(&self.shared),
+                number: self.number,
+            }
+        });
+        decoding.ok()
+    }
+}
+
+/// A job that decodes. Dropping it frees the memory for that.
+pub(super) struct Decoding<T> {
+    shared: Arc<Shared<T>>,
+    number: u64,
+}
+
+impl<T> Drop for Decoding<T> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        if let Some(job) = state.running.get_mut(&self.number) {
+            job.is_decoding = false;
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
 }
 
 impl<T> Drop for Place<T> {
@@ -302,6 +381,7 @@ mod tests {
                 own,
                 mapped: 0,
             },
+            decode: 0,
             task,
         }
     }
@@ -424,6 +504,98 @@ mod tests {
             assert!(queue.shared.state().take(0).is_none());
             drop(running);
         });
+    }
+
+    #[test]
+    fn there_is_room_for_one_that_decodes() {
+        alone(|| {
+            let queue = Queue::new(10, ROOM, 1);
+            for _ in 0..4 {
+                let mut job = entry("a", 0, 20, ());
+                job.decode = 30;
+                queue.push(job, false).unwrap();
+            }
+            let mut running: Vec<_> = (0..3).map(|_| queue.take(0).unwrap()).collect();
+            assert!(queue.shared.state().take(0).is_none());
+            assert_eq!(queue.used().own, 3 * 20 + 30);
+            let may = |job: &Taken<()>| queue.shared.state().may_decode(job.place.number);
+            let decoding = running[0].place.decode(&Cancel::new());
+            assert!(!may(&running[1]) && !may(&running[2]));
+            let stopped = Cancel::new();
+            stopped.cancel();
+            assert!(running[1].place.decode(&stopped).is_none());
+            drop(decoding);
+            assert!(may(&running[1]));
+            // Beside one job less there is room for two.
+            drop(running.pop());
+            let decoding = running[0].place.decode(&Cancel::new());
+            assert!(may(&running[1]));
+            drop((decoding, running));
+        });
+    }
+
+    /// Bytes of Stable Diffusion 1.5 at 512x512 in native graphs, as `ModelDir::memory` counts them: four workers compute within 1.4
+    /// times what one needs, since weights are there once and one picture is decoded at a time.
+    #[test]
+    fn four_workers_need_little_more_than_one() {
+        const WEIGHTS: u64 = 1_720_000_000;
+        const UNET: u64 = 110_000 * 64 * 64;
+        const DECODER: u64 = 340_000 * 64 * 64;
+        let queue = |bound, workers| {
+            let queue = Queue::new(10, bound, workers);
+            for _ in 0..8 {
+                let mut job = entry("a", 0, UNET, ());
+                job.needs.mapped = WEIGHTS;
+                job.decode = DECODER - UNET;
+                queue.push(job, false).unwrap();
+            }
+            queue
+        };
+        alone(move || {
+            let one = queue(u64::MAX, 1);
+            let running = [one.take(0), one.take(0)];
+            let used = one.used();
+            let bound = (used.own + used.mapped) * 14 / 10;
+            drop(running);
+            let four = queue(bound, 4);
+            let running: Vec<_> = (0..4).map(|worker| four.take(worker)).collect();
+            let used = four.used();
+            assert!(used.own + used.mapped <= bound);
+            // One of them has a second job, for the time when it decodes.
+            assert!((0..4).any(|worker| four.shared.state().take(worker).is_some()));
+            drop(running);
+        });
+    }
+
+    /// Threads that decode as soon as they may: no more at once than there is room for, and none waits for ever.
+    fn decoders() {
+        let queue = Queue::new(4, ROOM, 2);
+        let now = Arc::new(Mutex::new(0));
+        for _ in 0..4 {
+            let mut job = entry("a", 0, 10, ());
+            job.decode = 40;
+            queue.push(job, false).unwrap();
+        }
+        queue.close();
+        let threads = [0, 0, 1, 1].map(|worker| {
+            let (queue, now) = (queue.clone(), Arc::clone(&now));
+            thread::spawn(move || {
+                while let Some(taken) = queue.take(worker) {
+                    let decoding = taken.place.decode(&Cancel::new());
+                    *now.lock().unwrap() += 1;
+                    assert!(*now.lock().unwrap() <= 2);
+                    *now.lock().unwrap() -= 1;
+                    drop(decoding);
+                }
+            })
+        });
+        threads.into_iter().for_each(|it| it.join().unwrap());
+        assert_eq!(queue.used().own, 0);
+    }
+
+    #[test]
+    fn who_waits_to_decode_does_at_last() {
+        shuttle::check_random(decoders, 200);
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::pins::{Pins, pin};
-use super::queue::{Entry, Queue, Refused, Taken, Used};
+use super::queue::{Entry, Place, Queue, Refused, Taken, Used};
 use super::turn::Turns;
+use crate::engine::memory::Needs;
 use crate::engine::{Cancel, Engine, Ep};
-use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, run};
+use crate::pipeline::{Event, Models, Outcome, PipelineError, Plans, Stage, run};
 use crate::sensors::Ceiling;
 
 /// Jobs that a worker has at the same time: one computes with the UNet, the other one does what is before or behind that.
@@ -50,8 +51,8 @@ pub enum News<'a> {
         /// Its number.
         worker: usize,
     },
-    /// It waits for its turn, since another job of the worker computes with the network that comes next, or for the processor, which
-    /// is over its ceiling.
+    /// It waits for its turn, since another job of the worker computes with the network that comes next, for memory to decode in, or for
+    /// the processor, which is over its ceiling.
     Waits,
     /// It waits no more.
     GoesOn,
@@ -239,11 +240,18 @@ impl Scheduler {
             priority,
         } = job;
         let cancel = Cancel::new();
+        let (ep, models) = (self.shared.ep, &self.shared.models);
+        let all = plans.memory_with(ep, models);
+        let denoising = plans.memory_of_denoising(ep, models);
         let entry = Entry {
             client,
             priority,
             cost: plans.work(),
-            needs: plans.memory_with(self.shared.ep, &self.shared.models),
+            needs: Needs {
+                own: denoising.own,
+                ..all
+            },
+            decode: all.own.saturating_sub(denoising.own),
             task: Task {
                 plans,
                 cancel: cancel.clone(),
@@ -341,7 +349,7 @@ impl Shared {
                 task.cancel.cancel();
             }
             drop(running);
-            if let Err(panic) = caught(|| self.make(task, worker)) {
+            if let Err(panic) = caught(|| self.make(task, worker, &place)) {
                 tracing::error!("who follows a job panicked: {panic}");
             }
             self.running().cancels.remove(&place.number);
@@ -350,14 +358,14 @@ impl Shared {
         }
     }
 
-    fn make(&self, task: Task, worker: usize) {
+    fn make(&self, task: Task, worker: usize, place: &Place<Task>) {
         let Task {
             plans,
             cancel,
             mut follow,
         } = task;
         follow(News::Began { worker });
-        let mut held = None;
+        let (mut held, mut decoding) = (None, None);
         let mut listener = |event: Event<'_>| {
             if let Event::Stage(stage) = event
                 && let Some(turn) = self.turns[worker].of(stage)
@@ -366,6 +374,9 @@ impl Shared {
                 drop(held.take());
                 follow(News::Waits);
                 held = turn.take(&cancel);
+                if stage == Stage::Decode {
+                    decoding = place.decode(&cancel);
+                }
                 follow(News::GoesOn);
             }
             follow(News::Run(event));
@@ -377,7 +388,7 @@ impl Shared {
         };
         let (models, engine) = (&self.models, &self.engines[worker]);
         let outcome = caught(|| run(&plans, models, engine, &cancel, &mut listener, None));
-        drop(held);
+        drop((held, decoding));
         let result = match outcome {
             Ok(Ok(outcome)) => Ok(Box::new(Made { plans, outcome })),
             Ok(Err(_)) if cancel.is_cancelled() => Err(JobError::Cancelled),

@@ -105,8 +105,7 @@ impl Models {
     /// `previews`, which runs beside the UNet. Networks are those that a provider runs.
     #[must_use]
     pub fn memory(&self, pixels: usize, dialect: Dialect, ep: Ep, previews: bool) -> Needs {
-        let unets = self.all().map(|it| it.unet_memory(pixels, dialect, ep));
-        let unet = unets.fold(Needs::default(), Needs::max);
+        let unet = self.unet_memory(pixels, dialect, ep);
         match &self.vae_approx {
             None => unet.max(self.base.decoder_memory(pixels, dialect, ep)),
             Some(approx) => {
@@ -117,6 +116,12 @@ impl Models {
                 }
             }
         }
+    }
+
+    /// [`Self::memory`] before latents are decoded, without previews.
+    pub(super) fn unet_memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
+        let unets = self.all().map(|it| it.unet_memory(pixels, dialect, ep));
+        unets.fold(Needs::default(), Needs::max)
     }
 
     /// [`Self::memory`] of a picture of this width and height by processors.

@@ -154,9 +154,20 @@ impl Plans {
     /// [`Self::memory`] with a provider, which may run other graphs than processors do, and with previews.
     #[must_use]
     pub fn memory_with(&self, ep: Ep, models: &Models) -> Needs {
+        self.most(|pixels, graph| models.memory(pixels, graph, ep, self.preview.is_some()))
+    }
+
+    /// [`Self::memory_with`] before latents are decoded.
+    #[must_use]
+    pub fn memory_of_denoising(&self, ep: Ep, models: &Models) -> Needs {
+        self.most(|pixels, graph| models.unet_memory(pixels, graph, ep))
+    }
+
+    /// The most that a picture takes, by its latent pixels and graph.
+    fn most(&self, of: impl Fn(usize, Dialect) -> Needs) -> Needs {
         let needs = self.plans.iter().map(|plan| {
             let [_, _, height, width] = plan.latent_shape;
-            models.memory(height * width, plan.graph, ep, self.preview.is_some())
+            of(height * width, plan.graph)
         });
         needs.fold(Needs::default(), Needs::max)
     }

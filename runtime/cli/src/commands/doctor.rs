@@ -8,7 +8,7 @@ use sd_runtime::pipeline::ModelDir;
 use sd_ui::Ui;
 use serde_json::Value;
 
-use super::{EngineArgs, cancel_with};
+use super::{EngineArgs, EpGiven, cancel_with};
 use crate::hint::words;
 
 /// Check the ONNX Runtime library and its providers
@@ -30,6 +30,7 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
     let found = library::find(args.engine.lib.as_deref(), ep)?;
     let any = EngineArgs {
         lib: Some(found.path.clone()),
+        ep_given: EpGiven::default(),
         ..args.engine.with(Ep::Cpu)
     };
     let mut engine = any.start(ui)?;

@@ -116,10 +116,14 @@ pub(crate) struct EngineArgs {
     #[arg(
         long,
         default_value = "cpu",
+        default_value_if("ep_library", clap::builder::ArgPredicate::IsPresent, "plugin"),
         value_name = "NAME",
         help_heading = "Engine"
     )]
     pub(crate) ep: Provider,
+    /// Library with a provider's plugin, which computes then; its option device=N takes one of several devices
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    ep_library: Option<PathBuf>,
     /// Option of the provider, such as precision=bf16; repeat for several. A wrong one lists them all
     #[arg(long = "ep-option", value_name = "KEY=VALUE", help_heading = "Engine")]
     ep_options: Vec<EpOption>,
@@ -183,9 +187,9 @@ impl EngineArgs {
     /// The same with the provider and instructions that a picture was computed with, as far as this machine has them and nobody says
     /// otherwise.
     pub(crate) fn like(&self, settings: &Settings) -> Self {
-        let provider = match self.ep_given {
-            EpGiven(false) => self.with(settings.ep),
-            EpGiven(true) => self.clone(),
+        let provider = match self.ep_given.0 || self.ep_library.is_some() {
+            false => self.with(settings.ep),
+            true => self.clone(),
         };
         let there = settings.instructions;
         Self {
@@ -232,6 +236,9 @@ impl EngineArgs {
         }
         for option in self.options() {
             add("--ep-option", &option);
+        }
+        if let Some(library) = &self.ep_library {
+            add("--ep-library", library);
         }
         if let Some(threads) = self.threads {
             add("--threads", &threads.to_string());
@@ -286,9 +293,22 @@ impl EngineArgs {
     /// Starts ONNX Runtime and says which library and provider are used.
     pub(crate) fn start(&self, ui: &Ui) -> anyhow::Result<Engine> {
         self.limit_instructions();
+        let ep = self.named()?;
+        match (ep, &self.ep_library) {
+            (Ep::Plugin, None) => {
+                let text = "--ep plugin needs `--ep-library FILE`, which is the plugin";
+                return Err(UsageError(text.to_owned()).into());
+            }
+            (ep, Some(_)) if self.ep_given.0 && ep != Ep::Plugin => {
+                let text = format!("--ep-library is a provider itself; leave `--ep {ep}` out");
+                return Err(UsageError(text).into());
+            }
+            _ => {}
+        }
         let options = EngineOptions {
             library: self.lib.clone(),
-            ep: self.named()?,
+            ep,
+            plugin: self.ep_library.clone(),
             ep_options: self.provider_options()?,
             strict: self.strict_ep,
             threads: self.threads,

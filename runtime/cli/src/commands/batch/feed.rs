@@ -138,7 +138,7 @@ impl Feeder {
         let left: Vec<(usize, String)> = files.filter(|(_, file)| !record.has(file)).collect();
         let count = left.len();
         self.say(Message::Begun(Box::new(record)));
-        let plans = match checker.plans(&line.request) {
+        let mut rest = match checker.plans(&line.request) {
             Ok(plans) => plans,
             Err(e) => {
                 let ended = Ended::failed((line.number, 0), not_planned(&e));
@@ -146,22 +146,18 @@ impl Feeder {
                 return self.keep_going.then_some(1);
             }
         };
-        let Plans {
-            plans,
-            memory,
-            mut notes,
-            mut warnings,
-        } = plans;
+        let pictures = std::mem::take(&mut rest.plans);
         // A job of the scheduler for each picture, so that each is written when it is finished.
         for (place, file) in left {
+            let plans = Plans {
+                plans: vec![pictures[place].clone()],
+                ..rest.clone()
+            };
+            // They are said once.
+            rest.notes.clear();
+            rest.warnings.clear();
             let job = Job {
-                plans: Plans {
-                    plans: vec![plans[place].clone()],
-                    memory,
-                    // They are said once.
-                    notes: std::mem::take(&mut notes),
-                    warnings: std::mem::take(&mut warnings),
-                },
+                plans,
                 client: line.client.clone(),
                 priority: line.priority,
             };
