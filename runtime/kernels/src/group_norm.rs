@@ -4,6 +4,8 @@
 //! is right also where the mean is far from zero. Blocks depend on the sizes alone, and are combined in order in double precision
 //! (Chan et al. 1979). The second pass scales.
 
+use std::ops::Range;
+
 use crate::activation::Activation;
 use crate::isa::Task;
 use crate::pool::for_each_task;
@@ -64,56 +66,114 @@ pub fn group_norm(
         x.len().is_multiple_of(batch * channels),
         "{batch} pictures of {channels} channels"
     );
-    run.isa.dispatch(Pictures {
+    let moments = moments(run, channels, layer.groups, batch, x)?;
+    normalize(run, layer, &moments, x, y)
+}
+
+/// Moments of each group of `x` [batch, pixels, channels]: [batch, groups].
+///
+/// # Errors
+/// There is no memory for intermediate results.
+pub(crate) fn moments(
+    run: &mut Run<'_>,
+    channels: usize,
+    groups: usize,
+    batch: usize,
+    x: &[f32],
+) -> Result<Vec<Moments>, OutOfMemory> {
+    run.isa.dispatch(Measured {
+        run,
+        blocks: Blocks::new(channels, batch, x.len()),
+        groups,
+        x,
+    })
+}
+
+/// `x` [batch, pixels, channels], of pictures whose groups have these `moments` [batch, groups], -> `y` like it.
+///
+/// # Errors
+/// There is no memory for intermediate results.
+pub(crate) fn normalize(
+    run: &mut Run<'_>,
+    layer: &GroupNorm<'_>,
+    moments: &[Moments],
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), OutOfMemory> {
+    let (channels, batch) = (layer.weight.len(), moments.len() / layer.groups);
+    run.isa.dispatch(Normalized {
         run,
         layer,
-        batch,
+        blocks: Blocks::new(channels, batch, x.len()),
+        moments,
         x,
         y,
     })
 }
 
-/// The arguments of [`group_norm`].
-struct Pictures<'a, 'r> {
-    run: &'a mut Run<'r>,
-    layer: &'a GroupNorm<'a>,
-    batch: usize,
-    x: &'a [f32],
-    y: &'a mut [f32],
+/// Pictures in blocks of pixels, which depend on the sizes alone.
+#[derive(Clone, Copy)]
+struct Blocks {
+    channels: usize,
+    /// Numbers of a picture.
+    picture: usize,
+    /// Pixels of a block.
+    rows: usize,
+    /// Blocks of a picture, and of all.
+    each: usize,
+    all: usize,
 }
 
-impl Task for Pictures<'_, '_> {
-    type Output = Result<(), OutOfMemory>;
+impl Blocks {
+    fn new(channels: usize, batch: usize, count: usize) -> Self {
+        let picture = count / batch;
+        let pixels = picture / channels;
+        let rows = (BLOCK / channels).clamp(1, PIXELS.min(pixels.div_ceil(8)));
+        let each = pixels.div_ceil(rows);
+        Self {
+            channels,
+            picture,
+            rows,
+            each,
+            all: batch * each,
+        }
+    }
+
+    /// The numbers of block `i`.
+    fn part(&self, i: usize) -> Range<usize> {
+        let start = i / self.each * self.picture + i % self.each * self.rows * self.channels;
+        let end = (start + self.rows * self.channels).min((i / self.each + 1) * self.picture);
+        start..end
+    }
+}
+
+/// The arguments of [`moments`].
+struct Measured<'a, 'r> {
+    run: &'a mut Run<'r>,
+    blocks: Blocks,
+    groups: usize,
+    x: &'a [f32],
+}
+
+impl Task for Measured<'_, '_> {
+    type Output = Result<Vec<Moments>, OutOfMemory>;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
         let Self {
             run,
-            layer,
-            batch,
+            blocks,
+            groups,
             x,
-            y,
         } = self;
-        let (channels, groups) = (layer.weight.len(), layer.groups);
-        let picture = x.len() / batch;
-        let pixels = picture / channels;
-        let rows = (BLOCK / channels).clamp(1, PIXELS.min(pixels.div_ceil(8)));
-        let blocks = pixels.div_ceil(rows);
-        let part = |task: usize| {
-            let start = task / blocks * picture + task % blocks * rows * channels;
-            let end = (start + rows * channels).min((task / blocks + 1) * picture);
-            start..end
-        };
-
+        let channels = blocks.channels;
         let workers = run.pool.workers();
-        let (scales, own) = run
-            .scratch
-            .take(batch * 3 * channels, 3 * channels, workers)?;
-        let mut moments = vec![Moments::default(); batch * blocks * groups];
+        let (_, own) = run.scratch.take(0, 3 * channels, workers)?;
+        let mut moments = vec![Moments::default(); blocks.all * groups];
         let shared = Shared::new(&mut moments);
-        for_each_task(run.pool, batch * blocks, &|task, worker| {
+        for_each_task(run.pool, blocks.all, &|task, worker| {
             let measure = Measure {
-                x: &x[part(task)],
+                x: &x[blocks.part(task)],
                 channels,
                 groups,
                 own: own[worker].at(0),
@@ -122,22 +182,53 @@ impl Task for Pictures<'_, '_> {
             // SAFETY: tasks write different moments; scratch is the worker's own; the level was chosen by `dispatch`.
             unsafe { S::vectorize(measure) };
         });
+        let of_picture = |n: usize, group: usize| {
+            let all = (0..blocks.each).map(|i| moments[(n * blocks.each + i) * groups + group]);
+            all.fold(Moments::default(), Moments::and)
+        };
+        let pictures = 0..blocks.all / blocks.each;
+        let all = pictures.flat_map(|n| (0..groups).map(move |group| (n, group)));
+        Ok(all.map(|(n, group)| of_picture(n, group)).collect())
+    }
+}
 
-        for n in 0..batch {
-            for group in 0..groups {
-                let all = (0..blocks).map(|block| moments[(n * blocks + block) * groups + group]);
-                let all = all.fold(Moments::default(), Moments::and);
-                // SAFETY: scratch has room for the scales of all pictures.
-                unsafe { layer.scale(group, all, scales.at(n * 3 * channels)) };
-            }
+/// The arguments of [`normalize`].
+struct Normalized<'a, 'r> {
+    run: &'a mut Run<'r>,
+    layer: &'a GroupNorm<'a>,
+    blocks: Blocks,
+    moments: &'a [Moments],
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Task for Normalized<'_, '_> {
+    type Output = Result<(), OutOfMemory>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let Self {
+            run,
+            layer,
+            blocks,
+            moments,
+            x,
+            y,
+        } = self;
+        let (channels, groups) = (blocks.channels, layer.groups);
+        let workers = run.pool.workers();
+        let batch = blocks.all / blocks.each;
+        let (scales, _) = run.scratch.take(batch * 3 * channels, 0, workers)?;
+        for (i, &moments) in moments.iter().enumerate() {
+            // SAFETY: scratch has room for the scales of all pictures.
+            unsafe { layer.scale(i % groups, moments, scales.at(i / groups * 3 * channels)) };
         }
-
         let y = Shared::new(y);
-        for_each_task(run.pool, batch * blocks, &|task, _| {
-            // What the first pass read last is still near.
-            let part = part(batch * blocks - 1 - task);
+        for_each_task(run.pool, blocks.all, &|task, _| {
+            // What was measured last is still near.
+            let part = blocks.part(blocks.all - 1 - task);
             let scale = Scale {
-                scales: scales.at(part.start / picture * 3 * channels),
+                scales: scales.at(part.start / blocks.picture * 3 * channels),
                 activation: layer.activation,
                 channels,
                 y: y.at(part.start),
@@ -173,7 +264,7 @@ impl GroupNorm<'_> {
 
 /// How many numbers, their mean, and the sum of their squared distances from it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Moments {
+pub(crate) struct Moments {
     count: f64,
     mean: f64,
     squares: f64,
@@ -181,7 +272,7 @@ struct Moments {
 
 impl Moments {
     /// Of both sets together.
-    fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         let count = self.count + other.count;
         let (distance, share) = (other.mean - self.mean, other.count / count);
         Self {

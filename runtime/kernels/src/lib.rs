@@ -17,6 +17,8 @@
 
 mod activation;
 mod attention;
+mod chain;
+mod compact;
 mod compute;
 mod concat;
 mod conv;
@@ -38,6 +40,7 @@ mod testing;
 
 pub use activation::Activation;
 pub use attention::{Attention, attention};
+pub use chain::{Step, chain, chain_sizes};
 pub use compute::Compute;
 pub use concat::concat;
 pub use conv::{Conv, conv};
