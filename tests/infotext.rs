@@ -81,6 +81,10 @@ fn variations() -> Vec<(&'static str, Request)> {
     with("rng", &|r| r.rng = Rng::Philox);
     with("clip_skip", &|r| r.clip_skip = 2);
     with("graph", &|r| r.graph = Dialect::Portable);
+    // Native graphs work in bands.
+    if Isa::detect() != Isa::Scalar {
+        with("tile", &|r| r.tile = true);
+    }
     with("ignore_lora_tags", &|r| {
         "a circle <lora:none:1>".clone_into(&mut r.prompt);
         r.negative_prompt = Some("<lora:nothing:0.5>".to_owned());

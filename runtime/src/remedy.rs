@@ -69,6 +69,10 @@ pub enum Remedy {
     Edit,
     /// Give a PNG as first noise.
     GivePng,
+    /// Decode in bands of rows.
+    Tile,
+    /// Decode the whole picture at once.
+    DoNotTile,
 }
 
 /// A LoRA that a model should hold.
@@ -174,6 +178,10 @@ impl fmt::Display for Remedy {
             Self::Inpaint => "it is made for inpainting, which this version does not do yet",
             Self::Edit => "it edits pictures, which this version does not do yet",
             Self::GivePng => "a PNG with several colours is expected",
+            Self::Tile => "it fits if it is decoded in bands of rows",
+            Self::DoNotTile => {
+                "convert the checkpoint again if the directory is at fault, or decode the picture as a whole"
+            }
         })
     }
 }

@@ -97,6 +97,12 @@ pub(crate) fn words(remedy: &Remedy) -> String {
             "it edits pictures: `sdrun img2img` is the command that will run it; this version does not have it yet"
         }
         Remedy::GivePng => "`--noise image:FILE` takes a PNG",
+        Remedy::Tile => {
+            "it fits with `--tile` (in a job, `\"tile\": true`), which decodes it in bands of rows"
+        }
+        Remedy::DoNotTile => {
+            "`sdconvert build` makes directories that have it; without `--tile` any graph decodes, with more memory"
+        }
         other => return other.to_string(),
     };
     fixed.to_owned()

@@ -59,26 +59,35 @@ impl Task for Narrow<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Compact { numbers, exponents } = self.to;
-        let blocks = self.x.chunks(BLOCK).zip(numbers.chunks_mut(BLOCK));
-        for ((x, numbers), exponent) in blocks.zip(exponents) {
-            // A whole block, so that the compiler makes vectors of it.
+        let (blocks, rest) = self.x.as_chunks::<BLOCK>();
+        let (numbers, numbers_rest) = self.to.numbers.as_chunks_mut::<BLOCK>();
+        let mut exponents = self.to.exponents.iter_mut();
+        for ((x, numbers), exponent) in blocks.iter().zip(numbers).zip(&mut exponents) {
+            (*numbers, *exponent) = narrow(x);
+        }
+        if let Some(exponent) = exponents.next() {
             let mut block = [0.0; BLOCK];
-            block[..x.len()].copy_from_slice(x);
-            let largest = block.map(|x| x.to_bits() & 0x7fff_ffff);
-            let largest = largest.into_iter().fold(0, u32::max);
-            let shared = (largest >> 23).max(LEAST);
-            // 2^14 for the power of two at or below the largest number.
-            let scale = f32::from_bits((268 - shared).min(254) << 23);
-            let whole =
-                block.map(|x| ((x * scale).clamp(-32767.0, 32767.0) + WHOLE).to_bits() as i16);
-            numbers.copy_from_slice(&whole[..numbers.len()]);
-            *exponent = shared as u8;
+            block[..rest.len()].copy_from_slice(rest);
+            let (numbers, shared) = narrow(&block);
+            numbers_rest.copy_from_slice(&numbers[..rest.len()]);
+            *exponent = shared;
         }
     }
 }
 
-/// Gives the numbers back, as far as there is room for them.
+/// Whole numbers and their exponent.
+#[inline(always)]
+fn narrow(x: &[f32; BLOCK]) -> ([i16; BLOCK], u8) {
+    let largest = x.map(|x| x.to_bits() & 0x7fff_ffff);
+    let largest = largest.into_iter().fold(0, u32::max);
+    let shared = (largest >> 23).max(LEAST);
+    // 2^14 for the power of two at or below the largest number.
+    let scale = f32::from_bits((268 - shared).min(254) << 23);
+    let whole = |x: f32| ((x * scale).clamp(-32767.0, 32767.0) + WHOLE).to_bits() as i16;
+    (x.map(whole), shared as u8)
+}
+
+/// Gives the numbers back.
 pub(crate) struct Widen<'a> {
     pub(crate) x: &'a Compact,
     pub(crate) to: &'a mut [f32],
@@ -89,18 +98,28 @@ impl Task for Widen<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Compact { numbers, exponents } = self.x;
-        let blocks = self.to.chunks_mut(BLOCK).zip(numbers.chunks(BLOCK));
-        for ((to, numbers), &exponent) in blocks.zip(exponents) {
-            let scale = match u32::from(exponent) {
-                NONE => f32::NAN,
-                exponent => f32::from_bits((exponent - LEAST + 1) << 23),
-            };
-            let mut block = [0; BLOCK];
-            block[..numbers.len()].copy_from_slice(numbers);
-            let block = block.map(|x| f32::from(x) * scale);
-            to.copy_from_slice(&block[..to.len()]);
+        let (numbers, numbers_rest) = self.x.numbers.as_chunks::<BLOCK>();
+        let (blocks, rest) = self.to.as_chunks_mut::<BLOCK>();
+        let mut exponents = self.x.exponents.iter();
+        for ((numbers, to), &exponent) in numbers.iter().zip(blocks).zip(&mut exponents) {
+            let scale = scale(exponent);
+            *to = numbers.map(|x| f32::from(x) * scale);
         }
+        if let Some(&exponent) = exponents.next() {
+            let scale = scale(exponent);
+            for (to, &x) in rest.iter_mut().zip(numbers_rest) {
+                *to = f32::from(x) * scale;
+            }
+        }
+    }
+}
+
+/// What whole numbers of an exponent are multiplied by.
+#[inline(always)]
+fn scale(exponent: u8) -> f32 {
+    match u32::from(exponent) {
+        NONE => f32::NAN,
+        exponent => f32::from_bits((exponent - LEAST + 1) << 23),
     }
 }
 

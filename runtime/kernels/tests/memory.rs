@@ -13,7 +13,7 @@
 use half::{bf16, f16};
 use sd_kernels::{
     Activation, Attention, Compute, Conv, Floats, GroupNorm, Isa, LayerNorm, Linear, Order, Run,
-    Scratch, Threads, attention, concat, conv, group_norm, layer_norm, linear,
+    Scratch, Step, Threads, attention, chain, concat, conv, group_norm, layer_norm, linear,
 };
 
 /// Numbers of -1/2 to 1/2 that every stored type holds exactly.
@@ -292,4 +292,56 @@ fn pictures_side_by_side() {
             concat(run, widths, &a, &b, y);
         });
     }
+}
+
+#[test]
+fn chains_in_bands() {
+    let (weights, shortcut) = (numbers(3 * 5 * 9), numbers(3 * 5));
+    let (scale, shift) = (numbers(5), numbers(5));
+    let conv = Conv {
+        weight: Floats::F32(&weights),
+        inputs: 5,
+        outputs: 3,
+        ..KERNEL_3
+    };
+    let first = Step {
+        x: 0,
+        norm: Some(GroupNorm {
+            groups: 1,
+            epsilon: 1.0,
+            weight: &scale,
+            bias: &shift,
+            activation: Activation::None,
+        }),
+        enlarge: 2,
+        conv,
+        residual: None,
+    };
+    let second = Step {
+        norm: None,
+        conv: Conv {
+            weight: Floats::F32(&shortcut),
+            kernel: 1,
+            pads: [0; 4],
+            ..conv
+        },
+        ..first
+    };
+    let last = Step {
+        x: 1,
+        norm: None,
+        enlarge: 1,
+        conv: Conv {
+            weight: Floats::F32(&weights[..81]),
+            inputs: 3,
+            ..conv
+        },
+        residual: Some(2),
+    };
+    let x = numbers(5 * 3 * 5);
+    check(&[Compute::F32], 10 * 6 * 3, |run, y| {
+        let steps = [first, second, last];
+        let whole = chain(run, &steps, &x, (5, 3), 1, y, &mut |_, _| true);
+        assert_eq!(whole, Ok(true));
+    });
 }

@@ -126,6 +126,14 @@ pub enum EngineError {
         /// Why.
         reason: &'static str,
     },
+    /// A decoder cannot work in bands of rows.
+    #[error("{}: it cannot be decoded in bands of rows: {problem}", path.display())]
+    NotInBands {
+        /// Its graph.
+        path: PathBuf,
+        /// Why.
+        problem: &'static str,
+    },
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
@@ -199,6 +207,7 @@ impl EngineError {
             Self::NoNativeGraph { .. } => Some(Remedy::words(
                 "convert the checkpoint again if the directory is at fault, or compute in f32 with any graph",
             )),
+            Self::NotInBands { .. } => Some(Remedy::DoNotTile),
             Self::Damaged { .. } => Some(Remedy::words(
                 "the model directory is damaged; copy it again, or convert the checkpoint again",
             )),

@@ -1,6 +1,8 @@
 //! ONNX Runtime: finding its library, starting it, loading and running graphs. The only module that names `ort`.
 
+mod bands;
 mod cancel;
+mod chain;
 mod dialect;
 mod ep;
 mod error;
@@ -16,6 +18,7 @@ mod placement;
 mod plugin;
 mod pool;
 mod profile;
+mod protobuf;
 pub mod setup;
 mod splice;
 mod verified;

@@ -15,6 +15,8 @@ use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 use sd_models::manifest::{self, Variant};
 use sha2::{Digest, Sha256};
 
+use super::bands::{Planned, in_bands};
+use super::chain::Chain;
 use super::parts::Part;
 use super::placement::Placement;
 use super::profile::{self, Profile};
@@ -102,13 +104,12 @@ impl Network {
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let ours = variant.is_some();
-        let load =
-            |file: &str, takes_vectors| Graph::load(engine, key, file, ours, takes_vectors, cancel);
+        let load = |file: &str, changed| Graph::load(engine, key, file, ours, changed, cancel);
         let needs = variant.map_or(&[][..], |variant| &variant.needs);
-        let parts = needs.iter().map(|file| Ok(Part::new(load(file, false)?)));
+        let parts = needs.iter().map(|file| Ok(Part::new(load(file, None)?)));
         Ok(Self {
             parts: parts.collect::<Result<_, EngineError>>()?,
-            graph: load(&key.variant, key.takes_vectors)?,
+            graph: load(&key.variant, Changed::of(key)?.as_ref())?,
             native: variant.is_some_and(|variant| !variant.custom_domains.is_empty()),
         })
     }
@@ -231,6 +232,44 @@ pub(super) struct Graph {
     rounds: AtomicBool,
     /// Whether it holds nothing but its weights between runs.
     compact: bool,
+    /// The wish to stop, for operators that take long.
+    stop: Arc<AtomicBool>,
+}
+
+/// A graph that is not loaded as its file has it.
+struct Changed {
+    graph: Vec<u8>,
+    /// What is computed in bands.
+    steps: Option<Arc<Vec<Planned>>>,
+}
+
+impl Changed {
+    /// The graph of a key, if that asks for a change.
+    fn of(key: &Key) -> Result<Option<Self>, EngineError> {
+        if !key.takes_vectors && !key.in_bands {
+            return Ok(None);
+        }
+        let path = key.folder().join(&key.variant);
+        let graph = std::fs::read(&path).map_err(|source| EngineError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        if key.in_bands {
+            return match in_bands(&graph) {
+                Ok((graph, steps)) => Ok(Some(Self {
+                    graph,
+                    steps: Some(Arc::new(steps)),
+                })),
+                Err(problem) => Err(EngineError::NotInBands { path, problem }),
+            };
+        }
+        let graph = splice::with_vectors(&graph);
+        let changed = graph.map(|graph| Some(Self { graph, steps: None }));
+        changed.map_err(|problem| EngineError::Interface {
+            path,
+            problem: problem.to_owned(),
+        })
+    }
 }
 
 impl Graph {
@@ -240,7 +279,7 @@ impl Graph {
         key: &Key,
         file: &str,
         ours: bool,
-        takes_vectors: bool,
+        changed: Option<&Changed>,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let path = &key.folder().join(file);
@@ -291,8 +330,22 @@ impl Graph {
             builder = engine.register(builder, key.compute)?;
             builder = placement.listen(builder).map_err(|e| say(&e))?;
         }
+        let stop = Arc::new(AtomicBool::new(false));
+        let steps = changed.and_then(|changed| changed.steps.clone());
+        let chain = steps.map(|steps| Chain {
+            steps,
+            stop: Arc::clone(&stop),
+        });
+        if chain.is_some() {
+            // An arena would keep what the nodes before the chain computed with.
+            let without_arena = ort::ep::CPU::default().with_arena_allocator(false).build();
+            builder = builder
+                .with_execution_providers([without_arena])
+                .map_err(|e| say(&e))?;
+        }
         let observer = engine.observer(&key.component);
-        let operators = ops::domain(key.compute, engine.threads, observer).map_err(|e| say(&e))?;
+        let operators = ops::domain(key.compute, engine.threads, observer, chain);
+        let operators = operators.map_err(|e| say(&e))?;
         builder = builder.with_operators(operators).map_err(|e| say(&e))?;
         for (name, size) in &key.dims {
             builder = builder
@@ -306,8 +359,7 @@ impl Graph {
                 .with_profiling(folder.path().join(name))
                 .map_err(|e| say(&e))?;
         }
-        let spliced = takes_vectors.then(|| with_vectors(path)).transpose()?;
-        if spliced.is_some() {
+        if changed.is_some() {
             // Where the weights are of a graph that comes from memory.
             let folder = "session.model_external_initializers_file_folder_path";
             builder = builder
@@ -315,9 +367,9 @@ impl Graph {
                 .map_err(|e| say(&e))?;
         }
         let canceler = builder.canceler();
-        let stop = move || drop(canceler.cancel());
-        let session = cancel.during(stop, || match &spliced {
-            Some(graph) => builder.commit_from_memory(graph),
+        let give_up = move || drop(canceler.cancel());
+        let session = cancel.during(give_up, || match changed {
+            Some(changed) => builder.commit_from_memory(&changed.graph),
             None => builder.commit_from_file(path),
         })?;
         let session = session.map_err(|e| lost_link(path).unwrap_or_else(|| say(&e)))?;
@@ -330,7 +382,9 @@ impl Graph {
             left,
             path: path.to_owned(),
             rounds: AtomicBool::new(false),
-            compact: engine.pool.keeps(),
+            // Without an arena there is nothing to shrink.
+            compact: engine.pool.keeps() && !key.in_bands,
+            stop,
         })
     }
 
@@ -352,7 +406,12 @@ impl Graph {
         }
         let options = Arc::new(options);
         let running = Arc::clone(&options);
-        let stop = move || drop(running.terminate());
+        self.stop.store(false, Ordering::Relaxed);
+        let wish = Arc::clone(&self.stop);
+        let stop = move || {
+            wish.store(true, Ordering::Relaxed);
+            drop(running.terminate());
+        };
         let run = || self.session.run_with_options(values, &options);
         let results = cancel.during(stop, run)?.map_err(failed)?;
         let named = results
@@ -455,18 +514,6 @@ impl Graph {
             problem,
         }
     }
-}
-
-/// The graph of a file with inputs for vectors.
-fn with_vectors(path: &Path) -> Result<Vec<u8>, EngineError> {
-    let graph = std::fs::read(path).map_err(|source| EngineError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    splice::with_vectors(&graph).map_err(|problem| EngineError::Interface {
-        path: path.to_owned(),
-        problem: problem.to_owned(),
-    })
 }
 
 /// The numbers of an output, which is half precision in some graphs.

@@ -18,12 +18,14 @@ use sd_kernels::{
 use sd_models::graph::custom;
 
 use super::Observed;
+use super::chain::{self, Chain};
 
-/// The domain's operators for one session, which `observed` may look on.
+/// The domain's operators for one session, which `observed` may look on, with that for a chain if its graph has one.
 pub(super) fn domain(
     compute: Compute,
     threads: usize,
     observed: Option<Arc<Observed>>,
+    chain: Option<Chain>,
 ) -> Result<OperatorDomain> {
     let shared = Arc::new(Shared {
         isa: Isa::detect(),
@@ -32,22 +34,57 @@ pub(super) fn domain(
         observed,
         scratch: Mutex::new(Scratch::new()),
     });
-    OperatorDomain::new(custom::DOMAIN)?
+    let domain = OperatorDomain::new(custom::DOMAIN)?
         .add(Op::<Conv>::new(&shared))?
         .add(Op::<Linear>::new(&shared))?
         .add(Op::<GroupNorm>::new(&shared))?
         .add(Op::<LayerNorm>::new(&shared))?
         .add(Op::<Attention>::new(&shared))?
-        .add(Op::<Concat>::new(&shared))
+        .add(Op::<Concat>::new(&shared))?;
+    match chain {
+        Some(chain) => domain.add(chain::Op { chain, shared }),
+        None => Ok(domain),
+    }
 }
 
 /// What a session's operators have in common. They run one after the other, so they share scratch memory.
-struct Shared {
+pub(super) struct Shared {
     isa: Isa,
     compute: Compute,
     threads: usize,
     observed: Option<Arc<Observed>>,
     scratch: Mutex<Scratch>,
+}
+
+impl Shared {
+    /// Lends a node what kernels run with.
+    pub(super) fn lend<T>(
+        &self,
+        context: &ComputeContext,
+        work: impl FnOnce(&mut Run<'_>) -> T,
+    ) -> T {
+        let scratch = self.scratch.lock();
+        let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);
+        work(&mut Run {
+            isa: self.isa,
+            compute: self.compute,
+            pool: &Workers {
+                context,
+                count: self.threads,
+            },
+            scratch: &mut scratch,
+        })
+    }
+}
+
+/// What goes into a node.
+pub(super) fn inputs(context: &ComputeContext) -> Result<Vec<ValueRef<'_>>> {
+    let count = context.num_inputs()?;
+    let inputs = (0..count).map(|i| {
+        let input = context.input(i)?;
+        input.ok_or_else(|| Error::new(format!("input {i} is missing")))
+    });
+    inputs.collect()
 }
 
 /// One of the operators.
@@ -133,31 +170,14 @@ fn layer_name(node: &KernelContext<'_>) -> Result<String> {
 
 impl<L: Layer> Kernel for Node<L> {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
-        let count = context.num_inputs()?;
-        let inputs = (0..count).map(|i| {
-            let input = context.input(i)?;
-            input.ok_or_else(|| Error::new(format!("{}: input {i} is missing", self.name)))
-        });
-        let inputs = inputs.collect::<Result<Vec<_>>>()?;
-        if let (Some((observed, layer)), Some(x)) = (&self.observed, inputs.first()) {
-            observed.see(layer, numbers(x)?);
-        }
-        let mut scratch = self
-            .shared
-            .scratch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut run = Run {
-            isa: self.shared.isa,
-            compute: self.shared.compute,
-            pool: &Workers {
-                context,
-                count: self.shared.threads,
-            },
-            scratch: &mut scratch,
-        };
         let output = Output(context);
-        let computed = self.layer.compute(&inputs, &output, &mut run);
+        let computed = inputs(context).and_then(|inputs| {
+            if let (Some((observed, layer)), Some(x)) = (&self.observed, inputs.first()) {
+                observed.see(layer, numbers(x)?);
+            }
+            self.shared
+                .lend(context, |run| self.layer.compute(&inputs, &output, run))
+        });
         computed.map_err(|e| Error::new(format!("{}: {e}", self.name)))
     }
 }
@@ -247,11 +267,11 @@ impl Attributes<'_, '_> {
 }
 
 /// Where a node's output goes.
-struct Output<'a>(&'a ComputeContext);
+pub(super) struct Output<'a>(pub(super) &'a ComputeContext);
 
 impl Output<'_> {
     /// Makes room for a tensor of this shape and writes it.
-    fn write(
+    pub(super) fn write(
         &self,
         shape: &[usize],
         write: impl FnOnce(&mut [f32]) -> Result<(), OutOfMemory>,
@@ -265,12 +285,12 @@ impl Output<'_> {
 }
 
 /// A tensor's lengths.
-fn shape(value: &ValueRef<'_>) -> Vec<usize> {
+pub(super) fn shape(value: &ValueRef<'_>) -> Vec<usize> {
     value.shape().iter().map(|&n| n as usize).collect()
 }
 
 /// A tensor's numbers, which are single precision.
-fn numbers<'a>(value: &'a ValueRef<'_>) -> Result<&'a [f32]> {
+pub(super) fn numbers<'a>(value: &'a ValueRef<'_>) -> Result<&'a [f32]> {
     Ok(value.try_extract_tensor::<f32>()?.1)
 }
 
@@ -287,7 +307,10 @@ fn stored<'a>(value: &'a ValueRef<'_>) -> Result<Floats<'a>> {
 }
 
 /// Weights as they are stored: whole numbers have scales, others have none.
-fn weights<'a>(weight: &'a ValueRef<'_>, scales: Option<&'a ValueRef<'_>>) -> Result<Floats<'a>> {
+pub(super) fn weights<'a>(
+    weight: &'a ValueRef<'_>,
+    scales: Option<&'a ValueRef<'_>>,
+) -> Result<Floats<'a>> {
     let dtype = *weight.data_type();
     match (dtype, scales) {
         (TensorElementType::Int8, Some(scales)) => Ok(Floats::Int8 {
@@ -301,7 +324,7 @@ fn weights<'a>(weight: &'a ValueRef<'_>, scales: Option<&'a ValueRef<'_>>) -> Re
 }
 
 /// A short tensor in single precision.
-fn widened<'a>(value: &'a ValueRef<'_>) -> Result<Cow<'a, [f32]>> {
+pub(super) fn widened<'a>(value: &'a ValueRef<'_>) -> Result<Cow<'a, [f32]>> {
     Ok(match stored(value)? {
         Floats::F32(numbers) => Cow::Borrowed(numbers),
         other => Cow::Owned(other.to_f32(Order::OutputsFirst)),
@@ -318,7 +341,7 @@ fn operands<'a, 'v, const N: usize>(
 }
 
 /// An error that says which shapes do not fit.
-fn misfit(inputs: &[ValueRef<'_>]) -> Error {
+pub(super) fn misfit(inputs: &[ValueRef<'_>]) -> Error {
     let shapes: Vec<String> = inputs.iter().map(|v| format!("{:?}", shape(v))).collect();
     Error::new(format!(
         "inputs of shapes {} do not fit together",

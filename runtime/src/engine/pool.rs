@@ -37,6 +37,8 @@ pub struct Key {
     pub takes_vectors: bool,
     /// Whether the processor computes it, whatever the engine's provider is.
     pub on_processor: bool,
+    /// Whether a native graph's convolutions are computed in bands of rows, which takes less memory.
+    pub in_bands: bool,
 }
 
 impl Key {
@@ -55,6 +57,7 @@ impl Key {
             compute: Compute::F32,
             takes_vectors: false,
             on_processor: false,
+            in_bands: false,
         }
     }
 
@@ -89,6 +92,12 @@ impl Key {
             on_processor: true,
             ..self
         }
+    }
+
+    /// The same in bands of rows, if that is wanted.
+    #[must_use]
+    pub fn in_bands(self, in_bands: bool) -> Self {
+        Self { in_bands, ..self }
     }
 
     /// The component's folder.

@@ -5,6 +5,8 @@
 //! `vector_places` [n, 2], batch and position of each. The file on disk stays as it is. Only those bytes of it are understood
 //! that this takes (field numbers are those of `onnx.proto3`); all others are copied.
 
+use super::protobuf::{Field, Fields, NO_GRAPH, bytes, number, varint};
+
 /// Name of the input with the vectors.
 pub const VECTORS: &str = "vectors";
 
@@ -40,7 +42,6 @@ pub(super) fn with_vectors(model: &[u8]) -> Result<Vec<u8>, &'static str> {
     if found { Ok(spliced) } else { Err(NO_GRAPH) }
 }
 
-const NO_GRAPH: &str = "it is no ONNX graph";
 const NO_TABLE: &str = "it looks up `input_ids` in no table, so textual inversions cannot enter";
 
 /// A node, as far as it matters.
@@ -266,98 +267,6 @@ fn input(name: &str, element: u64, width: u64) -> Vec<u8> {
     bytes(&mut input, 1, name.as_bytes());
     bytes(&mut input, 2, &kind);
     input
-}
-
-/// A field of a protobuf message.
-#[derive(Clone, Copy)]
-struct Field<'a> {
-    number: u64,
-    /// All of it.
-    raw: &'a [u8],
-    /// Its content, if it has a length.
-    bytes: Option<&'a [u8]>,
-    /// Its value, if it is a whole number.
-    number_value: u64,
-}
-
-/// The fields of a protobuf message, in order.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<Field<'a>, &'static str>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = field(self.0);
-        self.0 = match &field {
-            Ok(field) => &self.0[field.raw.len()..],
-            Err(_) => &[],
-        };
-        Some(field)
-    }
-}
-
-fn field(message: &[u8]) -> Result<Field<'_>, &'static str> {
-    let mut rest = message;
-    let tag = varint(&mut rest)?;
-    let (mut content, mut value) = (None, 0);
-    let length = match tag & 7 {
-        0 => {
-            value = varint(&mut rest)?;
-            0
-        }
-        1 => 8,
-        2 => varint(&mut rest)?,
-        5 => 4,
-        _ => return Err(NO_GRAPH),
-    };
-    let length = usize::try_from(length).map_err(|_| NO_GRAPH)?;
-    let (inside, rest) = rest.split_at_checked(length).ok_or(NO_GRAPH)?;
-    if tag & 7 == 2 {
-        content = Some(inside);
-    }
-    Ok(Field {
-        number: tag >> 3,
-        raw: &message[..message.len() - rest.len()],
-        bytes: content,
-        number_value: value,
-    })
-}
-
-fn varint(bytes: &mut &[u8]) -> Result<u64, &'static str> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first().ok_or(NO_GRAPH)?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Ok(value);
-        }
-    }
-    Err(NO_GRAPH)
-}
-
-fn write_varint(to: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        to.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    to.push(value as u8);
-}
-
-/// Writes a field that is a whole number.
-fn number(to: &mut Vec<u8>, field: u64, value: u64) {
-    write_varint(to, field << 3);
-    write_varint(to, value);
-}
-
-/// Writes a field that has a length.
-fn bytes(to: &mut Vec<u8>, field: u64, content: &[u8]) {
-    write_varint(to, field << 3 | 2);
-    write_varint(to, content.len() as u64);
-    to.extend_from_slice(content);
 }
 
 #[cfg(test)]

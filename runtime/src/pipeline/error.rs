@@ -294,6 +294,8 @@ pub enum PipelineError {
         limit: u64,
         /// Side of the largest square that fits, if one does.
         side_that_fits: Option<usize>,
+        /// Whether it would fit if it were decoded in bands of rows.
+        fits_in_bands: bool,
     },
     /// A dump would take the place of a file that this program did not write.
     #[error("{}: it exists and is no dump", path.display())]
@@ -357,6 +359,10 @@ impl PipelineError {
                 Some(Remedy::ComputeExactly)
             }
             Self::Denoising { source, .. } => source.hint(),
+            Self::Memory {
+                fits_in_bands: true,
+                ..
+            } => Some(Remedy::Tile),
             Self::NonFinite { is_ours: true, .. } => Some(Remedy::OtherVae),
             Self::NonFinite { is_ours: false, .. } => Some(Remedy::words(
                 "graphs of other programs may compute in half precision, which the VAEs of some models exceed (SDXL's own is one): convert the checkpoint with this project's converter, or give a VAE that is made for half precision",

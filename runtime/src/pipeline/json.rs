@@ -282,6 +282,7 @@ mod tests {
             ignore_lora_tags: true,
             graph: Dialect::Portable,
             compute: Compute::Auto,
+            tile: true,
             emphasis: Some(Emphasis::NoNorm),
         };
         for request in [Request::default(), full] {

@@ -41,7 +41,7 @@ impl Leases<'_> {
         Ok(Unet::new(network, model.prediction))
     }
 
-    /// What makes pictures of latents.
+    /// What makes pictures of latents, in bands of rows if the plan wants that.
     pub(super) fn decoder(&self, models: &Models) -> Result<Lease, EngineError> {
         let (folder, _) = models.decoder();
         let key = self.decoder_key(models)?;
@@ -49,6 +49,9 @@ impl Leases<'_> {
     }
 
     /// Which network [`Self::decoder`] is.
+    ///
+    /// # Errors
+    /// It is no graph that works in bands.
     pub(super) fn decoder_key(&self, models: &Models) -> Result<Key, EngineError> {
         self.decoder_by(models, self.engine.ep(), self.plan.compute)
     }
@@ -62,8 +65,17 @@ impl Leases<'_> {
 
     fn decoder_by(&self, models: &Models, ep: Ep, compute: Compute) -> Result<Key, EngineError> {
         let (folder, _) = models.decoder();
-        let wish = (self.plan.graph, compute);
-        Ok(folder.key("vae_decoder", &self.latent_dims(), ep, wish)?.0)
+        let (wish, dims) = ((self.plan.graph, compute), self.latent_dims());
+        let (key, chosen) = folder.key("vae_decoder", &dims, ep, wish)?;
+        if self.plan.tile && !chosen.is_native() {
+            return Err(EngineError::NotInBands {
+                path: key.folder().join(chosen.file),
+                problem: chosen
+                    .reason
+                    .unwrap_or("only the native graph, which processors run, does that"),
+            });
+        }
+        Ok(key.in_bands(self.plan.tile))
     }
 
     fn latent_dims(&self) -> [(&'static str, usize); 3] {

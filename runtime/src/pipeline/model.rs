@@ -17,7 +17,7 @@ use super::folder::Folder;
 use super::vae_approx::{self, VaeApprox};
 use crate::Remedy;
 use crate::engine::memory::Needs;
-use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key};
+use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose};
 use crate::profile::{ConfigError, Trained};
 use crate::text::{ClipTokenizer, Embeddings};
 
@@ -102,12 +102,18 @@ impl Models {
     }
 
     /// Bytes of memory that pictures of `pixels` latent pixels take at most: one network at a time, but for the decoder of
-    /// `previews`, which runs beside the UNet. Networks are those that a provider runs.
+    /// `previews`, which runs beside the UNet. Networks are those that a provider runs, and the decoder may work in bands of rows (`tile`).
     #[must_use]
-    pub fn memory(&self, pixels: usize, dialect: Dialect, ep: Ep, previews: bool) -> Needs {
+    pub fn memory(
+        &self,
+        pixels: usize,
+        (dialect, tile): (Dialect, bool),
+        ep: Ep,
+        previews: bool,
+    ) -> Needs {
         let unet = self.unet_memory(pixels, dialect, ep);
         match &self.vae_approx {
-            None => unet.max(self.base.decoder_memory(pixels, dialect, ep)),
+            None => unet.max(self.base.decoder_memory(pixels, (dialect, tile), ep)),
             Some(approx) => {
                 let decoder = approx.memory(pixels, dialect, ep);
                 match previews {
@@ -131,11 +137,13 @@ impl Models {
     pub(super) fn memory_within(
         &self,
         [width, height]: [usize; 2],
-        dialect: Dialect,
+        (dialect, tile): (Dialect, bool),
         limit: u64,
     ) -> Result<Needs, PipelineError> {
         let area = self.base.latent.downscale.pow(2);
-        let of = |pixels: usize| self.memory(pixels / area, dialect, Ep::Cpu, false);
+        let tiled =
+            |pixels: usize, tile| self.memory(pixels / area, (dialect, tile), Ep::Cpu, false);
+        let of = |pixels: usize| tiled(pixels, tile);
         let needs = of(width * height);
         if needs.total <= limit {
             return Ok(needs);
@@ -147,6 +155,7 @@ impl Models {
             needed: needs.total,
             limit,
             side_that_fits: sides.find(|side| of(side * side).total <= limit),
+            fits_in_bands: tiled(width * height, true).total <= limit,
         })
     }
 }
@@ -406,11 +415,19 @@ impl ModelDir {
         self.folder().needs("unet", dialect, ep, takes)
     }
 
-    /// The same of the decoder.
-    fn decoder_memory(&self, pixels: usize, dialect: Dialect, ep: Ep) -> Needs {
+    /// The same of the decoder, which may work in bands of rows (`tile`).
+    fn decoder_memory(&self, pixels: usize, (dialect, tile): (Dialect, bool), ep: Ep) -> Needs {
         const DECODER: u64 = 340_000;
+        // Activations at full size in 17 bits, and bands in single precision.
+        const TILED: u64 = 42_000;
+        const BANDS: u64 = 200 << 20;
         let pixels = pixels as u64;
-        let takes = [pixels * pixels, DECODER * pixels];
+        let chosen = choose(ep, self.recorded("vae_decoder"), dialect, Compute::F32);
+        let activations = match tile && chosen.is_ok_and(|chosen| chosen.is_native()) {
+            true => TILED * pixels + BANDS,
+            false => DECODER * pixels,
+        };
+        let takes = [pixels * pixels, activations];
         self.folder().needs("vae_decoder", dialect, ep, takes)
     }
 

@@ -71,6 +71,8 @@ pub struct Plan {
     pub graph: Dialect,
     /// What products are computed in.
     pub compute: Compute,
+    /// Whether it is decoded in bands of rows.
+    pub tile: bool,
     /// What goes into the picture's file, but for what it was computed with; see [`super::Outcome::computed`].
     pub infotext: Infotext,
 }
@@ -154,20 +156,21 @@ impl Plans {
     /// [`Self::memory`] with a provider, which may run other graphs than processors do, and with previews.
     #[must_use]
     pub fn memory_with(&self, ep: Ep, models: &Models) -> Needs {
-        self.most(|pixels, graph| models.memory(pixels, graph, ep, self.preview.is_some()))
+        let previews = self.preview.is_some();
+        self.most(|pixels, plan| models.memory(pixels, (plan.graph, plan.tile), ep, previews))
     }
 
     /// [`Self::memory_with`] before latents are decoded.
     #[must_use]
     pub fn memory_of_denoising(&self, ep: Ep, models: &Models) -> Needs {
-        self.most(|pixels, graph| models.unet_memory(pixels, graph, ep))
+        self.most(|pixels, plan| models.unet_memory(pixels, plan.graph, ep))
     }
 
-    /// The most that a picture takes, by its latent pixels and graph.
-    fn most(&self, of: impl Fn(usize, Dialect) -> Needs) -> Needs {
+    /// The most that a picture takes, by its latent pixels and plan.
+    fn most(&self, of: impl Fn(usize, &Plan) -> Needs) -> Needs {
         let needs = self.plans.iter().map(|plan| {
             let [_, _, height, width] = plan.latent_shape;
-            of(height * width, plan.graph)
+            of(height * width, plan)
         });
         needs.fold(Needs::default(), Needs::max)
     }
@@ -194,13 +197,7 @@ impl Plans {
     pub fn resolve(request: &Request, models: &Models, limit: u64) -> Result<Self, PipelineError> {
         let model = &models.base;
         request.check()?;
-        if model.family == ModelFamily::SdxlRefiner {
-            return Err(PipelineError::Unsupported {
-                path: model.path.clone(),
-                kind: "SDXL's refiner".to_owned(),
-                remedy: Remedy::words("it goes on with what an SDXL base model began"),
-            });
-        }
+        check_base(model)?;
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
         let choice = Choice::of(request, model, &mut notes)?;
@@ -280,6 +277,7 @@ impl Plans {
                 profile,
                 graph: request.graph,
                 compute: request.compute,
+                tile: request.tile,
                 infotext: Infotext {
                     prompt: request.prompt.clone(),
                     negative_prompt: infotext::negative(request, model),
@@ -307,6 +305,18 @@ impl Plans {
             (pixels * plan.calls.unwrap_or(plan.steps)) as u64
         };
         self.plans.iter().map(work).sum()
+    }
+}
+
+/// That a model makes pictures from noise.
+fn check_base(model: &ModelDir) -> Result<(), PipelineError> {
+    match model.family {
+        ModelFamily::SdxlRefiner => Err(PipelineError::Unsupported {
+            path: model.path.clone(),
+            kind: "SDXL's refiner".to_owned(),
+            remedy: Remedy::words("it goes on with what an SDXL base model began"),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -379,7 +389,10 @@ fn size_and_memory(
     if let Some(refiner) = &models.refiner {
         check_refiner(model, refiner)?;
     }
-    Ok((size, models.memory_within(size, request.graph, limit)?))
+    Ok((
+        size,
+        models.memory_within(size, (request.graph, request.tile), limit)?,
+    ))
 }
 
 /// What runs, with the gaps of the request filled: by what the model is made for, then by the profile.

@@ -81,6 +81,8 @@ pub struct Request {
     pub graph: Dialect,
     /// What products are computed in.
     pub compute: Compute,
+    /// Whether pictures are decoded in bands of rows, which takes less memory. Only native graphs do that.
+    pub tile: bool,
 }
 
 /// Longest prompt in bytes. It is some hundred times what text encoders see at once.
@@ -179,6 +181,7 @@ impl Default for Request {
             ignore_lora_tags: false,
             graph: Dialect::Auto,
             compute: Compute::F32,
+            tile: false,
         }
     }
 }

@@ -106,6 +106,8 @@ pub fn run(
     let mut previews = previews.map(|(every, show)| Previews::new(every, show));
     let wish = (first.graph, first.compute);
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
+    // What cannot be is found out before the work.
+    leases.decoder_key(models)?;
     note_portable(first, models, engine.ep(), listener)?;
     let mut timing = Timing::default();
 

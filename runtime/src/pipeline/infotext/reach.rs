@@ -45,6 +45,12 @@ pub fn within_reach(
             })
     };
     let mut left_out = Vec::new();
+    let wish = (request.graph, request.compute);
+    let decoder = models.base.key("vae_decoder", &[], ep, wish);
+    if request.tile && decoder.is_ok_and(|(_, chosen)| !chosen.is_native()) {
+        request.tile = false;
+        left_out.push(NotCarried::new("VAE tiling", "True"));
+    }
     if let Some(wish) = nearest.into_iter().find(runs) {
         (request.graph, request.compute) = wish;
         if request.graph != graph {

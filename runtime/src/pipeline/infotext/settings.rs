@@ -362,6 +362,7 @@ impl Reader<'_> {
                 // Files that a picture names are not opened.
                 _ => false,
             },
+            "VAE tiling" => self.set(|request| request.tile = value == "True"),
             "Ignored LoRA" => self.set(|request| request.ignore_lora_tags = true),
             "Idle draws" => self.set(|request| request.options.idle_draws = value == "True"),
             _ => false,

@@ -116,6 +116,9 @@ pub(in crate::pipeline) fn settings(
     if !words.ignored_loras.is_empty() {
         pairs.push(("Ignored LoRA", words.ignored_loras.clone()));
     }
+    if request.tile {
+        pairs.push(("VAE tiling", "True".to_owned()));
+    }
     if let Some(hash) = model.weights_hash() {
         pairs.push(("Weights hash", hash));
     }
