@@ -61,6 +61,12 @@ fn options(text: &str, name: &str) -> Result<Vec<String>, String> {
     };
     let mut options = Vec::new();
     for (key, value) in preset {
+        // They act before presets are read.
+        if ["preset", "presets", "quiet", "verbose"].contains(&key.as_str()) {
+            return Err(format!(
+                "preset `{name}`: {key} belongs on the command line"
+            ));
+        }
         let values = match value {
             Value::Array(values) => values,
             value => vec![value],
@@ -103,6 +109,7 @@ mod tests {
         for (text, said) in [
             (text, "there are other, quick"),
             ("[none]\na = {b = 1}", "a is neither"),
+            ("[none]\nquiet = true", "quiet belongs"),
             ("none = 3", "invalid type"),
             ("[none", "unclosed"),
         ] {

@@ -18,6 +18,9 @@ const LARGEST_FILE: u64 = 1 << 28;
 /// Most pixels of a picture: 16384 by 8192.
 const MOST_PIXELS: u64 = 1 << 27;
 
+/// The marker in front of a JPEG's pixels.
+const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
+
 /// A file that is no picture with settings.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
@@ -73,12 +76,40 @@ impl PictureFile {
     /// Its pixels, without transparency.
     ///
     /// # Errors
-    /// The file is broken.
+    /// The file is broken or incomplete.
     pub fn decode(&self) -> Result<Picture, PictureError> {
-        decoded(&self.bytes).map_err(|problem| PictureError {
-            path: self.path.clone(),
-            problem,
-        })
+        let whole = if is_whole(self.format, &self.bytes) {
+            Ok(&self.bytes)
+        } else {
+            Err("the end of the file is missing".to_owned())
+        };
+        whole
+            .and_then(|bytes| decoded(bytes))
+            .map_err(|problem| PictureError {
+                path: self.path.clone(),
+                problem,
+            })
+    }
+}
+
+/// Whether a file's end is there, without which decoders of JPEG and WebP may make up pixels. PNG's say it themselves.
+fn is_whole(format: Format, bytes: &[u8]) -> bool {
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    match format {
+        Format::Png => true,
+        // A thumbnail in the metadata has an end of its own, and so do few other bytes behind the last picture's.
+        Format::Jpeg { .. } => {
+            let scan = bytes.windows(2).rposition(|pair| pair == START_OF_SCAN);
+            let rest = scan.map_or(bytes, |at| &bytes[at..]);
+            rest.windows(2).any(|pair| pair == END_OF_IMAGE)
+        }
+        // RIFF's length counts what is behind it.
+        Format::WebP => {
+            let length = bytes.get(4..8).and_then(|length| length.try_into().ok());
+            length.is_some_and(|length| {
+                bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes(length))
+            })
+        }
     }
 }
 
@@ -194,7 +225,6 @@ fn text_of(info: &png::Info<'_>) -> Result<Option<String>, png::DecodingError> {
 /// A JPEG's EXIF block: segments are a marker of two bytes, a length of two bytes that counts itself, and data.
 fn jpeg_exif(bytes: &[u8]) -> Option<&[u8]> {
     const APP1: u8 = 0xe1;
-    const START_OF_SCAN: u8 = 0xda;
     let mut rest = bytes.strip_prefix(&[0xff, 0xd8])?;
     loop {
         let [0xff, marker, high, low] = *rest.first_chunk()? else {
@@ -204,7 +234,7 @@ fn jpeg_exif(bytes: &[u8]) -> Option<&[u8]> {
         let data = rest.get(4..2 + length)?;
         match marker {
             APP1 if data.starts_with(exif::HEADER) => return Some(data),
-            START_OF_SCAN => return None,
+            _ if marker == START_OF_SCAN[1] => return None,
             _ => rest = &rest[2 + length..],
         }
     }
