@@ -227,10 +227,7 @@ fn graphs_and_numbers_that_cannot_be_had_are_left_out() {
     assert_eq!(carried.graph, Dialect::Native);
     if Isa::detect() >= Isa::Avx2 {
         let mut same = carried.clone();
-        assert_eq!(
-            within_reach(&mut same, &models, Ep::Cpu, [false, false]),
-            []
-        );
+        assert_eq!(within_reach(&mut same, &models, Ep::Cpu, [false; 3]), []);
         assert_eq!(same.graph, Dialect::Native);
     }
     let left_out = |request: &mut Request, models: &Models, ep, given| {
@@ -240,14 +237,14 @@ fn graphs_and_numbers_that_cannot_be_had_are_left_out() {
     };
     let graph = ("Graph".to_owned(), "native".to_owned());
     let mut request = carried.clone();
-    let found = left_out(&mut request, &models, Ep::OpenVino, [false, false]);
+    let found = left_out(&mut request, &models, Ep::OpenVino, [false; 3]);
     assert_eq!((found, request.graph), (vec![graph.clone()], Dialect::Auto));
     let mut request = carried.clone();
-    let found = left_out(&mut request, &models, Ep::OpenVino, [true, false]);
+    let found = left_out(&mut request, &models, Ep::OpenVino, [true, false, false]);
     assert_eq!((found, request.graph), (vec![], Dialect::Native));
     carried.compute = Compute::I16;
     let mut request = carried.clone();
-    let found = left_out(&mut request, &models, Ep::OpenVino, [false, false]);
+    let found = left_out(&mut request, &models, Ep::OpenVino, [false; 3]);
     let compute = ("Compute".to_owned(), "i16".to_owned());
     assert_eq!((&found[0], &found[1]), (&graph, &compute));
     assert_eq!(request.compute, Compute::Auto);
@@ -262,7 +259,7 @@ fn graphs_and_numbers_that_cannot_be_had_are_left_out() {
     {
         component.variants.retain(|name, _| name != "native.onnx");
     }
-    let found = left_out(&mut carried, &models, Ep::Cpu, [false, false]);
+    let found = left_out(&mut carried, &models, Ep::Cpu, [false; 3]);
     assert_eq!((found, carried.graph), (vec![graph], Dialect::Auto));
 }
 

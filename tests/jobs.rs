@@ -103,10 +103,10 @@ fn every_job_ends_once() {
                 let kind = match result {
                     Ok(made) => {
                         assert_eq!(made.outcome.pictures.len(), 1);
-                        "done"
+                        "done".to_owned()
                     }
-                    Err(JobError::Cancelled) => "cancelled",
-                    Err(_) => "failed",
+                    Err(JobError::Cancelled) => "cancelled".to_owned(),
+                    Err(error) => format!("failed: {error}"),
                 };
                 to.lock().unwrap()[i as usize].push(kind);
             }
@@ -133,10 +133,16 @@ fn every_job_ends_once() {
         // Who panicked does not hear more.
         let expected = usize::from(i % 29 != 5 || !kinds.is_empty());
         assert_eq!(kinds.len(), expected, "{i}: {kinds:?}");
-        assert!(i % 11 == 3 || kinds.first() != Some(&"failed"), "{i}");
+        let failed = kinds.iter().any(|kind| kind.starts_with("failed"));
+        assert!(i % 11 == 3 || !failed, "{i}: {kinds:?}");
     }
-    let count = |kind: &str| ended.iter().flatten().filter(|&&it| it == kind).count();
-    assert!(count("done") > 100 && count("failed") > 5 && count("cancelled") > 5);
+    let all = || ended.iter().flatten();
+    let count = |kind: &str| all().filter(|it| it.starts_with(kind)).count();
+    let counts = ["done", "failed", "cancelled"].map(count);
+    assert!(
+        counts[0] > 100 && counts[1] > 5 && counts[2] > 5,
+        "{counts:?}"
+    );
 }
 
 /// Workers that are pinned have processors of their own, as the system sees it; all others may run anywhere.

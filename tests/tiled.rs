@@ -11,6 +11,7 @@ use sd_converter::build::Precision;
 use sd_kernels::Isa;
 use sd_runtime::Remedy;
 use sd_runtime::engine::{Cancel, Compute, Dialect, Engine, EngineError, Ep, Input, memory};
+use sd_runtime::pipeline::infotext::within_reach;
 use sd_runtime::pipeline::{ModelDir, Models, PipelineError, Plans, Request};
 use sdrt_tests::{circle, demo_model, engine, make, synthetic, synthetic_as};
 
@@ -136,6 +137,27 @@ fn portable_graphs_do_not_work_in_bands() {
         text.contains("vae_decoder") && text.contains("bands"),
         "{text}"
     );
+}
+
+#[test]
+fn bands_of_a_picture_are_left_out_where_nobody_has_them() {
+    let models = Models::one(ModelDir::open(demo_model()).unwrap());
+    let reach = |is_given| {
+        let mut request = Request {
+            tile: true,
+            graph: Dialect::Native,
+            ..circle()
+        };
+        let left_out = within_reach(
+            &mut request,
+            &models,
+            Ep::OpenVino,
+            [false, false, is_given],
+        );
+        let told = left_out.iter().any(|it| it.field == "VAE tiling");
+        (request.tile, told)
+    };
+    assert_eq!([false, true].map(reach), [(false, true), (true, false)]);
 }
 
 #[test]

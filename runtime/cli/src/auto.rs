@@ -12,7 +12,7 @@ use sd_kernels::Isa;
 use sd_runtime::engine::measured::{Case, Measured, Record, Seconds, processor};
 use sd_runtime::engine::{Cancel, EngineError, Ep, library, memory};
 use sd_runtime::pipeline::{ModelDir, Models, Plans, Request};
-use sd_ui::Ui;
+use sd_ui::{Ui, UsageError};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -42,6 +42,10 @@ pub(crate) fn resolve(
     if args.ep != Provider::Auto {
         return Ok((args.clone(), None));
     }
+    if args.plugin().is_some() {
+        let text = "--ep-library names who computes, and --ep auto chooses: give one of them";
+        return Err(UsageError(text.to_owned()).into());
+    }
     args.limit_instructions();
     let candidates: Vec<(Ep, library::Found)> = [Ep::Cpu, Ep::OpenVino, Ep::Cuda]
         .into_iter()
@@ -49,6 +53,11 @@ pub(crate) fn resolve(
         .filter(|(ep, found)| found.has(*ep) != Some(false))
         .collect();
     let choice = match &candidates[..] {
+        _ if request.tile => Choice {
+            ep: Ep::Cpu.to_string(),
+            why: "others do not decode in bands of rows".to_owned(),
+            seconds: Vec::new(),
+        },
         [] | [(Ep::Cpu, _)] => Choice {
             ep: Ep::Cpu.to_string(),
             why: "no library with another provider is there".to_owned(),
@@ -121,9 +130,10 @@ pub(crate) fn case(
         size,
         compute: request.compute,
         graph: request.graph,
+        tile: request.tile,
         ep: ep.to_string(),
         options: args.options(),
-        library: Case::library(found),
+        library: Case::library(args.plugin().unwrap_or(&found.path)),
     }
 }
 

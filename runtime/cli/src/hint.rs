@@ -98,7 +98,7 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         }
         Remedy::GivePng => "`--noise image:FILE` takes a PNG",
         Remedy::Tile => {
-            "it fits with `--tile` (in a job, `\"tile\": true`), which decodes it in bands of rows"
+            "it fits with `--tile` (in a job, `\"tile\": true`), with which the processor decodes it in bands of rows"
         }
         Remedy::DoNotTile => {
             "`sdconvert build` makes directories that have it; without `--tile` any graph decodes, with more memory"

@@ -60,6 +60,34 @@ pub(super) struct Node {
     shared: Arc<Shared>,
 }
 
+/// Whether a convolution goes with what the steps before make of a picture of `channels`.
+fn fits(
+    planned: &Planned,
+    steps: &[Step<'_>],
+    channels: usize,
+    [outputs, inputs, height, width]: [usize; 4],
+) -> bool {
+    let channels_of = |value: usize| match value {
+        0 => Some(channels),
+        made => Some(steps.get(made - 1)?.conv.outputs),
+    };
+    let mut same_value = steps.iter().filter(|step| step.x == planned.x);
+    let normed = same_value.find_map(|step| Some(step.norm?.groups));
+    let groups_fit = planned.norm.is_none_or(|norm| {
+        norm.groups > 0
+            && inputs.is_multiple_of(norm.groups)
+            && normed.is_none_or(|groups| groups == norm.groups)
+    });
+    channels_of(planned.x) == Some(inputs)
+        && planned
+            .residual
+            .is_none_or(|value| channels_of(value) == Some(outputs))
+        && [height, width] == [planned.kernel; 2]
+        && planned.stride > 0
+        && planned.enlarge > 0
+        && groups_fit
+}
+
 impl Kernel for Node {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let inputs = ops::inputs(context)?;
@@ -82,19 +110,18 @@ impl Kernel for Node {
         for (planned, (norm, bias)) in self.chain.steps.iter().zip(&vectors) {
             let weight: Option<&ValueRef<'_>> = inputs.get(planned.weight);
             let dims = weight.map(shape).unwrap_or_default();
-            let (Some(weight), &[outputs, of, kernel, _]) = (weight, &dims[..]) else {
+            let (Some(weight), &[outputs, of, kernel, kernel_wide]) = (weight, &dims[..]) else {
                 return Err(misfit(&inputs[..1]));
-            };
-            let reads = match planned.x {
-                0 => channels,
-                made => steps[made - 1].conv.outputs,
             };
             let scales = planned.scales.and_then(|place| inputs.get(place));
             let weight = weights(weight, scales)?;
             let vectors = norm.iter().flatten().map(|vector| vector.len());
-            if reads != of
-                || kernel != planned.kernel
-                || !weight.fit(outputs)
+            if !fits(
+                planned,
+                &steps,
+                channels,
+                [outputs, of, kernel, kernel_wide],
+            ) || !weight.fit(outputs)
                 || bias.as_ref().is_some_and(|bias| bias.len() != outputs)
                 || vectors.into_iter().any(|length| length != of)
             {
@@ -131,7 +158,14 @@ impl Kernel for Node {
         let (Some(&(high, wide)), Some(last)) = (sizes.last(), steps.last()) else {
             return Err(misfit(&inputs[..1]));
         };
-        if batch != 1 || sizes.iter().any(|&(height, width)| height * width == 0) {
+        let adds_other_size = |(i, step): (usize, &Step<'_>)| {
+            let residual = step.residual;
+            residual.is_some_and(|residual| sizes[residual] != sizes[i + 1])
+        };
+        if batch != 1
+            || sizes.iter().any(|&(height, width)| height * width == 0)
+            || steps.iter().enumerate().any(adds_other_size)
+        {
             return Err(misfit(&inputs[..1]));
         }
         let x = numbers(&inputs[0])?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use sd_models::manifest;
 use serde::{Deserialize, Serialize};
 
-use super::library::{Found, data_dir};
+use super::library::data_dir;
 use super::network::sha256;
 use super::{Compute, Dialect, EngineError, Key};
 
@@ -40,11 +40,14 @@ pub struct Case {
     pub compute: Compute,
     /// Which graphs are asked for.
     pub graph: Dialect,
+    /// Whether the decoder works in bands of rows.
+    #[serde(default)]
+    pub tile: bool,
     /// The provider's name.
     pub ep: String,
     /// Its options, as they are written.
     pub options: Vec<String>,
-    /// The library: its path and its size in bytes.
+    /// The library, or the plugin that computes: its path and its size in bytes.
     pub library: (PathBuf, u64),
 }
 
@@ -70,9 +73,9 @@ impl Case {
 
     /// A library as cases name it.
     #[must_use]
-    pub fn library(found: &Found) -> (PathBuf, u64) {
-        let size = found.path.metadata().map_or(0, |file| file.len());
-        (found.path.clone(), size)
+    pub fn library(path: &Path) -> (PathBuf, u64) {
+        let size = path.metadata().map_or(0, |file| file.len());
+        (path.to_owned(), size)
     }
 }
 
@@ -232,6 +235,7 @@ mod tests {
             size: [512, 768],
             compute: Compute::F32,
             graph: Dialect::Auto,
+            tile: false,
             ep: ep.to_owned(),
             options: vec!["num_streams=1".to_owned()],
             library: ("libonnxruntime.so".into(), 3),

@@ -87,6 +87,7 @@ pub fn measure(
             profile: request.profile,
             graph: request.graph,
             compute: request.compute,
+            tile: request.tile,
             ..Request::default()
         };
         Plans::resolve(&request, models, u64::MAX)

@@ -11,7 +11,7 @@ use crate::engine::{Compute, EngineError, Key, Lease};
 pub(super) struct Decoder<'a> {
     leases: Leases<'a>,
     models: &'a Models,
-    /// What decodes from now on.
+    /// What decodes at present.
     key: Key,
     network: Option<Lease>,
     /// Whether it is the one that computes in single precision because another one failed.
@@ -43,6 +43,12 @@ impl<'a> Decoder<'a> {
         latents: &Latents,
         listener: &mut Listener<'_>,
     ) -> Result<Decoded, PipelineError> {
+        if self.is_exact {
+            // Each picture is what it would be alone.
+            self.key = self.leases.decoder_key(self.models)?;
+            self.network = None;
+            self.is_exact = false;
+        }
         let mut decoded = self.decode(plan, latents);
         if let Err(PipelineError::NonFinite { count, .. }) = decoded
             && self.begins_again(count, listener)?

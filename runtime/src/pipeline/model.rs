@@ -12,9 +12,9 @@ use sd_models::keys::Component;
 use sd_models::manifest::{self, Latent, Manifest, PredictionType};
 use serde_json::Value;
 
-use super::PipelineError;
 use super::folder::Folder;
 use super::vae_approx::{self, VaeApprox};
+use super::{PipelineError, Request};
 use crate::Remedy;
 use crate::engine::memory::Needs;
 use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose};
@@ -90,6 +90,11 @@ impl Models {
             Some(approx) => (approx.folder(), approx.latent().scaling_factor),
             None => (self.base.folder(), self.base.latent.scaling_factor),
         }
+    }
+
+    /// Whether pictures are decoded in bands of rows: a tiny decoder is no chain of convolutions that could be.
+    pub(super) fn tiles(&self, request: &Request) -> bool {
+        request.tile && self.vae_approx.is_none()
     }
 
     /// How A1111 names the decoder.

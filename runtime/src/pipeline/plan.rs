@@ -204,6 +204,8 @@ impl Plans {
         let (size, memory) = size_and_memory(request, models, limit)?;
         if let Some(approx) = &models.vae_approx {
             notes.extend(approx.check(model)?);
+            let text = "bands of rows have no effect: a tiny decoder does not work in them";
+            notes.extend(request.tile.then(|| text.to_owned()));
         }
         let texture = request.noise.open()?;
         notes.extend(idle::options(request, choice.sampler, &choice.schedule));
@@ -277,7 +279,7 @@ impl Plans {
                 profile,
                 graph: request.graph,
                 compute: request.compute,
-                tile: request.tile,
+                tile: models.tiles(request),
                 infotext: Infotext {
                     prompt: request.prompt.clone(),
                     negative_prompt: infotext::negative(request, model),

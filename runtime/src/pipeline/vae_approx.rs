@@ -125,6 +125,12 @@ impl VaeApprox {
         })
     }
 
+    /// Whether it decodes a model's latents, as far as can be told.
+    #[must_use]
+    pub fn is_for(&self, model: &ModelDir) -> bool {
+        self.check(model).is_ok()
+    }
+
     /// Checks that it decodes a model's latents, as far as that can be told; returns what cannot.
     pub(super) fn check(&self, model: &ModelDir) -> Result<Option<String>, PipelineError> {
         let other = |found: String, expected: String| PipelineError::OtherLatents {

@@ -11,7 +11,7 @@ mod txt2img;
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::parser::ValueSource;
@@ -111,8 +111,8 @@ pub(crate) struct EngineArgs {
     // Before `ep`, whose value is taken from what was parsed.
     #[command(flatten)]
     ep_given: EpGiven,
-    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, or auto, the faster one of cpu
-    /// and openvino by measurement
+    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, or auto, the fastest one of cpu,
+    /// openvino and cuda by measurement
     #[arg(
         long,
         default_value = "cpu",
@@ -152,10 +152,16 @@ impl EngineArgs {
         }
     }
 
-    /// The same with this provider, which gets the options if it takes any.
+    /// The plugin that computes.
+    pub(crate) fn plugin(&self) -> Option<&Path> {
+        self.ep_library.as_deref()
+    }
+
+    /// The same with this provider, which gets the options if they are its own: those beside `auto` are OpenVINO's.
     pub(crate) fn with(&self, ep: Ep) -> Self {
-        let ep_options = match ep {
-            Ep::Cpu => Vec::new(),
+        let ep_options = match (self.ep, ep) {
+            (_, Ep::Cpu) => Vec::new(),
+            (Provider::Auto, ep) if ep != Ep::OpenVino => Vec::new(),
             _ => self.ep_options.clone(),
         };
         Self {

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &ReplayArgs, ui: &Ui) -> anyhow::Result<()> {
         &mut request,
         &models,
         engine.least(),
-        [false, false],
+        [false; 3],
     ));
     let (engine, _) = auto::resolve(&engine, &request, &models, ui)?;
     left_out.extend(settings.wanted.not_carried(&models));
@@ -135,9 +135,11 @@ fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<
         Ok(base) => base,
         Err(missing) => return Ok(Err(missing)),
     };
+    // Pictures of other programs do not say which one it was.
+    let own = tiny.iter().position(|approx| approx.is_for(&base));
     Ok(Ok(Models {
         refiner: refiner.as_deref().map(ModelDir::open).transpose()?,
-        vae_approx: tiny.into_iter().next(),
+        vae_approx: tiny.into_iter().nth(own.unwrap_or(0)),
         embeddings: embeddings::of(&args.embeddings, &base)?,
         base,
     }))

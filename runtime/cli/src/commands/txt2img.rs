@@ -415,7 +415,7 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     };
     if let Some(settings) = &carried {
         args.engine.limit_instructions();
-        let given = [args.graph.is_some(), args.compute.is_some()];
+        let given = [args.graph.is_some(), args.compute.is_some(), args.tile];
         let ep = args.engine.least();
         not_carried.extend(within_reach(&mut request, &models, ep, given));
         not_carried.extend(settings.wanted.not_carried(&models));
@@ -432,6 +432,7 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         plans.plans = plans.plans.into_iter().skip(place).take(1).collect();
     }
     plans.preview = args.preview;
+    check_previews(&plans, &models, engine.ep())?;
     let estimate = Estimate::of(&chosen, &request, &plans, &models, &engine);
     let job = Job {
         plans,
@@ -441,6 +442,18 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
         ceiling,
     };
     generate(&job, &engine, &models, output, estimate, ui)
+}
+
+/// That previews, which are decoded beside the UNet, fit into memory.
+fn check_previews(plans: &Plans, models: &Models, ep: Ep) -> Result<(), UsageError> {
+    let (needed, limit) = (plans.memory_with(ep, models).total, memory::limit());
+    if plans.preview.is_none() || ep != Ep::Cpu || needed <= limit {
+        return Ok(());
+    }
+    let [needed, limit] = [needed, limit].map(|bytes| bytes as f64 / 1e9);
+    Err(UsageError(format!(
+        "with previews it needs about {needed:.1} GB of memory, there are {limit:.1} GB\nhint: without `--preview` it fits"
+    )))
 }
 
 /// The sampler and spread that options name.
@@ -677,7 +690,10 @@ pub(crate) fn generate(
     };
     let outcome = make(plans, models, engine, &cancel, &mut follow, dump.as_mut())?;
     drop(terminal);
-    estimate.learn(plans, &outcome);
+    // Pauses are no part of the work.
+    if job.ceiling.is_none() {
+        estimate.learn(plans, &outcome);
+    }
     if let (Some(dump), Some(to)) = (&dump, &output.dump) {
         dump.write(to, &cancel)?;
     }

@@ -7,8 +7,8 @@ use crate::engine::{Compute, Dialect, Ep};
 use crate::pipeline::{Models, Request};
 
 /// Lets a request that came with a picture choose its graph and its numbers itself, as far as the picture's cannot be had with these
-/// models, this provider and this processor, and tells what was left out. `given` says whether somebody asked for the graph and for
-/// the numbers, which stay then. A request that cannot be computed at all stays as it is.
+/// models, this provider and this processor, and tells what was left out. `given` says whether somebody asked for the graph, for
+/// the numbers and for bands of rows, which stay then. A request that cannot be computed at all stays as it is.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -19,7 +19,7 @@ use crate::pipeline::{Models, Request};
 ///
 /// let models = Models::one(ModelDir::open(Path::new("model"))?);
 /// let mut request = Request { graph: Dialect::Native, ..Request::default() };
-/// let left_out = within_reach(&mut request, &models, Ep::Cuda, [false, false]);
+/// let left_out = within_reach(&mut request, &models, Ep::Cuda, [false; 3]);
 /// assert_eq!((left_out[0].field.as_str(), request.graph), ("Graph", Dialect::Auto));
 /// # Ok::<_, sd_runtime::pipeline::PipelineError>(())
 /// ```
@@ -27,7 +27,7 @@ pub fn within_reach(
     request: &mut Request,
     models: &Models,
     ep: Ep,
-    given: [bool; 2],
+    given: [bool; 3],
 ) -> Vec<NotCarried> {
     let (graph, compute) = (request.graph, request.compute);
     let other_graph = if given[0] { graph } else { Dialect::Auto };
@@ -45,12 +45,6 @@ pub fn within_reach(
             })
     };
     let mut left_out = Vec::new();
-    let wish = (request.graph, request.compute);
-    let decoder = models.base.key("vae_decoder", &[], ep, wish);
-    if request.tile && decoder.is_ok_and(|(_, chosen)| !chosen.is_native()) {
-        request.tile = false;
-        left_out.push(NotCarried::new("VAE tiling", "True"));
-    }
     if let Some(wish) = nearest.into_iter().find(runs) {
         (request.graph, request.compute) = wish;
         if request.graph != graph {
@@ -59,6 +53,12 @@ pub fn within_reach(
         if request.compute != compute {
             left_out.push(NotCarried::new("Compute", compute.name()));
         }
+    }
+    let wish = (request.graph, request.compute);
+    let decoder = models.decoder().0.key("vae_decoder", &[], ep, wish);
+    if request.tile && !given[2] && !decoder.is_ok_and(|(_, chosen)| chosen.is_native()) {
+        request.tile = false;
+        left_out.push(NotCarried::new("VAE tiling", "True"));
     }
     left_out
 }

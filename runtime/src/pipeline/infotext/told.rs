@@ -116,7 +116,7 @@ pub(in crate::pipeline) fn settings(
     if !words.ignored_loras.is_empty() {
         pairs.push(("Ignored LoRA", words.ignored_loras.clone()));
     }
-    if request.tile {
+    if models.tiles(request) {
         pairs.push(("VAE tiling", "True".to_owned()));
     }
     if let Some(hash) = model.weights_hash() {

@@ -89,9 +89,10 @@ fn fastest(
         return Ok(one);
     }
     let plans = checker.plans(request)?;
-    let (Some(plan), Some(hash)) = (plans.plans.first(), checker.hashes.first()) else {
+    let Some(plan) = plans.plans.first() else {
         return Ok(one);
     };
+    let hash = checker.hashes.join("+");
     let candidates = split::candidates(
         engine.threads(),
         plans.memory_with(engine.ep(), &checker.models),
