@@ -27,6 +27,27 @@ fn pictures(folder: &Path) -> Vec<String> {
     names
 }
 
+/// A library that does not load leaves the one that was set up before.
+#[test]
+fn a_library_of_no_use_replaces_no_other() {
+    let dir = folder();
+    let whole = runtime_library();
+    let set_up = dir.path().join("onnxruntime");
+    fs::create_dir(&set_up).unwrap();
+    let kept = set_up.join("libonnxruntime.so.1");
+    fs::hard_link(whole, &kept)
+        .or_else(|_| fs::copy(whole, &kept).map(drop))
+        .unwrap();
+    let cut = dir.path().join("cut/libonnxruntime.so");
+    fs::create_dir(cut.parent().unwrap()).unwrap();
+    fs::write(&cut, &fs::read(whole).unwrap()[..100_000]).unwrap();
+    let (code, _, text) = run(sdrun(dir.path()).args(["setup", "--lib"]).arg(&cut));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("the end of the file is missing"), "{text}");
+    assert!(kept.is_file());
+    assert_eq!(fs::read_dir(&set_up).unwrap().count(), 1);
+}
+
 #[test]
 fn previews_lie_beside_pictures_and_change_nothing() {
     let dir = folder();

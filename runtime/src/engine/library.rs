@@ -6,7 +6,8 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -263,6 +264,13 @@ fn send_nothing() {
 pub(super) fn load(library: &Found, ep: Ep) -> Result<EnvironmentBuilder, EngineError> {
     send_nothing();
     let path = library.path.clone();
+    if is_cut_off(&path) {
+        return Err(EngineError::LibraryBroken {
+            path,
+            problem: CUT_OFF.to_owned(),
+            ep,
+        });
+    }
     // Relative names would be looked up beside the executable and in the system's folders, too.
     let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     ort::init_from(absolute).map_err(|error| match error {
@@ -286,6 +294,28 @@ pub(super) fn load(library: &Found, ep: Ep) -> Result<EnvironmentBuilder, Engine
             ep,
         },
     })
+}
+
+/// What is wrong with a library that [`is_cut_off`].
+pub(super) const CUT_OFF: &str = "the end of the file is missing";
+
+/// Whether the end of a library (ELF of 64 bits) is missing. The system's loader maps it without a look at that, and the process would
+/// end where it reads what is not there.
+pub(super) fn is_cut_off(path: &Path) -> bool {
+    let mut header = [0; 64];
+    let Ok(mut file) = File::open(path) else {
+        return false;
+    };
+    if file.read_exact(&mut header).is_err() || !header.starts_with(b"\x7fELF\x02\x01") {
+        return false;
+    }
+    let number = |place: std::ops::Range<usize>| {
+        let bytes = header[place].iter().rev();
+        bytes.fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+    };
+    // The table of sections, which is behind everything else: its place, and the size and count of its rows.
+    let end = number(40..48).saturating_add(number(58..60) * number(60..62));
+    file.metadata().is_ok_and(|file| file.len() < end)
 }
 
 /// What the system's loader says: the innermost cause, which names the file or symbol that is missing.
@@ -386,6 +416,20 @@ mod tests {
             "libonnx.so",
         ] {
             assert!(!is_library(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn libraries_whose_end_is_missing_are_not_loaded() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = fs::read(env::current_exe().unwrap()).unwrap();
+        let path = root.path().join("libonnxruntime.so");
+        for (length, is_cut) in [
+            (whole.len(), false),
+            (whole.len() / 2, cfg!(target_os = "linux")),
+        ] {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(is_cut_off(&path), is_cut, "{length}");
         }
     }
 

@@ -8,6 +8,7 @@ use ort::device::Device;
 use ort::environment::Environment;
 use ort::session::builder::SessionBuilder;
 
+use super::library::{CUT_OFF, is_cut_off};
 use super::{EngineError, Ep, EpOption, EpOptions};
 
 /// The option that is ours: which of the plugin's devices, from 0.
@@ -29,6 +30,9 @@ impl Plugin {
         let broken = |problem: String| broken(path, problem);
         if !path.is_file() {
             return Err(broken("there is no such file".to_owned()));
+        }
+        if is_cut_off(path) {
+            return Err(broken(CUT_OFF.to_owned()));
         }
         // Relative names would be looked up in the system's folders.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

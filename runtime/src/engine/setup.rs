@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use tempfile::TempDir;
+
 use super::library::{has_provider, is_library, library_in, setup_dir};
 use super::network::sha256;
 use super::wheels::{self, Wheel};
@@ -49,11 +51,40 @@ pub fn wheels(ep: Ep) -> &'static [Wheel] {
     wheels::of(ep, std::env::consts::OS, std::env::consts::ARCH)
 }
 
+/// A library in the user's data folder, which was put there just now.
+#[derive(Debug)]
+pub struct Installed {
+    /// The library.
+    pub library: PathBuf,
+    /// Its folder.
+    folder: PathBuf,
+    /// What was there before, until this is dropped.
+    old: TempDir,
+}
+
+impl Installed {
+    const OLD: &str = "old";
+
+    /// Puts back what was there before, if there was something: the new library is of no use.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn undo(self) -> Result<(), EngineError> {
+        let write = |e| problem(format!("cannot write {}: {e}", self.folder.display()));
+        let old = self.old.path().join(Self::OLD);
+        if old.is_dir() {
+            fs::remove_dir_all(&self.folder).map_err(write)?;
+            fs::rename(old, &self.folder).map_err(write)?;
+        }
+        Ok(())
+    }
+}
+
 /// Fetches the library with a provider for this machine, and what it needs, into the user's data folder; `begins` hears of each file.
 ///
 /// # Errors
 /// No library for this machine, no pip, no connection, another file than the pinned one, or no space.
-pub fn fetch(ep: Ep, mut begins: impl FnMut(&Wheel)) -> Result<PathBuf, EngineError> {
+pub fn fetch(ep: Ep, mut begins: impl FnMut(&Wheel)) -> Result<Installed, EngineError> {
     let wheels = wheels(ep);
     if wheels.is_empty() {
         let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
@@ -144,7 +175,7 @@ fn download(ep: Ep, wheel: &Wheel, to: &Path) -> Result<(), EngineError> {
 ///
 /// # Errors
 /// A file is neither, they lack the library or the provider, or the folder cannot be written.
-pub fn install(files: &[PathBuf], ep: Option<Ep>) -> Result<PathBuf, EngineError> {
+pub fn install(files: &[PathBuf], ep: Option<Ep>) -> Result<Installed, EngineError> {
     install_to(files, ep, setup_dir)
 }
 
@@ -152,7 +183,7 @@ fn install_to(
     files: &[PathBuf],
     ep: Option<Ep>,
     folder_of: impl Fn(Ep) -> PathBuf,
-) -> Result<PathBuf, EngineError> {
+) -> Result<Installed, EngineError> {
     let write = |path: &Path, e: &dyn std::fmt::Display| {
         problem(format!("cannot write {}: {e}", path.display()))
     };
@@ -189,8 +220,12 @@ fn install_to(
         }
     };
     let target = &folder_of(ep);
+    let old = tempfile::Builder::new()
+        .prefix(".onnxruntime-")
+        .tempdir_in(parent)
+        .map_err(|e| write(parent, &e))?;
     if target.exists() {
-        fs::remove_dir_all(target).map_err(|e| write(target, &e))?;
+        fs::rename(target, old.path().join(Installed::OLD)).map_err(|e| write(target, &e))?;
     }
     match fs::rename(staging.path(), target) {
         Ok(()) => drop(staging.keep()),
@@ -198,7 +233,12 @@ fn install_to(
         Err(_) if library_in(target).is_some() => {}
         Err(e) => return Err(write(target, &e)),
     }
-    library_in(target).ok_or_else(|| problem(format!("{} vanished", target.display())))
+    let library = library_in(target);
+    Ok(Installed {
+        library: library.ok_or_else(|| problem(format!("{} vanished", target.display())))?,
+        folder: target.clone(),
+        old,
+    })
 }
 
 /// Copies a library and those that its providers need.
@@ -315,14 +355,18 @@ mod tests {
         fs::create_dir_all(&target).unwrap();
         fs::write(target.join("libonnxruntime.so.9.9.9"), "old").unwrap();
         let folder_of = |ep: Ep| target.with_file_name(ep.name());
-        let library = install_to(&[file], None, folder_of).unwrap();
-        assert_eq!(library, target.join(so));
+        let installed = install_to(&[file], None, folder_of).unwrap();
+        assert_eq!(installed.library, target.join(so));
         let mut names: Vec<String> = fs::read_dir(&target)
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
         assert_eq!(names, ["LICENSE", so, shared]);
+        installed.undo().unwrap();
+        assert!(target.join("libonnxruntime.so.9.9.9").is_file() && !target.join(so).exists());
+        let left = fs::read_dir(dir.path().join("data")).unwrap().count();
+        assert_eq!(left, 1, "nothing else stays");
     }
 
     #[test]
@@ -363,7 +407,7 @@ mod tests {
         let inside = OPENVINO.map(|name| format!("onnxruntime/capi/{name}"));
         wheel(&file, &inside.each_ref().map(String::as_str));
         let folder_of = |ep: Ep| dir.path().join("data").join(ep.name());
-        let library = install_to(&[file], None, folder_of).unwrap();
+        let library = install_to(&[file], None, folder_of).unwrap().library;
         assert_eq!(library, folder_of(Ep::OpenVino).join(OPENVINO[0]));
         let all = |folder: &Path| OPENVINO.iter().all(|name| folder.join(name).is_file());
         assert!(all(&folder_of(Ep::OpenVino)) && !folder_of(Ep::Cpu).exists());
@@ -405,7 +449,7 @@ mod tests {
             ],
         );
         let folder_of = |ep: Ep| dir.path().join("data").join(ep.name());
-        let library = install_to(&files, None, folder_of).unwrap();
+        let library = install_to(&files, None, folder_of).unwrap().library;
         let mut names: Vec<_> = fs::read_dir(library.parent().unwrap())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use sd_runtime::engine::library::setup_dir;
+use sd_runtime::engine::setup::{self, Installed};
 use sd_runtime::engine::wheels::Wheel;
-use sd_runtime::engine::{Ep, setup};
+use sd_runtime::engine::{EngineError, Ep};
 use sd_ui::{Ui, UsageError};
 
 use super::EngineArgs;
@@ -23,7 +24,7 @@ pub(crate) struct SetupArgs {
 
 pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
     let wanted = args.ep.unwrap_or_default();
-    let library = match &args.lib[..] {
+    let installed = match &args.lib[..] {
         [] if setup::is_packaged(wanted) => fetch(wanted, ui)?,
         [] => {
             let text = format!(
@@ -34,13 +35,25 @@ pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
         }
         files => setup::install(files, args.ep)?,
     };
+    let library = installed.library.clone();
     // What came along goes where its provider is looked for.
     let folder = library.parent();
     let mut came = Ep::ALL
         .into_iter()
         .filter(|ep| folder == Some(&setup_dir(*ep)));
     let ep = args.ep.or_else(|| came.next()).unwrap_or_default();
-    let engine = EngineArgs::of(ep, library.clone()).start(ui)?;
+    let engine = match EngineArgs::of(ep, library.clone()).start(ui) {
+        Ok(engine) => engine,
+        Err(error) => {
+            // A provider may lack what the system has later; a library that does not load is of no use.
+            if let Some(EngineError::LibraryBroken { .. } | EngineError::LibraryOld { .. }) =
+                error.downcast_ref()
+            {
+                installed.undo()?;
+            }
+            return Err(error);
+        }
+    };
     tracing::info!(build = engine.build_info(), "library");
     let text = match ep {
         Ep::Cpu => format!("{}: ready", library.display()),
@@ -50,7 +63,7 @@ pub(crate) fn run(args: &SetupArgs, ui: &Ui) -> anyhow::Result<()> {
 }
 
 /// Fetches what a provider needs, and says what that is.
-pub(crate) fn fetch(ep: Ep, ui: &Ui) -> anyhow::Result<PathBuf> {
+pub(crate) fn fetch(ep: Ep, ui: &Ui) -> anyhow::Result<Installed> {
     Ok(setup::fetch(ep, |wheel| {
         let Wheel {
             package,

@@ -12,7 +12,7 @@ pub(crate) fn runtime_library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| match library::find(None, Ep::Cpu) {
         Ok(found) => found.path,
-        Err(EngineError::NoLibrary { .. }) => setup::fetch(Ep::Cpu, |_| {}).unwrap(),
+        Err(EngineError::NoLibrary { .. }) => setup::fetch(Ep::Cpu, |_| {}).unwrap().library,
         Err(e) => panic!("{e}"),
     })
 }
