@@ -7,6 +7,7 @@ mod demo_model;
 mod embeddings;
 mod estimate;
 mod hint;
+mod output;
 mod presets;
 mod previews;
 mod progress;

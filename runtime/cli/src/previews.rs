@@ -12,9 +12,19 @@ pub(crate) struct Previews {
 }
 
 impl Previews {
-    /// Looks whether previews can be written beside these pictures.
-    pub(crate) fn beside(pictures: &[Destination]) -> anyhow::Result<Self> {
+    /// Looks whether previews can be written beside these pictures, and not over a dump.
+    pub(crate) fn beside(
+        pictures: &[Destination],
+        dump: Option<&Destination>,
+    ) -> anyhow::Result<Self> {
         for picture in pictures {
+            if let Some(dump) = dump.filter(|dump| is_name(picture.path(), dump.path())) {
+                let text = format!(
+                    "{}: a preview and the dump would overwrite each other",
+                    dump.path().display()
+                );
+                return Err(UsageError(text).into());
+            }
             if !picture.is_file() {
                 let text = format!(
                     "--preview writes files beside the picture, and {} has no place for them: give a file with -o",
@@ -53,6 +63,15 @@ fn name(picture: &Path, steps: usize) -> PathBuf {
     picture.with_file_name(format!("{stem}.step-{steps:03}.png"))
 }
 
+/// Whether a file is called as a picture's previews are.
+fn is_name(picture: &Path, file: &Path) -> bool {
+    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let steps = name.strip_prefix(&format!("{stem}.step-"));
+    let steps = steps.and_then(|rest| rest.strip_suffix(".png"));
+    file.parent() == picture.parent() && steps.is_some_and(|steps| steps.parse::<usize>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +86,12 @@ mod tests {
             assert_eq!(name(Path::new(picture), 5), Path::new(preview));
         }
         assert_eq!(name(Path::new("o.png"), 1000), Path::new("o.step-1000.png"));
+    }
+
+    #[test]
+    fn dumps_that_are_called_like_previews_are_known() {
+        let is = |file: &str| is_name(Path::new("a/b.png"), Path::new(file));
+        assert!(is("a/b.step-005.png") && is(&name(Path::new("a/b.png"), 1000).to_string_lossy()));
+        assert!(!is("a/b.safetensors") && !is("a/c.step-005.png") && !is("b.step-005.png"));
     }
 }

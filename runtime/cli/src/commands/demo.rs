@@ -7,9 +7,10 @@ use sd_runtime::engine::{EngineError, library, memory};
 use sd_runtime::pipeline::{Models, Plans, Request};
 use sd_ui::Ui;
 
-use super::txt2img::{Job, Output, generate};
+use super::txt2img::{Job, generate};
 use super::{EngineArgs, setup};
 use crate::estimate::Estimate;
+use crate::output::Output;
 use crate::{auto, demo_model};
 
 /// Fetch what is needed, convert the model that ships with this program, make a picture

@@ -1,14 +1,13 @@
 //! `sdrun txt2img`: pictures from text.
 
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sd_runtime::engine::{Compute, Dialect, Engine, Ep, memory};
 use sd_runtime::noise::texture::Texture;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings, within_reach};
 use sd_runtime::pipeline::{
-    Destination, Dump, Event, Format, ModelDir, Models, Outcome, Plans, Request, VaeApprox,
-    run as make,
+    Destination, Dump, Event, ModelDir, Models, Outcome, Plans, Request, VaeApprox, run as make,
 };
 use sd_runtime::profile;
 use sd_runtime::sampler::{self, Sampler};
@@ -21,10 +20,11 @@ use serde_json::json;
 
 use super::{CeilingArgs, EngineArgs, cancel_with};
 use crate::auto::{self, Choice};
-use crate::carried::{self, QUALITY};
+use crate::carried;
 use crate::demo_model;
 use crate::embeddings;
 use crate::estimate::Estimate;
+use crate::output::{Output, free_name};
 use crate::previews::Previews;
 use crate::progress::Terminal;
 
@@ -262,120 +262,6 @@ fn parse_pair(text: &str, sign: char) -> Option<[usize; 2]> {
     Some([x.trim().parse().ok()?, y.trim().parse().ok()?])
 }
 
-/// Where a run's results go.
-pub(crate) struct Output {
-    pictures: Vec<Destination>,
-    format: Format,
-    dump: Option<Destination>,
-    json: bool,
-}
-
-impl Output {
-    /// Places for `count` pictures, found before the work. Without a name, pictures get free ones in the working folder once
-    /// they are there.
-    pub(crate) fn find(
-        picture: Option<&Path>,
-        count: usize,
-        dump: Option<&Path>,
-        json: bool,
-    ) -> anyhow::Result<Self> {
-        let dump = dump.map(Dump::place).transpose()?;
-        let mut pictures = Vec::new();
-        let format = picture.and_then(Format::of).unwrap_or(Format::Png);
-        if let Some(path) = picture {
-            refuse_other_formats(path)?;
-            let one = Destination::find(path)?;
-            for i in 0..count {
-                pictures.push(match count > 1 && one.is_file() {
-                    true => Destination::find(&numbered(path, i))?,
-                    false => one.clone(),
-                });
-            }
-        } else {
-            Destination::find(&free_name(0, &[]))?;
-        }
-        if let Some(dump) = &dump
-            && let Some(same) = pictures.iter().find(|picture| picture.is_same(dump))
-        {
-            let text = format!(
-                "{}: picture and dump would overwrite each other",
-                same.path().display()
-            );
-            return Err(UsageError(text).into());
-        }
-        let output = Self {
-            pictures,
-            format,
-            dump,
-            json,
-        };
-        if output.pictures.len() > 1 && output.pictures.iter().all(Destination::is_pipe) {
-            let text = "several pictures cannot go through one pipe";
-            return Err(UsageError(text.to_owned()).into());
-        }
-        if output.to_stdout() + usize::from(json) > 1 {
-            let text = "only one thing can go to standard output: a picture, a dump or the result of --json";
-            return Err(UsageError(text.to_owned()).into());
-        }
-        Ok(output)
-    }
-
-    /// With JPEGs of another quality.
-    fn with_quality(mut self, quality: Option<u8>) -> Result<Self, UsageError> {
-        match (quality, &mut self.format) {
-            (None, _) => {}
-            (Some(asked), Format::Jpeg { quality }) => *quality = asked,
-            (Some(_), _) => {
-                let text = "--quality is for pictures that are written as JPEG";
-                return Err(UsageError(text.to_owned()));
-            }
-        }
-        Ok(self)
-    }
-
-    /// Settings of the file beside those of the picture.
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        match self.format {
-            Format::Jpeg { quality } if self.format != Format::JPEG => {
-                vec![(QUALITY, quality.to_string())]
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Refuses settings that the format does not hold.
-    fn check(&self, plans: &Plans) -> Result<(), UsageError> {
-        for plan in &plans.plans {
-            // What is known after the run is short.
-            let text = format!("{}{:200}", plan.infotext, "");
-            if let Some(most) = self.format.exceeded(&text) {
-                let text = format!(
-                    "the settings take more than the {most} bytes that a JPEG holds; a PNG or WebP holds them"
-                );
-                return Err(UsageError(text));
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds free names for pictures that have none yet, so that other files can be called after them.
-    fn name_pictures(&mut self, plans: &Plans) -> anyhow::Result<()> {
-        if self.pictures.is_empty() {
-            for plan in &plans.plans {
-                let name = free_name(plan.seed, &self.pictures);
-                self.pictures.push(Destination::find(&name)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// How many of the files are standard output.
-    fn to_stdout(&self) -> usize {
-        let places = self.pictures.iter().chain(&self.dump);
-        places.filter(|place| place.is_stdout()).count()
-    }
-}
-
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     let ceiling = args.ceiling.ceiling()?;
     let carried = args.from_png.as_deref();
@@ -397,7 +283,7 @@ pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
     .with_quality(args.quality)?;
     if args.preview.is_some() {
         // Pictures without names get theirs later.
-        Previews::beside(&output.pictures)?;
+        Previews::beside(&output.pictures, output.dump.as_ref())?;
     }
     let model = match &args.model {
         Some(path) => ModelDir::open(path)?,
@@ -654,7 +540,7 @@ pub(crate) fn generate(
     let mut previews = None;
     if plans.preview.is_some() {
         output.name_pictures(plans)?;
-        previews = Some(Previews::beside(&output.pictures)?);
+        previews = Some(Previews::beside(&output.pictures, output.dump.as_ref())?);
     }
     if models.refiner.is_some() && plans.plans.len() > 1 {
         // The next picture needs both networks again. Other programs need memory, too, so half of what is left is enough.
@@ -775,54 +661,4 @@ fn report(
         timing.decode.as_secs_f64()
     ));
     Ok(())
-}
-
-/// A picture under another format's name would be taken for that.
-fn refuse_other_formats(path: &Path) -> Result<(), UsageError> {
-    const OTHERS: [&str; 10] = [
-        "onnx",
-        "safetensors",
-        "ckpt",
-        "json",
-        "avif",
-        "gif",
-        "bmp",
-        "tif",
-        "tiff",
-        "jxl",
-    ];
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    if OTHERS.contains(&extension.to_lowercase().as_str()) {
-        let png = path.with_extension("png");
-        let text = format!(
-            "{}: pictures are written as PNG, JPEG or WebP\nhint: -o {}",
-            path.display(),
-            png.display()
-        );
-        return Err(UsageError(text));
-    }
-    Ok(())
-}
-
-/// `out.png` becomes `out-000.png`, `out-001.png`, ..
-fn numbered(path: &Path, i: usize) -> PathBuf {
-    let stem = path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let extension = path
-        .extension()
-        .map_or("png".into(), |e| e.to_string_lossy().into_owned());
-    path.with_file_name(format!("{stem}-{i:03}.{extension}"))
-}
-
-/// A name in the working folder that nobody has yet, nor will have.
-fn free_name(seed: u64, taken: &[Destination]) -> PathBuf {
-    let names = std::iter::once(format!("sdrun-{seed}.png"))
-        .chain((1..).map(|i| format!("sdrun-{seed}-{i}.png")));
-    names
-        .map(PathBuf::from)
-        .find(|path| !path.exists() && taken.iter().all(|other| other.path() != path))
-        .expect("the names never end")
 }
