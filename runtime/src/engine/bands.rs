@@ -10,7 +10,8 @@ use std::collections::{HashMap, HashSet};
 use sd_kernels::Activation;
 use sd_models::graph::custom;
 
-use super::protobuf::{Field, Fields, NO_GRAPH, bytes, varint};
+use super::graph::{Node, changed, parts};
+use super::protobuf::{Field, Fields, NO_GRAPH, bytes};
 
 /// What is done with the convolutions; numbers of operands are the node's inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,44 +54,15 @@ const BRANCHES: &str =
 /// # Errors
 /// It is no graph of the native dialect, or has no such end.
 pub(super) fn in_bands(model: &[u8]) -> Result<(Vec<u8>, Vec<Planned>), &'static str> {
-    let (mut changed, mut steps) = (Vec::with_capacity(model.len()), Err(NO_GRAPH));
-    for field in Fields(model) {
-        let field = field?;
-        match field {
-            Field {
-                number: 7,
-                bytes: Some(graph),
-                ..
-            } => {
-                let (graph, planned) = change(graph)?;
-                bytes(&mut changed, 7, &graph);
-                steps = Ok(planned);
-            }
-            _ => changed.extend_from_slice(field.raw),
-        }
-    }
-    Ok((changed, steps?))
+    changed(model, change)
 }
 
 fn change(graph: &[u8]) -> Result<(Vec<u8>, Vec<Planned>), &'static str> {
-    let (mut nodes, mut tensors) = (Vec::new(), HashMap::new());
-    for field in Fields(graph) {
-        match field? {
-            Field {
-                number: 1,
-                bytes: Some(node),
-                ..
-            } => nodes.push(Node::read(node)?),
-            Field {
-                number: 5,
-                bytes: Some(tensor),
-                ..
-            } => {
-                tensors.insert(name_of(tensor)?, tensor);
-            }
-            _ => {}
-        }
-    }
+    let (nodes, tensors) = parts(graph)?;
+    let named = tensors
+        .into_iter()
+        .map(|tensor| Ok((name_of(tensor)?, tensor)));
+    let tensors: HashMap<_, _> = named.collect::<Result<_, &'static str>>()?;
     let last = nodes
         .iter()
         .rposition(|node| node.is(custom::DOMAIN, "Conv"));
@@ -274,52 +246,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A node of a graph.
-struct Node<'a> {
-    inputs: Vec<&'a [u8]>,
-    outputs: Vec<&'a [u8]>,
-    operator: &'a [u8],
-    domain: &'a [u8],
-    attributes: Vec<Attribute<'a>>,
-}
-
-/// An attribute: one of these is its value.
-#[derive(Default)]
-struct Attribute<'a> {
-    name: &'a [u8],
-    float: f32,
-    int: u64,
-    text: &'a [u8],
-    ints: Vec<u64>,
-}
-
-impl<'a> Node<'a> {
-    fn read(node: &'a [u8]) -> Result<Self, &'static str> {
-        let mut read = Self {
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            operator: b"",
-            domain: b"",
-            attributes: Vec::new(),
-        };
-        for field in Fields(node) {
-            let field = field?;
-            match (field.number, field.bytes) {
-                (1, Some(name)) => read.inputs.push(name),
-                (2, Some(name)) => read.outputs.push(name),
-                (4, Some(name)) => read.operator = name,
-                (5, Some(attribute)) => read.attributes.push(Attribute::read(attribute)?),
-                (7, Some(name)) => read.domain = name,
-                _ => {}
-            }
-        }
-        Ok(read)
-    }
-
-    fn is(&self, domain: &str, operator: &str) -> bool {
-        self.domain == domain.as_bytes() && self.operator == operator.as_bytes()
-    }
-
+impl Node<'_> {
     /// Whether it may be a part of the chain.
     fn is_for_bands(&self) -> bool {
         if self.domain != custom::DOMAIN.as_bytes() {
@@ -334,31 +261,6 @@ impl<'a> Node<'a> {
         }
     }
 
-    fn output(&self) -> Result<&'a [u8], &'static str> {
-        self.outputs.first().copied().ok_or(NO_GRAPH)
-    }
-
-    fn attribute(&self, name: &str) -> Result<&Attribute<'a>, &'static str> {
-        let mut attributes = self.attributes.iter();
-        let found = attributes.find(|attribute| attribute.name == name.as_bytes());
-        found.ok_or(NO_GRAPH)
-    }
-
-    fn int(&self, name: &str) -> Result<usize, &'static str> {
-        usize::try_from(self.attribute(name)?.int).map_err(|_| NO_GRAPH)
-    }
-
-    fn flag(&self, name: &str) -> bool {
-        self.attribute(name)
-            .is_ok_and(|attribute| attribute.int != 0)
-    }
-
-    fn four(&self, name: &str) -> Result<[usize; 4], &'static str> {
-        let ints = &self.attribute(name)?.ints;
-        let four = <[u64; 4]>::try_from(&ints[..]).map_err(|_| NO_GRAPH)?;
-        Ok(four.map(|n| n as usize))
-    }
-
     fn activation(&self) -> Result<Activation, &'static str> {
         match self.attribute("activation")?.text {
             b"none" => Ok(Activation::None),
@@ -366,32 +268,6 @@ impl<'a> Node<'a> {
             b"silu" => Ok(Activation::Silu),
             _ => Err(NO_CHAIN),
         }
-    }
-}
-
-impl<'a> Attribute<'a> {
-    fn read(attribute: &'a [u8]) -> Result<Self, &'static str> {
-        let mut read = Self::default();
-        for field in Fields(attribute) {
-            let field = field?;
-            match (field.number, field.bytes) {
-                (1, Some(name)) => read.name = name,
-                (2, None) => {
-                    let float = field.raw.last_chunk().ok_or(NO_GRAPH)?;
-                    read.float = f32::from_le_bytes(*float);
-                }
-                (3, None) => read.int = field.number_value,
-                (4, Some(text)) => read.text = text,
-                (8, None) => read.ints.push(field.number_value),
-                (8, Some(mut packed)) => {
-                    while !packed.is_empty() {
-                        read.ints.push(varint(&mut packed)?);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(read)
     }
 }
 

@@ -6,6 +6,7 @@ mod chain;
 mod dialect;
 mod ep;
 mod error;
+mod graph;
 pub mod library;
 pub mod measured;
 pub mod memory;

@@ -5,7 +5,8 @@
 //! `vector_places` [n, 2], batch and position of each. The file on disk stays as it is. Only those bytes of it are understood
 //! that this takes (field numbers are those of `onnx.proto3`); all others are copied.
 
-use super::protobuf::{Field, Fields, NO_GRAPH, bytes, number, varint};
+use super::graph::{Node, changed, parts};
+use super::protobuf::{Field, Fields, bytes, number, varint};
 
 /// Name of the input with the vectors.
 pub const VECTORS: &str = "vectors";
@@ -23,104 +24,23 @@ const KEEP_IDS: [&str; 5] = ["Cast", "Reshape", "Identity", "Squeeze", "Unsqueez
 /// # Errors
 /// It is no ONNX graph, or has no table in which `input_ids` are looked up.
 pub(super) fn with_vectors(model: &[u8]) -> Result<Vec<u8>, &'static str> {
-    let mut spliced = Vec::with_capacity(model.len() + 1024);
-    let mut found = false;
-    for field in Fields(model) {
-        let field = field?;
-        match field {
-            Field {
-                number: 7,
-                bytes: Some(graph),
-                ..
-            } => {
-                bytes(&mut spliced, 7, &splice(graph)?);
-                found = true;
-            }
-            _ => spliced.extend_from_slice(field.raw),
-        }
-    }
-    if found { Ok(spliced) } else { Err(NO_GRAPH) }
+    let (spliced, ()) = changed(model, |graph| Ok((splice(graph)?, ())))?;
+    Ok(spliced)
 }
 
 const NO_TABLE: &str = "it looks up `input_ids` in no table, so textual inversions cannot enter";
 
-/// A node, as far as it matters.
-struct Node<'a> {
-    inputs: Vec<&'a [u8]>,
-    outputs: Vec<&'a [u8]>,
-    operator: &'a [u8],
-    /// What a `Cast` makes.
-    to: Option<u64>,
-}
-
-impl<'a> Node<'a> {
-    fn read(node: &'a [u8]) -> Result<Self, &'static str> {
-        let mut read = Self {
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            operator: b"",
-            to: None,
-        };
-        for field in Fields(node) {
-            match field? {
-                Field {
-                    number: 1,
-                    bytes: Some(name),
-                    ..
-                } => read.inputs.push(name),
-                Field {
-                    number: 2,
-                    bytes: Some(name),
-                    ..
-                } => read.outputs.push(name),
-                Field {
-                    number: 4,
-                    bytes: Some(name),
-                    ..
-                } => read.operator = name,
-                Field {
-                    number: 5,
-                    bytes: Some(attribute),
-                    ..
-                } => {
-                    read.to = read.to.or(attribute_to(attribute)?);
-                }
-                _ => {}
-            }
-        }
-        Ok(read)
-    }
-
-    fn is(&self, operators: &[&str]) -> bool {
+impl Node<'_> {
+    fn is_one_of(&self, operators: &[&str]) -> bool {
         operators
             .iter()
             .any(|name| name.as_bytes() == self.operator)
     }
 
-    fn makes(&self, name: &[u8]) -> bool {
-        self.outputs.contains(&name)
+    /// The type that a `Cast` makes.
+    fn to(&self) -> Option<u64> {
+        Some(self.attribute("to").ok()?.int)
     }
-}
-
-/// The number of an attribute `to`.
-fn attribute_to(attribute: &[u8]) -> Result<Option<u64>, &'static str> {
-    let (mut is_to, mut value) = (false, None);
-    for field in Fields(attribute) {
-        match field? {
-            Field {
-                number: 1,
-                bytes: Some(name),
-                ..
-            } => is_to = name == b"to",
-            Field {
-                number: 3,
-                number_value,
-                ..
-            } => value = Some(number_value),
-            _ => {}
-        }
-    }
-    Ok(value.filter(|_| is_to))
 }
 
 /// Name, element type and last dimension of a tensor.
@@ -160,22 +80,11 @@ fn tensor(initializer: &[u8]) -> Result<(&[u8], u64, u64), &'static str> {
 }
 
 fn splice(graph: &[u8]) -> Result<Vec<u8>, &'static str> {
-    let (mut nodes, mut tensors) = (Vec::new(), Vec::new());
-    for field in Fields(graph) {
-        match field? {
-            Field {
-                number: 1,
-                bytes: Some(node),
-                ..
-            } => nodes.push(Node::read(node)?),
-            Field {
-                number: 5,
-                bytes: Some(initializer),
-                ..
-            } => tensors.push(tensor(initializer)?),
-            _ => {}
-        }
-    }
+    let (nodes, tensors) = parts(graph)?;
+    let tensors = tensors
+        .into_iter()
+        .map(tensor)
+        .collect::<Result<Vec<_>, _>>()?;
     let (looked_up, element, width) = lookup(&nodes, &tensors).ok_or(NO_TABLE)?;
     let of_table = [looked_up, b".of_table"].concat();
     let mut spliced = Vec::with_capacity(graph.len() + 512);
@@ -214,8 +123,8 @@ fn lookup<'a>(
     let mut gather = None;
     for node in nodes {
         match (&node.inputs[..], &node.outputs[..]) {
-            ([of, ..], [out]) if node.is(&KEEP_IDS) && ids.contains(of) => ids.push(out),
-            ([table, of], [out]) if node.is(&["Gather"]) && ids.contains(of) => {
+            ([of, ..], [out]) if node.is_one_of(&KEEP_IDS) && ids.contains(of) => ids.push(out),
+            ([table, of], [out]) if node.is_one_of(&["Gather"]) && ids.contains(of) => {
                 gather = Some((*table, *out));
                 break;
             }
@@ -225,14 +134,16 @@ fn lookup<'a>(
     let (table, out) = gather?;
     let cast_of_table = nodes
         .iter()
-        .find(|node| node.is(&["Cast"]) && node.makes(table));
+        .find(|node| node.is_one_of(&["Cast"]) && node.makes(table));
     let stored = cast_of_table.map_or(table, |cast| cast.inputs[0]);
     let (_, element, width) = tensors.iter().find(|(name, ..)| *name == stored)?;
-    let element = cast_of_table.map_or(Some(*element), |cast| cast.to)?;
+    let element = cast_of_table.map_or(Some(*element), Node::to)?;
     // Tables of half precision may be widened after the lookup.
     let mut users = nodes.iter().filter(|node| node.inputs.contains(&out));
     match (users.next(), users.next()) {
-        (Some(cast), None) if cast.is(&["Cast"]) => Some((cast.outputs.first()?, cast.to?, *width)),
+        (Some(cast), None) if cast.is_one_of(&["Cast"]) => {
+            Some((cast.outputs.first()?, cast.to()?, *width))
+        }
         _ => Some((out, element, *width)),
     }
 }
@@ -271,6 +182,7 @@ fn input(name: &str, element: u64, width: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::protobuf::NO_GRAPH;
     use super::*;
 
     /// A node by operator, inputs and output; casts are to half precision.
@@ -315,7 +227,7 @@ mod tests {
             match (field.number, field.bytes) {
                 (1, Some(node)) => {
                     let node = Node::read(node)?;
-                    if node.is(&["ScatterND"]) {
+                    if node.is_one_of(&["ScatterND"]) {
                         names = node
                             .inputs
                             .iter()
