@@ -1,4 +1,4 @@
-//! Pictures that are decoded in bands of rows, against those that are decoded as a whole.
+//! Pictures that are decoded and encoded in bands of rows, against those that are as a whole.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread;
 
-use ndarray::{Array4, ArrayD};
+use ndarray::{Array4, ArrayD, s};
 use sd_converter::build::Precision;
 use sd_kernels::Isa;
 use sd_runtime::Remedy;
@@ -33,21 +33,33 @@ fn latents(height: usize, width: usize) -> Array4<f32> {
     Array4::from_shape_fn((1, 4, height, width), |_| normal())
 }
 
-/// What a decoder makes.
-fn decoded(engine: &Engine, model: &Path, latents: &Array4<f32>, in_bands: bool) -> ArrayD<f32> {
+/// What a network makes of its one input.
+fn made(
+    engine: &Engine,
+    model: &Path,
+    (component, input, output): (&str, &str, &str),
+    x: &Array4<f32>,
+    in_bands: bool,
+) -> ArrayD<f32> {
     let model = ModelDir::open(model).unwrap();
-    let &[_, _, height, width] = latents.shape() else {
-        unreachable!("latents have four dimensions")
+    let &[_, _, height, width] = x.shape() else {
+        unreachable!("pictures and latents have four dimensions")
     };
     let dims = [("batch", 1), ("height", height), ("width", width)];
     let wish = (Dialect::Native, Compute::F32);
-    let (key, _) = model.key("vae_decoder", &dims, Ep::Cpu, wish).unwrap();
+    let (key, _) = model.key(component, &dims, Ep::Cpu, wish).unwrap();
     let (key, cancel) = (key.in_bands(in_bands), Cancel::new());
     let mut network = engine
         .lease(&key, model.manifest.as_ref(), &cancel)
         .unwrap();
-    let input = [("latent_sample", Input::F32(latents.view().into_dyn()))];
-    network.run(&input, &["sample"], &cancel).unwrap().remove(0)
+    let x = [(input, Input::F32(x.view().into_dyn()))];
+    network.run(&x, &[output], &cancel).unwrap().remove(0)
+}
+
+/// What a decoder makes.
+fn decoded(engine: &Engine, model: &Path, latents: &Array4<f32>, in_bands: bool) -> ArrayD<f32> {
+    let decoder = ("vae_decoder", "latent_sample", "sample");
+    made(engine, model, decoder, latents, in_bands)
 }
 
 /// The share of colours that differ by more than one of 255 levels, and the largest distance, where colours are 2 wide.
@@ -82,6 +94,37 @@ fn bands_make_the_picture_that_the_whole_makes() {
         assert!(
             off == 0.0 && largest < 2e-3,
             "{height}x{width}: {largest:e}"
+        );
+    }
+}
+
+/// Sizes that are odd after one halving or more, as pictures are whose sides are no multiples of 64.
+#[test]
+fn bands_make_the_latents_that_the_whole_makes() {
+    if !runs_native_graphs() {
+        return;
+    }
+    let (_guard, synthetic) = synthetic("sd15");
+    let (_other, whole_numbers) = synthetic_as("sd15", Precision::Int8);
+    for (model, height, width) in [
+        (demo_model(), 64, 64),
+        (demo_model(), 520, 392),
+        (&*synthetic, 296, 648),
+        (&*whole_numbers, 72, 104),
+    ] {
+        let picture = latents(height, width);
+        let picture = picture.slice(s![.., ..3, .., ..]).mapv(|x| x / 3.0);
+        let encoder = ("vae_encoder", "sample", "latent_parameters");
+        let [whole, bands] =
+            [false, true].map(|in_bands| made(engine(), model, encoder, &picture, in_bands));
+        assert_eq!(bands.shape(), [1, 8, height / 8, width / 8]);
+        let most = whole.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let distances = whole.iter().zip(&bands).map(|(a, b)| (a - b).abs());
+        let largest = distances.fold(0.0, f32::max);
+        // What is rounded to 17 bits some ten times.
+        assert!(
+            largest < 1e-3 * most,
+            "{height}x{width}: {largest:e} of {most}"
         );
     }
 }
@@ -161,7 +204,7 @@ fn bands_of_a_picture_are_left_out_where_nobody_has_them() {
 }
 
 #[test]
-fn what_does_not_end_in_convolutions_is_refused() {
+fn what_has_no_convolutions_is_refused() {
     if !runs_native_graphs() {
         return;
     }

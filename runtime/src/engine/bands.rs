@@ -1,11 +1,12 @@
-//! Native graphs whose convolutions are computed in bands of rows, so that large pictures need less memory: how a decoder gets that
-//! way when it is loaded.
+//! Native graphs whose convolutions are computed in bands of rows, so that large pictures need less memory: how the VAE's encoder
+//! and decoder get that way when they are loaded.
 //!
-//! The longest end of a graph that consists of convolutions, with norms before them and residuals behind, becomes one node, the
-//! operator [`super::chain`]. It reads the same weights; the file on disk stays as it is. The rest is computed as before: in the VAE's decoder
-//! that is the attention and what comes before it, on pictures of an eighth of the size.
+//! The longest run of a graph that consists of convolutions, with norms before them and residuals behind, becomes one node, the
+//! operator [`super::chain`]. It reads the same weights; the file on disk stays as it is. The rest is computed as before: the attention
+//! with what comes before it in the decoder, and behind it in the encoder, on pictures of an eighth of the size.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use sd_kernels::Activation;
 use sd_models::graph::custom;
@@ -45,14 +46,14 @@ pub(super) struct Norm {
 pub(super) const OPERATOR: &str = "Chain";
 
 const NO_CHAIN: &str =
-    "it does not end in convolutions and norms, which are what is computed in bands";
+    "it has no run of convolutions and norms, which are what is computed in bands";
 const BRANCHES: &str =
-    "its last convolutions read more than one value of the rest, or the rest reads theirs";
+    "its convolutions read more than one value of the rest, or the rest reads theirs";
 
 /// The graph with that node, and what the node does.
 ///
 /// # Errors
-/// It is no graph of the native dialect, or has no such end.
+/// It is no graph of the native dialect, or has no such run.
 pub(super) fn in_bands(model: &[u8]) -> Result<(Vec<u8>, Vec<Planned>), &'static str> {
     changed(model, change)
 }
@@ -63,12 +64,7 @@ fn change(graph: &[u8]) -> Result<(Vec<u8>, Vec<Planned>), &'static str> {
         .into_iter()
         .map(|tensor| Ok((name_of(tensor)?, tensor)));
     let tensors: HashMap<_, _> = named.collect::<Result<_, &'static str>>()?;
-    let last = nodes
-        .iter()
-        .rposition(|node| node.is(custom::DOMAIN, "Conv"));
-    let last = last.ok_or(NO_CHAIN)?;
-    let before = nodes[..last].iter().rposition(|node| !node.is_for_bands());
-    let first = before.map_or(0, |before| before + 1);
+    let (first, last) = longest_run(&nodes).ok_or(NO_CHAIN)?.into_inner();
     let mut plan = Plan {
         tensors: &tensors,
         input: None,
@@ -123,7 +119,23 @@ fn change(graph: &[u8]) -> Result<(Vec<u8>, Vec<Planned>), &'static str> {
     Ok((changed, plan.steps))
 }
 
-/// A value of the end of a graph.
+/// The nodes from the first that may be a part of the chain to the last convolution, where most convolutions follow one another.
+fn longest_run(nodes: &[Node<'_>]) -> Option<RangeInclusive<usize>> {
+    let is_conv = |node: &Node<'_>| node.is(custom::DOMAIN, "Conv") && node.is_for_bands();
+    let mut end = 0;
+    let runs = nodes.chunk_by(|a, b| a.is_for_bands() == b.is_for_bands());
+    let runs = runs.filter_map(|run| {
+        let first = end;
+        end += run.len();
+        let last = first + run.iter().rposition(is_conv)?;
+        let convs = run.iter().filter(|node| is_conv(node)).count();
+        Some((convs, first..=last))
+    });
+    let longest = runs.max_by_key(|(convs, _)| *convs);
+    longest.map(|(_, run)| run)
+}
+
+/// A value of the run.
 #[derive(Clone, Copy)]
 enum Made {
     /// What a step makes, or the node's input.
@@ -146,7 +158,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// What the end of the graph makes under this name; the first one that it does not make is what goes in.
+    /// What the run makes under this name; the first one that it does not make is what goes in.
     fn made(&mut self, name: &'a [u8]) -> Result<Made, &'static str> {
         match self.made.get(name) {
             Some(&made) => Ok(made),
@@ -396,6 +408,28 @@ mod tests {
         model
     }
 
+    /// A node's operator, inputs and output.
+    type Left = (String, Vec<String>, String);
+
+    /// The nodes of a model, and the names of its weights.
+    fn changed_nodes(model: &[u8]) -> (Vec<Left>, Vec<String>) {
+        let text = |name: &[u8]| String::from_utf8(name.to_vec()).unwrap();
+        let graph = Fields(model).find_map(|field| field.unwrap().bytes);
+        let (mut nodes, mut tensors) = (Vec::new(), Vec::new());
+        for field in Fields(graph.unwrap()).map(Result::unwrap) {
+            match (field.number, field.bytes) {
+                (1, Some(node)) => {
+                    let node = Node::read(node).unwrap();
+                    let inputs = node.inputs.iter().map(|name| text(name)).collect();
+                    nodes.push((text(node.operator), inputs, text(node.output().unwrap())));
+                }
+                (5, Some(tensor)) => tensors.push(text(name_of(tensor).unwrap())),
+                _ => {}
+            }
+        }
+        (nodes, tensors)
+    }
+
     #[test]
     fn what_follows_the_attention_is_one_node() {
         let (changed, steps) = in_bands(&model(&nodes(&attention(), "like"), 2.0)).unwrap();
@@ -447,26 +481,49 @@ mod tests {
         };
         assert_eq!(steps, [first, shortcut, second, last]);
 
-        let graph = Fields(&changed).find_map(|field| field.unwrap().bytes);
-        let (mut operators, mut tensors) = (Vec::new(), Vec::new());
-        for field in Fields(graph.unwrap()).map(Result::unwrap) {
-            match (field.number, field.bytes) {
-                (1, Some(node)) => {
-                    let node = Node::read(node).unwrap();
-                    if node.is("sdrt", OPERATOR) {
-                        let inputs = ["head", "g", "o", "w1", "b1", "g", "o", "w2", "w3", "w4"];
-                        assert_eq!(node.inputs, inputs.map(str::as_bytes));
-                        assert_eq!(node.outputs, [b"c3"]);
-                    }
-                    operators.push(node.operator);
-                }
-                (5, Some(tensor)) => tensors.push(name_of(tensor).unwrap()),
-                _ => {}
-            }
-        }
-        assert_eq!(operators, [&b"Attention"[..], b"Chain", b"Transpose"]);
+        let (left, tensors) = changed_nodes(&changed);
+        let operators = left.iter().map(|(operator, ..)| &**operator);
+        assert_eq!(
+            operators.collect::<Vec<_>>(),
+            ["Attention", "Chain", "Transpose"]
+        );
+        let inputs = ["head", "g", "o", "w1", "b1", "g", "o", "w2", "w3", "w4"];
+        assert_eq!(left[1].1, inputs);
+        assert_eq!(left[1].2, "c3");
         let read = ["g", "o", "w1", "b1", "w2", "w3", "w4"];
-        assert_eq!(tensors, read.map(str::as_bytes));
+        assert_eq!(tensors, read);
+    }
+
+    /// An encoder: most convolutions come before the attention, which reads the last one's output twice.
+    #[test]
+    fn what_comes_before_the_attention_is_one_node() {
+        let nodes = [
+            node(("", "Transpose"), &["sample"], "x", &[]),
+            conv(&["x", "w1", "b1"], "c1", "bias"),
+            norm("c1", "n1"),
+            conv(&["n1", "w3"], "c2", "none"),
+            norm("c2", "n2"),
+            node(("sdrt", "Attention"), &["n2", "n2", "n2"], "a", &[]),
+            node(("", "Add"), &["a", "c2"], "sum", &[]),
+            conv(&["sum", "w4"], "latent_parameters", "none"),
+        ];
+        let (changed, steps) = in_bands(&model(&nodes, 1.0)).unwrap();
+        assert_eq!(steps.iter().map(|step| step.x).collect::<Vec<_>>(), [0, 1]);
+        let (left, _) = changed_nodes(&changed);
+        let chain = ["x", "w1", "b1", "g", "o", "w3"].map(str::to_owned);
+        let expected = [
+            ("Transpose", "x"),
+            ("Chain", "c2"),
+            ("GroupNorm", "n2"),
+            ("Attention", "a"),
+            ("Add", "sum"),
+            ("Conv", "latent_parameters"),
+        ];
+        let found = left
+            .iter()
+            .map(|(operator, _, output)| (&**operator, &**output));
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(left[1].1, chain);
     }
 
     #[test]

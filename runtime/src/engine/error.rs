@@ -126,8 +126,8 @@ pub enum EngineError {
         /// Why.
         reason: &'static str,
     },
-    /// A decoder cannot work in bands of rows.
-    #[error("{}: it cannot be decoded in bands of rows: {problem}", path.display())]
+    /// A network cannot work in bands of rows.
+    #[error("{}: it cannot be computed in bands of rows: {problem}", path.display())]
     NotInBands {
         /// Its graph.
         path: PathBuf,
