@@ -72,18 +72,15 @@ fn a1111_1_0_says_no_version_and_spreads_are_names_of_samplers() {
                 )
             },
         ),
-        &[
-            "Face restoration: CodeFormer",
-            "Downcast alphas_cumprod: True",
-        ],
+        &["Face restoration: CodeFormer"],
     );
 }
 
 #[test]
-fn a1111_1_2_edits_prompts_by_its_own_rule() {
+fn a1111_1_3_edits_prompts_by_its_own_rule() {
     check(
         "a [house:castle:1.5] by night\nSteps: 20, Sampler: DPM2 a Karras, CFG scale: 7, Seed: 12, Size: 512x512, Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, \
-         Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent",
+         Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent, Version: v1.3.2",
         &said(
             "a [house:castle:1.5] by night",
             None,

@@ -12,7 +12,7 @@ type Version = ([u32; 3], i32);
 pub(super) enum Writer {
     /// This one.
     Sdrt,
-    /// A1111's web UI, or Forge, which follows one of its versions. It has none before 1.3.
+    /// A1111's web UI, or Forge, which follows one of its versions. Texts name none before 1.3, where somebody turned that off, and by other programs.
     WebUi(Option<Version>),
     /// SD.Next.
     SdNext,
@@ -33,28 +33,29 @@ impl Writer {
         }
     }
 
-    /// Whether it is A1111's web UI, or follows it, before some version.
-    fn is_before(self, version: Version) -> bool {
-        matches!(self, Self::WebUi(found) if found.is_none_or(|found| found < version))
-    }
-
     /// The spread of a sampler where the text names none.
     ///
-    /// Names of samplers had it inside before A1111 1.9: "DPM++ 2M" was the one that is even in time.
+    /// Names of samplers had it inside before A1111 1.9: "DPM++ 2M" was the one that is even in time. Later versions always name it, so
+    /// a text without a version is from before.
     pub(super) fn spread(self, sampler: Sampler) -> Option<Spread> {
         match self {
-            Self::WebUi(_) if self.is_before(([1, 9, 0], -1)) => Some(match sampler {
-                s if s == &RESTART => Spread::Karras,
-                _ => Spread::Uniform,
-            }),
+            Self::WebUi(found) if found.is_none_or(|it| it < ([1, 9, 0], -1)) => {
+                Some(match sampler {
+                    s if s == &RESTART => Spread::Karras,
+                    _ => Spread::Uniform,
+                })
+            }
             Self::SdCpp => Some(Spread::Uniform),
             _ => None,
         }
     }
 
     /// Rules of the time that this program does not have, by the names of A1111's settings for them, where a text may show the
-    /// difference.
+    /// difference. As in A1111, which goes by the version alone, a text without one follows today's rules.
     pub(super) fn old_rules(self, text: &Infotext) -> Vec<&'static str> {
+        let Self::WebUi(Some(version)) = self else {
+            return Vec::new();
+        };
         let negative = text.negative_prompt.as_deref().unwrap_or_default();
         let edits = [&text.prompt, negative]
             .into_iter()
@@ -74,7 +75,7 @@ impl Writer {
             ),
         ]
         .into_iter()
-        .filter(|&(until, shows, name)| shows && self.is_before(until) && text.get(name).is_none())
+        .filter(|&(until, shows, name)| shows && version < until && text.get(name).is_none())
         .map(|(_, _, name)| name)
         .collect()
     }
