@@ -21,6 +21,9 @@ const MOST_PIXELS: u64 = 1 << 27;
 /// The marker in front of a JPEG's pixels.
 const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
 
+/// What is wrong with a file that is not [`is_whole`].
+const CUT_OFF: &str = "the end of the file is missing";
+
 /// A file that is no picture with settings.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
@@ -81,7 +84,7 @@ impl PictureFile {
         let whole = if is_whole(self.format, &self.bytes) {
             Ok(&self.bytes)
         } else {
-            Err("the end of the file is missing".to_owned())
+            Err(CUT_OFF.to_owned())
         };
         whole
             .and_then(|bytes| decoded(bytes))
@@ -136,7 +139,13 @@ fn found(bytes: &[u8]) -> Result<((u32, u32), Format, String), String> {
         Some(ImageFormat::WebP) => Format::WebP,
         _ => return Err("no PNG, JPEG or WebP picture".to_owned()),
     };
-    let size = reader.into_dimensions().map_err(|e| e.to_string())?;
+    // What else is missing follows from that.
+    let or_cut_off = |problem: String| match is_whole(format, bytes) {
+        true => problem,
+        false => CUT_OFF.to_owned(),
+    };
+    let size = reader.into_dimensions();
+    let size = size.map_err(|e| or_cut_off(e.to_string()))?;
     let (width, height) = size;
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         return Err(format!(
@@ -149,7 +158,7 @@ fn found(bytes: &[u8]) -> Result<((u32, u32), Format, String), String> {
         Format::WebP => webp_exif(bytes).and_then(exif::comment),
     };
     let parameters = parameters.filter(|text| !text.trim().is_empty());
-    let parameters = parameters.ok_or("there are no settings in it: expected a text `parameters` in a PNG, or EXIF's UserComment in a JPEG or WebP")?;
+    let parameters = parameters.ok_or_else(|| or_cut_off("there are no settings in it: expected a text `parameters` in a PNG, or EXIF's UserComment in a JPEG or WebP".to_owned()))?;
     if parameters.len() > LONGEST {
         return Err(too_long());
     }
