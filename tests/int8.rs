@@ -14,7 +14,8 @@ use sd_models::demo;
 use sd_models::graph::{Conv, DType, GraphBuilder, Param, Value, Whole};
 use sd_models::manifest::Manifest;
 use sd_runtime::engine::{Cancel, Compute, Dialect, Input, Key};
-use sd_runtime::pipeline::Request;
+use sd_runtime::pipeline::infotext::Settings;
+use sd_runtime::pipeline::{ModelDir, Models, Request};
 use sdrt_tests::{
     Reference, circle, converted_as, demo_model, engine, make, psnr, relative_l2, repository,
     synthetic_as,
@@ -367,4 +368,54 @@ fn pictures_say_that_weights_are_whole_numbers() {
         made.infotext().contains(", Weights: int8")
     };
     assert!(says(&whole) && !says(demo_model()));
+}
+
+/// Directories with the same weights may differ in what their portable graphs multiply. Pictures of those say which it was.
+#[test]
+fn forms_of_portable_graphs_are_told_apart() {
+    let forms = [
+        (Precision::Int8, "f32"),
+        (Precision::Int8Portable(Ranges::Dynamic), "int8 dynamic"),
+        (Precision::Int8Portable(Ranges::Static), "int8 norms"),
+    ];
+    let built = forms.map(|(precision, form)| {
+        let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT).unwrap();
+        let (dir, path) = converted_as(file, precision);
+        let models = Models::one(ModelDir::open(&path).unwrap());
+        assert_eq!(models.base.portable_form().as_deref(), Some(form));
+        (dir, path, models)
+    });
+    let request = |graph| Request {
+        steps: Some(1),
+        graph,
+        ..circle()
+    };
+    let text = |model: &Path, graph| make(model, &request(graph), None).unwrap().infotext();
+    for ((_, path, models), (_, form)) in built.iter().zip(forms) {
+        assert_eq!(models.base.weights_hash(), built[0].2.base.weights_hash());
+        let text = text(path, Dialect::Portable);
+        assert!(
+            text.contains(&format!("Graph: portable, Portable graph: {form},")),
+            "{text}"
+        );
+        let settings = Settings::read(&text).unwrap();
+        assert_eq!(settings.not_carried, []);
+        for (_, _, other) in &built {
+            let told = settings.wanted.not_carried(other);
+            let told: Vec<&str> = told.iter().map(|it| &*it.field).collect();
+            let is_same = other.base.portable_form() == models.base.portable_form();
+            assert_eq!(
+                told,
+                if is_same {
+                    vec![]
+                } else {
+                    vec!["Portable graph"]
+                }
+            );
+            assert_eq!(settings.wanted.has_form(&other.base), is_same);
+        }
+    }
+    // Float weights come in one form, and native graphs, too.
+    assert!(!text(demo_model(), Dialect::Portable).contains("Portable graph"));
+    assert!(!text(&built[1].1, Dialect::Auto).contains("Graph: native, Portable"));
 }

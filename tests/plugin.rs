@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use sd_runtime::engine::{
-    Cancel, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, EpOptions,
+    Cancel, Dialect, Engine, EngineError, EngineOptions, Ep, EpOption, EpOptions, plugin_title,
 };
 use sd_runtime::pipeline::{ModelDir, Models, Outcome, PipelineError, Plans, Request, run};
 use sdrt_tests::{circle, demo_model, psnr};
@@ -50,7 +50,9 @@ fn a_plugin_has_devices_options_and_nodes_that_it_leaves() {
     let mut engine = Engine::start(&options).unwrap();
     // ONNX Runtime's own kernels compute what it does not take.
     let by_plugin = picture(&engine).unwrap();
-    assert_eq!(by_plugin.computed, [("EP", "plugin".to_owned())]);
+    let title = plugin_title(&library).unwrap();
+    let computed = [("EP", "plugin".to_owned()), ("Plugin", title)];
+    assert_eq!(by_plugin.computed, computed);
 
     engine
         .provide(Ep::Plugin, &EpOptions::default(), true)

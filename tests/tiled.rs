@@ -174,7 +174,7 @@ fn portable_graphs_do_not_work_in_bands() {
         ..circle()
     };
     let error = make(demo_model(), &request, None).unwrap_err();
-    assert_eq!(error.hint(), Some(Remedy::DoNotTile));
+    assert_eq!(error.hint(), Some(Remedy::TileNatively));
     let text = error.to_string();
     assert!(
         text.contains("vae_decoder") && text.contains("bands"),

@@ -141,6 +141,11 @@ fn the_tiny_decoder_makes_pictures_and_previews_of_their_size() {
     assert_eq!(lacks, format!("missing: vae-approx {hash}"));
     let left_out = settings.wanted.not_carried(&own);
     assert_eq!(left_out[0].field, "VAE Decoder");
+    let by_full = Settings::read(&by_own.infotext()).unwrap();
+    assert_eq!(by_full.wanted.not_carried(&own), []);
+    let left_out = by_full.wanted.not_carried(&models);
+    let told = left_out.iter().map(|it| (&*it.field, &*it.value));
+    assert!(told.eq([("VAE Decoder", "Full")]));
     // Other programs do not say which it was.
     let foreign = Settings::read("x\nSteps: 1, Seed: 1, Sampler: Euler, VAE Decoder: TAESD");
     assert!(foreign.unwrap().wanted.lacks_beside(&models).is_none());

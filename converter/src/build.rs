@@ -601,6 +601,7 @@ fn component(network: &Network, written: &Written) -> manifest::Component {
             custom_domains: own.into_iter().collect(),
             needs: file.needs.iter().map(|&name| name.to_owned()).collect(),
             multiplies: file.multiplies.map(str::to_owned),
+            ranges: file.ranges.map(str::to_owned),
         };
         (file.name.to_owned(), variant)
     };

@@ -1,17 +1,12 @@
 //! Files of ranges that a model's runs had, and whether they are those of a model.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sd_models::calibration::{Calibration, Range};
 
 use crate::ConvertError;
 use crate::error::some_of;
-
-/// Largest file that is read: a UNet of Stable Diffusion XL has a thousand layers.
-const MAX_BYTES: u64 = 1 << 24;
 
 /// A file with ranges of the inputs of a UNet's layers.
 #[derive(Clone, Debug)]
@@ -21,17 +16,12 @@ pub struct Calibrated {
 }
 
 impl Calibrated {
-    /// Reads a file.
+    /// Reads a file's text; `path` is for messages.
     ///
     /// # Errors
-    /// It cannot be read, or holds something else.
-    pub fn open(path: &Path) -> Result<Self, ConvertError> {
-        let mut text = String::new();
-        let file = File::open(path).map_err(ConvertError::read(path))?;
-        file.take(MAX_BYTES)
-            .read_to_string(&mut text)
-            .map_err(ConvertError::read(path))?;
-        let calibration = Calibration::parse(&text);
+    /// It holds something else.
+    pub fn read(text: &str, path: &Path) -> Result<Self, ConvertError> {
+        let calibration = Calibration::parse(text);
         let calibration = calibration.map_err(|source| ConvertError::Calibration {
             path: path.to_owned(),
             source,

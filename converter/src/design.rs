@@ -49,6 +49,8 @@ pub(crate) struct GraphFile {
     pub(crate) needs: Vec<&'static str>,
     /// What it multiplies, if it is not single precision.
     pub(crate) multiplies: Option<&'static str>,
+    /// Where the ranges of activations that it multiplies come from, as [`sd_models::manifest::Variant::ranges`] says.
+    pub(crate) ranges: Option<&'static str>,
 }
 
 /// The graph of ONNX operators.
@@ -112,26 +114,28 @@ impl Network {
         let multiplied = multiplied(&quantized, component);
         let mut files = Vec::new();
         for dialects in graphs {
-            let graph = match storage.precision {
+            let (graph, ranges) = match storage.precision {
                 Precision::Int8Portable(Ranges::Dynamic) => {
-                    integer(&dialects.graph, &quantized, &multiplied)?
+                    let graph = integer(&dialects.graph, &quantized, &multiplied)?;
+                    (graph, Some("dynamic"))
                 }
                 Precision::Int8Portable(Ranges::Static) => {
                     let vector = |name: &str| storage.vector(component, name);
                     // Runs had no ControlNet.
                     let ran = storage.calibrated.filter(|_| dialects.portable == PORTABLE);
                     let seen = |name: &str| ran?.range(name);
-                    lower(&ranged(&dialects.graph, &multiplied, vector, seen)?)?
+                    let graph = lower(&ranged(&dialects.graph, &multiplied, vector, seen)?)?;
+                    (graph, Some(if ran.is_some() { "runs" } else { "norms" }))
                 }
-                _ => lower(&dialects.graph)?,
+                _ => (lower(&dialects.graph)?, None),
             };
-            let integer =
-                matches!(storage.precision, Precision::Int8Portable(_)) && !multiplied.is_empty();
+            let ranges = ranges.filter(|_| !multiplied.is_empty());
             files.push(GraphFile {
                 name: dialects.portable,
                 graph,
                 needs: Vec::new(),
-                multiplies: integer.then_some("int8"),
+                multiplies: ranges.map(|_| "int8"),
+                ranges,
             });
         }
         let mut reports = BTreeMap::new();
@@ -149,6 +153,7 @@ impl Network {
                         graph,
                         needs: Vec::new(),
                         multiplies: None,
+                        ranges: None,
                     });
                 }
             }
@@ -157,6 +162,7 @@ impl Network {
                 graph: rest,
                 needs,
                 multiplies: None,
+                ranges: None,
             });
         }
         Ok(Self {

@@ -448,9 +448,7 @@ fn no_part(count: usize, first: &str) -> String {
 
 fn of_writing(error: &io::Error) -> Option<Remedy> {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Remedy::words(
-            "make room on that disk, or choose another; a conversion takes about as much as the checkpoint is large",
-        )),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Remedy::MakeRoom),
         io::ErrorKind::PermissionDenied => Some(Remedy::OtherFolder),
         _ => None,
     }

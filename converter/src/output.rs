@@ -4,7 +4,7 @@
 //! its hidden place is inside. Of single files, only regular ones are replaced, through symbolic links; devices, FIFOs and
 //! descriptors (`/dev/stdout`) are written to when the file is complete; since that may wait for a reader, a thread does it.
 
-use sd_ui::STDOUT;
+use sd_ui::{STDOUT, is_stdout};
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -247,7 +247,10 @@ impl StagedFile {
         fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         fill(self.staging.path())?;
-        let target = self.target.clone();
+        let target = match is_stdout(&self.target) {
+            true => "standard output".into(),
+            false => self.target.clone(),
+        };
         self.put(progress).map_err(|source| match source.kind() {
             io::ErrorKind::Interrupted => ConvertError::Interrupted,
             io::ErrorKind::AlreadyExists => ConvertError::OutputExists { path: target },

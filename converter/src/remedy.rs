@@ -70,6 +70,8 @@ pub enum Remedy {
     Replace,
     /// Write to another folder.
     OtherFolder,
+    /// Write to a disk with more room.
+    MakeRoom,
 }
 
 impl Remedy {
@@ -130,6 +132,7 @@ impl fmt::Display for Remedy {
             }
             Self::Replace => "ask for it to be replaced, or choose another place",
             Self::OtherFolder => "choose another folder",
+            Self::MakeRoom => "make room on that disk, or choose another",
         })
     }
 }

@@ -491,6 +491,16 @@ fn ranges_that_runs_had_round_what_no_norm_makes() {
     let options = [&STATIC[..], &[file.to_str().unwrap()]].concat();
     let (code, _, said) = build(&checkpoint, &target, &options);
     assert_eq!(code, Some(0), "{said}");
+    // Directories say which form they have.
+    let origin = |dir: &Path, file: &str| {
+        let text = fs::read_to_string(dir.join("sdrt.json")).unwrap();
+        let manifest: Value = serde_json::from_str(&text).unwrap();
+        manifest["components"]["unet"]["variants"][file]["ranges"].clone()
+    };
+    assert_eq!(origin(&norms, "model.onnx"), "norms");
+    assert_eq!(origin(&target, "model.onnx"), "runs");
+    assert_eq!(origin(&target, "controlnet.onnx"), "norms");
+    assert!(origin(&plain, "model.onnx").is_null());
     let read = |dir: &Path, file: &str| fs::read(dir.join("unet").join(file)).unwrap();
     // No ControlNet ran.
     for file in ["model.onnx_data", "native.onnx", "controlnet.onnx"] {

@@ -374,6 +374,57 @@ fn a_merge_into_a_pipe_that_nobody_reads_ends_when_it_shall() {
     panic!("it went on");
 }
 
+/// A recipe may come through a pipe, which is read once; nobody waits for its writer for ever.
+#[test]
+#[cfg(target_os = "linux")]
+fn recipes_come_through_pipes() {
+    let place = Place::new();
+    let (a, pipe, out) = (
+        place.synth("sd15", 0),
+        place.path("pipe"),
+        place.path("out.safetensors"),
+    );
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let text = format!(
+        "schema = 1\nmodels = {{ a = '{a}' }}\n[[step]]\nmethod = 'weighted-sum'\ninputs = ['a', 'a']\nalpha = 0.5\n"
+    );
+    let writer = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || fs::write(pipe, text).unwrap())
+    };
+    succeed(&["merge", "--recipe", &pipe, "-o", &out]);
+    writer.join().unwrap();
+
+    let mut merge = std::process::Command::new(env!("CARGO_BIN_EXE_sdconvert"));
+    let mut merge = merge
+        .args(["merge", "--recipe", &pipe, "-o", &out, "--force"])
+        .spawn()
+        .unwrap();
+    let pid = merge.id().to_string();
+    let catches = || {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & 2 != 0
+    };
+    while !catches() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(killed.unwrap().success());
+    for _ in 0..400 {
+        if let Some(status) = merge.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(130));
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    merge.kill().unwrap();
+    panic!("it waits on");
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_report_that_cannot_be_written_costs_no_model_and_that_is_told() {

@@ -111,6 +111,10 @@ pub struct Variant {
     /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplies: Option<String>,
+    /// Where it has the ranges of the activations from that it multiplies as whole numbers: `dynamic`, it looks for them when it runs;
+    /// `norms`, the model's norms tell them; `runs`, a calibration does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<String>,
 }
 
 /// A file's size and content.

@@ -73,6 +73,10 @@ pub enum Remedy {
     Tile,
     /// Decode the whole picture at once.
     DoNotTile,
+    /// Decode the whole picture at once, or run the native graph.
+    TileNatively,
+    /// Decode the whole picture at once, or let the processor compute.
+    TileOnProcessor,
 }
 
 /// A LoRA that a model should hold.
@@ -179,6 +183,10 @@ impl fmt::Display for Remedy {
             Self::Edit => "it edits pictures, which this version does not do yet",
             Self::GivePng => "a PNG with several colours is expected",
             Self::Tile => "it fits if it is decoded in bands of rows",
+            Self::TileNatively => "run the native graph, or decode the picture as a whole",
+            Self::TileOnProcessor => {
+                "let the processor compute, or decode the picture as a whole"
+            }
             Self::DoNotTile => {
                 "convert the checkpoint again if the directory is at fault, or decode the picture as a whole"
             }

@@ -139,7 +139,7 @@ fn chosen_precision(args: &BuildArgs) -> Result<Precision, UsageError> {
 }
 
 /// Ranges of activations, for graphs that need them when they are written.
-fn calibrated(args: &BuildArgs) -> anyhow::Result<Option<Calibrated>> {
+fn calibrated(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Option<Calibrated>> {
     let Some(path) = &args.ranges else {
         return Ok(None);
     };
@@ -150,7 +150,7 @@ fn calibrated(args: &BuildArgs) -> anyhow::Result<Option<Calibrated>> {
                 .to_owned()
         )
     );
-    Ok(Some(Calibrated::open(path)?))
+    Ok(Some(Calibrated::read(&ui.read_text(path)?, path)?))
 }
 
 fn checkpoint(args: &BuildArgs, ui: &Ui) -> anyhow::Result<Box<dyn Model>> {
@@ -246,7 +246,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     };
     let loras = lora_specs(args)?;
     let mut model = match &args.recipe {
-        Some(path) => Recipe::open(path)?.model()?,
+        Some(path) => Recipe::of_file(&ui.read_text(path)?, path)?.model()?,
         None => checkpoint(args, ui)?,
     };
     if let Some(path) = &args.vae {
@@ -266,7 +266,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         strict: args.strict,
         prediction: args.prediction_type,
         precision: chosen_precision(args)?,
-        calibrated: calibrated(args)?,
+        calibrated: calibrated(args, ui)?,
     };
     let precision = options.precision;
     let plan = BuildPlan::new(model, options)?;

@@ -48,6 +48,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         }
         Remedy::Replace => "`--force` replaces it",
         Remedy::OtherFolder => "choose another folder with `-o`",
+        Remedy::MakeRoom => {
+            "make room on that disk, or choose another; a conversion takes about as much as the checkpoint is large"
+        }
         other => return other.to_string(),
     };
     fixed.to_owned()

@@ -97,8 +97,10 @@ fn storage(name: &str) -> Result<Dtype, String> {
 
 pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
     let start = Instant::now();
-    let model: Box<dyn Model> = match &args.recipe {
-        Some(path) => Recipe::open(path)?.model()?,
+    let recipe = args.recipe.as_deref().map(|path| ui.read_text(path));
+    let recipe = recipe.transpose()?;
+    let model: Box<dyn Model> = match args.recipe.as_deref().zip(recipe.as_deref()) {
+        Some((path, text)) => Recipe::of_file(text, path)?.model()?,
         None => merged(args)?,
     };
     for note in &model.hints().notes {
@@ -121,7 +123,13 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<()> {
         }
     }
     let bar = ui.bytes("merging", work_bytes(&*model));
-    let non_finite = save(&*model, &args.output, Some(record(args)?), args.force, &bar)?;
+    let non_finite = save(
+        &*model,
+        &args.output,
+        Some(record(args, recipe.as_deref())),
+        args.force,
+        &bar,
+    )?;
     drop(bar);
     for (name, count) in non_finite {
         ui.warn(format!(
@@ -232,10 +240,9 @@ fn block_weights(text: &str) -> anyhow::Result<BlockWeights> {
 }
 
 /// What the result's metadata says of its making.
-fn record(args: &MergeArgs) -> anyhow::Result<String> {
-    if let Some(path) = &args.recipe {
-        let recipe = std::fs::read_to_string(path)?;
-        return Ok(serde_json::json!({"type": "sdrt", "recipe": recipe}).to_string());
+fn record(args: &MergeArgs, recipe: Option<&str>) -> String {
+    if let Some(recipe) = recipe {
+        return serde_json::json!({"type": "sdrt", "recipe": recipe}).to_string();
     }
     let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
     let models: Vec<_> = args.models.iter().filter_map(name).collect();
@@ -248,5 +255,5 @@ fn record(args: &MergeArgs) -> anyhow::Result<String> {
         "block_weights": args.block_weights,
         "vae": args.vae.as_ref().and_then(name),
     });
-    Ok(record.to_string())
+    record.to_string()
 }

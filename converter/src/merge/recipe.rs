@@ -1,7 +1,6 @@
 //! Recipes: merges of merges, as TOML. The README documents the format.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use sd_models::keys::Component;
@@ -16,7 +15,7 @@ use crate::replace::Replaced;
 use crate::weights::Weights;
 
 /// Largest recipe that is read.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 /// The method of a step that adds a LoRA.
 const LORA: &str = "lora";
@@ -162,26 +161,15 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe file. Paths in it are relative to its folder.
+    /// Reads the text of a recipe file. Paths in it are relative to its folder.
     ///
     /// # Errors
-    /// It cannot be read or followed.
-    pub fn open(path: &Path) -> Result<Self, ConvertError> {
-        let read = ConvertError::read(path);
-        let size = match fs::metadata(path) {
-            Ok(metadata) => metadata.len(),
-            Err(e) => return Err(read(e)),
-        };
-        let failed = |source| ConvertError::Recipe {
+    /// It cannot be followed.
+    pub fn of_file(text: &str, path: &Path) -> Result<Self, ConvertError> {
+        Self::parse(text, path).map_err(|source| ConvertError::Recipe {
             path: path.to_owned(),
             source,
-        };
-        if size > MAX_BYTES {
-            let problem = format!("it has {size} bytes; a recipe has at most {MAX_BYTES}");
-            return Err(failed(RecipeError::Syntax(problem)));
-        }
-        let text = fs::read_to_string(path).map_err(read)?;
-        Self::parse(&text, path).map_err(failed)
+        })
     }
 
     /// Reads a recipe's text; `path` is where it lies.
@@ -189,6 +177,11 @@ impl Recipe {
     /// # Errors
     /// It cannot be followed.
     pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        if text.len() > MAX_BYTES {
+            let size = text.len();
+            let problem = format!("it has {size} bytes; a recipe has at most {MAX_BYTES}");
+            return Err(RecipeError::Syntax(problem));
+        }
         let file: File = toml::from_str(text).map_err(|e| RecipeError::Syntax(e.to_string()))?;
         if file.schema != 1 {
             let problem = format!("schema = {}; this program reads 1", file.schema);

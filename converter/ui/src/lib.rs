@@ -1,6 +1,7 @@
 //! How the programs talk to people: results on stdout, everything else on stderr, exit codes.
 
 mod times;
+mod waiting;
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -124,8 +125,13 @@ impl Ui {
     /// Nobody reads it.
     pub fn result(&self, text: impl fmt::Display) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        writeln!(out, "{}", printable(text.to_string().trim_end()))?;
-        out.flush()
+        let line = printable(text.to_string().trim_end()).into_owned();
+        let written = writeln!(out, "{line}").and_then(|()| out.flush());
+        written.map_err(|e| match e.kind() {
+            // `sdconvert .. | head` is no failure.
+            io::ErrorKind::BrokenPipe => e,
+            kind => io::Error::new(kind, format!("cannot write standard output: {e}")),
+        })
     }
 
     /// [`Self::result`] of writing a file, on stderr if that file is stdout.

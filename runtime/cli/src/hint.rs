@@ -25,6 +25,12 @@ pub(crate) fn hint_in_json(error: &(dyn Error + 'static)) -> Option<String> {
         Some(Remedy::CheckWeights) => {
             "the model's weights may be damaged (`sdconvert build --strict` tells), or too large for other numbers than those of `\"compute\": \"f32\"`"
         }
+        Some(Remedy::TileNatively) => {
+            "leave `\"graph\": \"portable\"` out, or `\"tile\": true`, without which any graph decodes, with more memory"
+        }
+        Some(Remedy::TileOnProcessor) => {
+            "`--ep cpu` does; without `\"tile\": true` any provider decodes, with more memory"
+        }
         Some(Remedy::GivePng) => "`\"noise\": \"image:FILE\"` takes a PNG",
         _ => return hint(error),
     };
@@ -102,6 +108,12 @@ pub(crate) fn words(remedy: &Remedy) -> String {
         }
         Remedy::DoNotTile => {
             "`sdconvert build` makes directories that have it; without `--tile` any graph decodes, with more memory"
+        }
+        Remedy::TileNatively => {
+            "leave `--graph portable` out, or `--tile`, without which any graph decodes, with more memory"
+        }
+        Remedy::TileOnProcessor => {
+            "`--ep cpu` does; without `--tile` any provider decodes, with more memory"
         }
         other => return other.to_string(),
     };

@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::start(cli.ui);
-    let outcome = presets::applied(cli).and_then(|cli| cli.command.run(&ui));
+    let outcome = presets::applied(cli, &ui).and_then(|cli| cli.command.run(&ui));
     let outcome = outcome.map_err(usage::marked);
     ui.finish(outcome, hint::hint)
 }

@@ -4,12 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 
-use anyhow::Context;
 use clap::Parser;
 use sd_runtime::engine::library::data_dir;
-use sd_ui::UsageError;
+use sd_ui::{Ui, UsageError};
 use toml::Value;
 
 use crate::Cli;
@@ -19,7 +17,7 @@ use crate::commands::Command;
 const FILE_NAME: &str = "presets.toml";
 
 /// The command line with its preset, if it has one.
-pub(crate) fn applied(cli: Cli) -> anyhow::Result<Cli> {
+pub(crate) fn applied(cli: Cli, ui: &Ui) -> anyhow::Result<Cli> {
     let Command::Txt2img(args) = &cli.command else {
         return Ok(cli);
     };
@@ -30,7 +28,7 @@ pub(crate) fn applied(cli: Cli) -> anyhow::Result<Cli> {
         .presets
         .clone()
         .unwrap_or_else(|| data_dir().join(FILE_NAME));
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = ui.read_text(&file)?;
     let options =
         options(&text, name).map_err(|problem| anyhow::anyhow!("{}: {problem}", file.display()))?;
     let mut words: Vec<OsString> = std::env::args_os().collect();

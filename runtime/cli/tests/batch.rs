@@ -83,12 +83,13 @@ fn pictures_are_those_of_txt2img_and_are_made_once() {
     let mut results = lines(&stdout);
     results.sort_by_key(|result| result["line"].as_u64());
     assert_eq!(results.len(), 3);
+    let out = dir.path().join("out");
+    let bytes = fs::metadata(out.join("two-001.png")).unwrap().len();
     assert_eq!(
         results[1]["images"][1],
-        json!({"file": "two-001.png", "seed": 3})
+        json!({"file": "two-001.png", "seed": 3, "bytes": bytes})
     );
     assert!(stderr.contains("4 of 4 pictures"), "{stderr}");
-    let out = dir.path().join("out");
     let all = ["000001.png", "000003.png", "two-000.png", "two-001.png"];
     assert_eq!(pictures(&out), all);
 
@@ -168,23 +169,31 @@ fn the_number_of_workers_is_measured_once() {
 #[test]
 fn broken_lines_are_named_before_anything_is_made() {
     let dir = folder();
+    let in_bands = json!({"graph": "portable", "tile": true});
     let text = format!(
-        "{}\n\n{{\"promt\": 1}}\n{{\"steps\": 0}}\n{}\n{{\"prompt\": \n{}\n",
+        "{}\n\n{{\"promt\": 1}}\n{{\"steps\": 0}}\n{}\n{{\"prompt\": \n{}\n{}\n{}\n{}\n{}\n{}\n",
         small(1),
         with(small(2), &json!({"id": "000001"})),
         with(small(3), &json!({"width": 4096, "height": 4096})),
+        with(small(4), &in_bands),
+        with(small(5), &json!({"initial_noise": "absent.safetensors"})),
+        with(small(6), &json!({"noise": "image:absent.png"})),
+        r#"{"prompt": "a", "steps": 1, "prompt": "b"}"#,
+        r#"{"options": {"eta": 1, "eta": 0}}"#,
     );
     fs::write(dir.path().join("jobs.jsonl"), text).unwrap();
     let small_machine = ["--max-ram", "2GB"];
     let (code, stdout, stderr) = run(batch(dir.path()).args(small_machine));
     assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
     for said in [
-        "line 3: promt: unknown field `promt`",
+        "line 3: promt: unknown field `promt`, expected one of `id`, `client`, `priority`, `aesthetic`",
         "line 4: steps 0 is out of range",
         "line 5: another line has pictures called 000001.png",
         "line 6: no JSON",
         "line 7: 4096x4096 takes about ",
         "there are 2.0 GB",
+        "line 11: the field `prompt` is given twice",
+        "line 12: options: the field `eta` is given twice",
         "--keep-going",
     ] {
         assert!(stderr.contains(said), "{said}: {stderr}");
@@ -202,10 +211,71 @@ fn broken_lines_are_named_before_anything_is_made() {
         (5, false),
         (6, false),
         (7, false),
+        (8, false),
+        (9, false),
+        (10, false),
+        (11, false),
+        (12, false),
     ];
     assert_eq!(results, BTreeMap::from(expected));
     assert_eq!(pictures(&dir.path().join("out")), ["000001.png"]);
-    assert!(stderr.contains("5 jobs failed"), "{stderr}");
+    assert!(stderr.contains("10 jobs failed"), "{stderr}");
+}
+
+/// What the provider cannot do, and files that are missing or hold something else, are known before anything is made. A job that is
+/// done needs its files no more.
+#[test]
+fn jobs_that_cannot_be_computed_are_named_before_anything_is_made() {
+    let dir = folder();
+    let out = dir.path().join("out");
+    fs::write(dir.path().join("broken.safetensors"), "no tensors").unwrap();
+    fs::write(dir.path().join("noise.safetensors"), noise(0.5)).unwrap();
+    let of = |file: &str| json!({"initial_noise": file});
+    write_jobs(
+        dir.path(),
+        &[
+            with(small(1), &of("noise.safetensors")),
+            with(small(2), &json!({"graph": "portable", "tile": true})),
+            with(small(3), &of("absent.safetensors")),
+            with(small(4), &of("broken.safetensors")),
+            with(
+                small(5),
+                &json!({"initial_noise": "noise.safetensors", "width": 128}),
+            ),
+            with(small(6), &json!({"noise": "image:absent.png"})),
+        ],
+    );
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+    for said in [
+        "line 2: ",
+        "the portable one was asked for; leave `\"graph\": \"portable\"` out",
+        "line 3: absent.safetensors: ",
+        "line 4: broken.safetensors: not a safetensors file",
+        "line 5: noise.safetensors: `initial_noise` has shape [1, 4, 8, 8]",
+        "line 6: ",
+        "absent.png",
+    ] {
+        assert!(stderr.contains(said), "{said}: {stderr}");
+    }
+    assert!(!stderr.contains("line 1: ") && !out.exists(), "{stderr}");
+
+    write_jobs(dir.path(), &[with(small(1), &of("noise.safetensors"))]);
+    assert_eq!(run(&mut batch(dir.path())).0, Some(0));
+    fs::remove_file(dir.path().join("noise.safetensors")).unwrap();
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert!(
+        code == Some(0) && lines(&stdout)[0]["earlier"] == true,
+        "{stderr}"
+    );
+}
+
+/// A safetensors file with the first noise of a small picture, the same number everywhere.
+fn noise(value: f32) -> Vec<u8> {
+    let header = r#"{"initial_noise":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    let numbers = value.to_le_bytes().repeat(256);
+    [&length[..], header.as_bytes(), &numbers].concat()
 }
 
 #[test]
@@ -262,21 +332,19 @@ fn a_job_of_a_stream_begins_before_the_stream_ends() {
 #[test]
 fn a_job_that_fails_ends_the_batch_unless_it_shall_go_on() {
     let dir = folder();
-    fs::write(dir.path().join("broken.safetensors"), "no tensors").unwrap();
-    // What is known before, and what shows when its turn comes.
-    for file in ["absent.safetensors", "broken.safetensors"] {
-        let fails = with(small(1), &json!({"initial_noise": file}));
-        write_jobs(dir.path(), &[fails, small(2), small(3)]);
-        let (code, stdout, stderr) = run(&mut batch(dir.path()));
-        assert_eq!(code, Some(1), "{stderr}");
-        let failed = lines(&stdout)[0].clone();
-        assert!(
-            failed["status"] == "failed"
-                && failed["job"] == "000001"
-                && failed["error"].as_str().unwrap().contains(file),
-            "{failed}"
-        );
-    }
+    // That shows when its turn comes.
+    fs::write(dir.path().join("nan.safetensors"), noise(f32::NAN)).unwrap();
+    let fails = with(small(1), &json!({"initial_noise": "nan.safetensors"}));
+    write_jobs(dir.path(), &[fails, small(2), small(3)]);
+    let (code, stdout, stderr) = run(&mut batch(dir.path()));
+    assert_eq!(code, Some(1), "{stderr}");
+    let failed = lines(&stdout)[0].clone();
+    assert!(
+        failed["status"] == "failed"
+            && failed["job"] == "000001"
+            && failed["error"].as_str().unwrap().contains("step 1"),
+        "{failed}"
+    );
     let (code, stdout, stderr) = run(batch(dir.path()).arg("--keep-going"));
     assert_eq!(code, Some(1), "{stderr}");
     let done = lines(&stdout)
@@ -307,6 +375,43 @@ fn pictures_of_earlier_jobs_are_theirs_while_they_are_there() {
     assert_eq!(code, Some(0), "{stderr}");
     assert!(lines(&stdout)[0]["earlier"].is_null(), "{stdout}");
     assert_eq!(pictures(&out), ["a-000.png", "a-001.png"]);
+}
+
+/// A picture whose end went missing is made again, also where not even its settings are left, and that is said.
+#[test]
+fn pictures_that_were_cut_off_are_made_again() {
+    let dir = folder();
+    write_jobs(
+        dir.path(),
+        &[with(small(1), &json!({"id": "a", "batch": 2}))],
+    );
+    assert_eq!(run(&mut batch(dir.path())).0, Some(0));
+    let [kept, cut] = ["a-000.png", "a-001.png"].map(|name| dir.path().join("out").join(name));
+    let whole = fs::read(&cut).unwrap();
+    let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let at = modified(&kept);
+    for left in [whole.len() - 1, 40] {
+        fs::write(&cut, &whole[..left]).unwrap();
+        let (code, stdout, stderr) = run(&mut batch(dir.path()));
+        assert_eq!(code, Some(0), "{stderr}");
+        assert!(lines(&stdout)[0]["earlier"].is_null(), "{stdout}");
+        assert!(
+            stderr.contains("job a: the end of a-001.png is missing"),
+            "{stderr}"
+        );
+        assert!(fs::read(&cut).unwrap() == whole && modified(&kept) == at);
+    }
+    for path in [&kept, &cut] {
+        fs::write(path, &whole[..40]).unwrap();
+    }
+    let (code, _, stderr) = run(&mut batch(dir.path()));
+    assert!(
+        code == Some(0) && stderr.contains("a-000.png is missing"),
+        "{stderr}"
+    );
+    assert!(fs::read(&cut).unwrap() == whole);
+    let (_, stdout, _) = run(&mut batch(dir.path()));
+    assert!(lines(&stdout)[0]["earlier"] == true, "{stdout}");
 }
 
 /// What no job made is not written over; what a killed run made and did not record is.
@@ -443,16 +548,13 @@ fn a_file_without_jobs_is_told() {
     );
 }
 
-/// A pipe as a file of noise would be waited for; a pipe of jobs is, until the user wants to stop.
+/// A pipe as a file of noise would be waited for.
 #[test]
 #[cfg(unix)]
-fn pipes_keep_nobody_waiting() {
+fn pipes_of_noise_keep_nobody_waiting() {
     let dir = folder();
-    let make_pipe = |name: &str| {
-        let made = Command::new("mkfifo").arg(dir.path().join(name)).status();
-        assert!(made.unwrap().success());
-    };
-    make_pipe("pipe");
+    let made = Command::new("mkfifo").arg(dir.path().join("pipe")).status();
+    assert!(made.unwrap().success());
     let job = |seed: usize, field: &str, value: &str| with(small(seed), &json!({field: value}));
     let jobs = [
         job(1, "initial_noise", "pipe"),
@@ -473,39 +575,6 @@ fn pipes_keep_nobody_waiting() {
             .all(|error| error.contains("a pipe or a device")),
         "{errors:?}"
     );
-
-    make_pipe("jobs");
-    let command = || {
-        let mut command = sdrun(dir.path());
-        command.args(["batch", "jobs", "-o", "other"]);
-        command
-    };
-    let writer = {
-        let pipe = dir.path().join("jobs");
-        thread::spawn(move || fs::write(pipe, small(1).to_string()).unwrap())
-    };
-    let (code, _, stderr) = run(&mut command());
-    assert_eq!(code, Some(0), "{stderr}");
-    writer.join().unwrap();
-    // Now nobody writes.
-    let child = command().spawn().unwrap();
-    let pid = child.id().to_string();
-    let status = format!("/proc/{pid}/status");
-    if cfg!(target_os = "linux") {
-        // Until it catches the signal.
-        let catches = || {
-            let text = fs::read_to_string(&status).unwrap();
-            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-            u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & 2 != 0
-        };
-        while !catches() {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-    let killed = Command::new("kill").args(["-INT", &pid]).status();
-    assert!(killed.unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
 }
 
 #[test]
@@ -623,7 +692,7 @@ fn there_are_no_more_workers_than_threads() {
     write_jobs(dir.path(), &[small(1)]);
     let (code, _, stderr) = run(batch(dir.path()).args(["--threads", "1", "--workers", "3"]));
     assert!(
-        code == Some(0) && stderr.contains("--workers 3: there are 1 threads"),
+        code == Some(0) && stderr.contains("--workers 3: there is one thread"),
         "{stderr}"
     );
 }

@@ -113,7 +113,11 @@ fn ranges_are_those_of_what_layers_are_given_and_bring_graphs_closer() {
     let data = &recorded.recorded("unet").unwrap().files["model.onnx_data"];
     assert_eq!(found.weights, data.sha256);
 
-    let file = Calibrated::open(&path.join("ranges.json")).unwrap();
+    let file = Calibrated::read(
+        &fs::read_to_string(path.join("ranges.json")).unwrap(),
+        Path::new("ranges.json"),
+    )
+    .unwrap();
     let precision = Precision::Int8Portable(Ranges::Static);
     let norms = converted(path, "norms", precision, None);
     let ranges = converted(path, "ranges", precision, Some(file));
@@ -180,6 +184,26 @@ fn models_and_prompts_that_have_no_ranges_are_refused() {
     let (code, _, errors) = calibrate(&["-p", "a circle"]);
     assert_eq!(code, Some(2), "{errors}");
     assert!(errors.contains("--precision int8"), "{errors}");
+    // What the hint says is an option of this command, and a full disk is no matter of conversions.
+    if cfg!(target_os = "linux") {
+        converted(dir.path(), "int8", Precision::Int8, None);
+        let calibrate = |more: &[&str]| {
+            let small = ["-W", "64", "-H", "64", "--steps", "1", "-o", "/dev/full"];
+            let prompt = ["calibrate", "-m", "int8", "-p", "a circle <lora:foo:1>"];
+            run(sdrun(dir.path()).args(prompt).args(small).args(more))
+        };
+        let (code, _, errors) = calibrate(&[]);
+        assert!(
+            code == Some(1) && errors.contains("--ignore-lora-tags"),
+            "{errors}"
+        );
+        let (code, _, errors) = calibrate(&["--ignore-lora-tags"]);
+        let says = |word| errors.contains(word);
+        assert!(
+            code == Some(1) && says("make room") && !says("conversion"),
+            "{errors}"
+        );
+    }
     fs::write(dir.path().join("prompts.txt"), "# nothing\n").unwrap();
     let (code, _, errors) = calibrate(&["--prompts", "prompts.txt"]);
     assert_eq!(code, Some(1), "{errors}");

@@ -113,6 +113,45 @@ fn doctor_lists_library_and_providers() {
     assert_eq!(report["origin"], "ORT_DYLIB_PATH");
 }
 
+/// Numbers that a provider does not compute in are wrong usage, known before the model is opened.
+#[test]
+fn numbers_that_a_provider_lacks_are_wrong_usage() {
+    let dir = folder();
+    let args = ["txt2img", "-m", "nowhere", "-p", "a", "--ep", "openvino"];
+    let (code, _, stderr) = run(sdrun(dir.path()).args(args).args(["--compute", "i16"]));
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(
+        stderr.contains("--compute i16: openvino does not"),
+        "{stderr}"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn doctor_says_where_its_folder_comes_from_and_that_standard_output_is_full() {
+    let (dir, elsewhere) = (folder(), folder());
+    let (code, stdout, stderr) = run(sdrun(dir.path()).arg("doctor"));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("(named by SDRT_DATA_DIR)"), "{stdout}");
+    let mut doctor = sdrun(dir.path());
+    doctor
+        .env_remove("SDRT_DATA_DIR")
+        .env("XDG_DATA_HOME", elsewhere.path());
+    let (code, stdout, stderr) = run(doctor.arg("doctor"));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("(SDRT_DATA_DIR names another)"), "{stdout}");
+
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let doctor = sdrun(dir.path())
+        .arg("doctor")
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(doctor.status.code(), Some(1));
+    let stderr = String::from_utf8(doctor.stderr).unwrap();
+    assert!(stderr.contains("cannot write standard output"), "{stderr}");
+}
+
 /// It would keep an identifier and a data base of events to send.
 #[test]
 fn onnx_runtime_collects_nothing_about_the_user() {

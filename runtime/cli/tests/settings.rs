@@ -84,6 +84,20 @@ fn a_tiny_decoder_is_told_and_wanted_again() {
         "{stderr}"
     );
 
+    let full = ["-o", "full.png"];
+    let (code, _, stderr) = run(sdrun(dir.path()).args(SHORT).args(full));
+    assert_eq!(code, Some(0), "{stderr}");
+    for command in [
+        &["replay", "full.png"][..],
+        &["txt2img", "--from-png", "full.png", "-o", "d.png"],
+    ] {
+        let (_, _, stderr) = run(sdrun(dir.path()).args(command).args(tiny));
+        assert!(
+            stderr.contains("not carried over: VAE Decoder: Full"),
+            "{command:?}: {stderr}"
+        );
+    }
+
     let (code, _, stderr) = run(sdrun(dir.path()).args(SHORT).args(["--vae-approx", "."]));
     assert!(
         code == Some(1) && stderr.contains("hint: `sdconvert build taesd"),

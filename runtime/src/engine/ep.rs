@@ -281,6 +281,17 @@ impl Ep {
         }
     }
 
+    /// Whether it computes in such numbers on machines that have them: those of native graphs are the processor's own, but for bf16, which
+    /// OpenVINO has, too.
+    #[must_use]
+    pub fn computes_in(self, compute: Wish) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::OpenVino => !compute.is_native() || compute == Wish::Bf16,
+            _ => !compute.is_native(),
+        }
+    }
+
     pub(super) fn require(self, library: &Found) -> Result<(), EngineError> {
         if self.is_available() {
             return Ok(());
@@ -409,6 +420,19 @@ mod tests {
         }
         let error = "gpu".parse::<Ep>().unwrap_err().to_string();
         assert!(error.contains("cuda, tensorrt, migraphx"), "{error}");
+    }
+
+    /// As graphs are chosen.
+    #[test]
+    fn numbers_of_native_graphs_are_the_processors() {
+        let all = [Wish::F32, Wish::Bf16, Wish::I16, Wish::I8, Wish::Auto];
+        for (ep, has) in [
+            (Ep::Cpu, [true; 5]),
+            (Ep::OpenVino, [true, true, false, false, true]),
+            (Ep::Cuda, [true, false, false, false, true]),
+        ] {
+            assert_eq!(all.map(|compute| ep.computes_in(compute)), has, "{ep}");
+        }
     }
 
     #[test]

@@ -127,12 +127,12 @@ pub enum EngineError {
         reason: &'static str,
     },
     /// A network cannot work in bands of rows.
-    #[error("{}: it cannot be computed in bands of rows: {problem}", path.display())]
+    #[error("{}: it cannot be computed in bands of rows: {obstacle}", path.display())]
     NotInBands {
         /// Its graph.
         path: PathBuf,
         /// Why.
-        problem: &'static str,
+        obstacle: InBands,
     },
     /// The user stopped it.
     #[error("interrupted")]
@@ -160,6 +160,20 @@ pub enum EngineError {
     /// The library could not be unpacked.
     #[error("{0}")]
     Setup(String),
+}
+
+/// Why a network cannot work in bands of rows, as only native graphs do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InBands {
+    /// The native graph cannot be run.
+    #[error("{0}")]
+    NoGraph(&'static str),
+    /// The portable graph was asked for.
+    #[error("only native graphs do that, and the portable one was asked for")]
+    PortableAsked,
+    /// A provider runs portable graphs.
+    #[error("only native graphs do that, which {0} does not run")]
+    Provider(Ep),
 }
 
 fn fell_back(ep: Ep, nodes: &[String]) -> String {
@@ -207,7 +221,11 @@ impl EngineError {
             Self::NoNativeGraph { .. } => Some(Remedy::words(
                 "convert the checkpoint again if the directory is at fault, or compute in f32 with any graph",
             )),
-            Self::NotInBands { .. } => Some(Remedy::DoNotTile),
+            Self::NotInBands { obstacle, .. } => Some(match obstacle {
+                InBands::NoGraph(_) => Remedy::DoNotTile,
+                InBands::PortableAsked => Remedy::TileNatively,
+                InBands::Provider(_) => Remedy::TileOnProcessor,
+            }),
             Self::Damaged { .. } => Some(Remedy::words(
                 "the model directory is damaged; copy it again, or convert the checkpoint again",
             )),

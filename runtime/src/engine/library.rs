@@ -202,6 +202,11 @@ fn named(path: PathBuf, origin: Origin, ep: Ep) -> Result<Found, EngineError> {
             problem: "no ONNX Runtime library lies in it".to_owned(),
             ep,
         }),
+        None if path.exists() => Err(EngineError::LibraryBroken {
+            path,
+            problem: NO_FILE.to_owned(),
+            ep,
+        }),
         None => Err(EngineError::LibraryMissing { path, origin }),
     }
 }
@@ -295,6 +300,9 @@ pub(super) fn load(library: &Found, ep: Ep) -> Result<EnvironmentBuilder, Engine
         },
     })
 }
+
+/// What is wrong with a library that is something else than a file.
+pub(super) const NO_FILE: &str = "it is a pipe or a device; expected a file";
 
 /// What is wrong with a library that [`is_cut_off`].
 pub(super) const CUT_OFF: &str = "the end of the file is missing";
@@ -397,6 +405,17 @@ mod tests {
         assert!(
             error.contains("ORT_DYLIB_PATH") && error.contains("no/such.so"),
             "{error}"
+        );
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn devices_are_not_said_to_be_missing() {
+        let error = find(Some(Path::new("/dev/null")), Ep::Cpu).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("/dev/null cannot be loaded: it is a pipe or a device"),
+            "{text}"
         );
     }
 

@@ -38,12 +38,13 @@ use tempfile::TempDir;
 pub use cancel::Cancel;
 pub use dialect::{Chosen, Compute, Dialect, UnknownName, choose};
 pub use ep::{Ep, EpOptions, UnknownEp};
-pub use error::EngineError;
+pub use error::{EngineError, InBands};
 pub(crate) use network::sha256;
 pub use network::{Input, Network};
 pub use observed::Observed;
 pub use openvino::{EpOption, EpOptionError, OpenVino};
 use plugin::Plugin;
+pub use plugin::plugin_title;
 pub use pool::{Key, Lease, Pool, Usage};
 pub use profile::{NodeRun, Profile};
 pub use splice::{VECTOR_PLACES, VECTORS};
@@ -281,6 +282,13 @@ impl Engine {
     #[must_use]
     pub fn ep(&self) -> Ep {
         self.ep
+    }
+
+    /// The [`plugin_title`] of the plugin, if it is one that computes.
+    #[must_use]
+    pub fn plugin(&self) -> Option<&str> {
+        let plugin = self.plugin.as_ref().filter(|_| self.ep == Ep::Plugin);
+        plugin.map(Plugin::title)
     }
 
     /// What the library says of its build.

@@ -20,7 +20,7 @@ use super::chain::Chain;
 use super::parts::Part;
 use super::placement::Placement;
 use super::profile::{self, Profile};
-use super::{Cancel, Engine, EngineError, Ep, Key, Verified, ops, splice};
+use super::{Cancel, Engine, EngineError, Ep, InBands, Key, Verified, ops, splice};
 use crate::regular;
 
 /// What goes into a graph; numbers take the element type that the graph declares.
@@ -260,7 +260,10 @@ impl Changed {
                     graph,
                     steps: Some(Arc::new(steps)),
                 })),
-                Err(problem) => Err(EngineError::NotInBands { path, problem }),
+                Err(problem) => Err(EngineError::NotInBands {
+                    path,
+                    obstacle: InBands::NoGraph(problem),
+                }),
             };
         }
         let graph = splice::with_vectors(&graph);

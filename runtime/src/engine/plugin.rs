@@ -2,22 +2,35 @@
 //!
 //! A plugin names the devices that it computes with. A session takes one of them; the option `device` says which.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ort::device::Device;
 use ort::environment::Environment;
 use ort::session::builder::SessionBuilder;
 
-use super::library::{CUT_OFF, is_cut_off};
+use super::library::{CUT_OFF, NO_FILE, is_cut_off};
+use super::network::sha256;
 use super::{EngineError, Ep, EpOption, EpOptions};
 
 /// The option that is ours: which of the plugin's devices, from 0.
 const DEVICE: &str = "device";
 
+/// What tells a plugin from others: its file's name and the first digits of its SHA-256.
+///
+/// # Errors
+/// It cannot be read.
+pub fn plugin_title(library: &Path) -> io::Result<String> {
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name} [{}]", &sha256(library)?[..10]))
+}
+
 /// A plugin that was loaded.
 #[derive(Clone, Debug)]
 pub(super) struct Plugin {
     path: PathBuf,
+    /// Its [`plugin_title`].
+    title: String,
     /// What ONNX Runtime calls its provider.
     provider: String,
 }
@@ -29,11 +42,17 @@ impl Plugin {
         const NAME: &str = "sdrt.plugin";
         let broken = |problem: String| broken(path, problem);
         if !path.is_file() {
-            return Err(broken("there is no such file".to_owned()));
+            let problem = match path {
+                path if path.is_dir() => "it is a folder; expected a file",
+                path if path.exists() => NO_FILE,
+                _ => "there is no such file",
+            };
+            return Err(broken(problem.to_owned()));
         }
         if is_cut_off(path) {
             return Err(broken(CUT_OFF.to_owned()));
         }
+        let title = plugin_title(path).map_err(|e| broken(e.to_string()))?;
         // Relative names would be looked up in the system's folders.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let known = environment.devices().count();
@@ -47,8 +66,14 @@ impl Plugin {
         let provider = device.ep().map_err(|e| broken(e.to_string()))?.to_owned();
         Ok(Self {
             path: path.to_owned(),
+            title,
             provider,
         })
+    }
+
+    /// What tells it from others.
+    pub(super) fn title(&self) -> &str {
+        &self.title
     }
 
     /// Whether it is OpenVINO, which has passes of its own.

@@ -80,6 +80,26 @@ impl<'a> Folder<'a> {
         }
     }
 
+    /// As [`super::ModelDir::portable_form`].
+    pub(super) fn portable_form(self) -> Option<String> {
+        let unet = self.recorded("unet")?;
+        if !unet.storage.iter().any(|stored| stored == "I8") {
+            return None;
+        }
+        let variant = unet.variants.get(Key::PLAIN)?;
+        let numbers = variant.multiplies.as_deref().unwrap_or("f32");
+        // Every calibration has ranges of its own.
+        let graph = unet.files.get(Key::PLAIN);
+        Some(match (variant.ranges.as_deref(), graph) {
+            (None, _) => numbers.to_owned(),
+            (Some(ranges @ "runs"), Some(graph)) => {
+                let hash: String = graph.sha256.chars().take(10).collect();
+                format!("{numbers} {ranges} [{hash}]")
+            }
+            (Some(ranges), _) => format!("{numbers} {ranges}"),
+        })
+    }
+
     /// As [`super::ModelDir::weights_hash`].
     pub(super) fn weights_hash(self) -> Option<String> {
         let components = &self.manifest?.components;

@@ -3,7 +3,7 @@
 use super::folder::Folder;
 use super::{ModelDir, Models, Plan};
 use crate::denoise::Unet;
-use crate::engine::{Cancel, Compute, Engine, EngineError, Ep, Key, Lease};
+use crate::engine::{Cancel, Compute, Dialect, Engine, EngineError, Ep, InBands, Key, Lease};
 use crate::text::{Condition, Guides};
 
 /// Who leases networks for pictures like a plan's.
@@ -53,35 +53,52 @@ impl Leases<'_> {
     /// # Errors
     /// It is no graph that works in bands.
     pub(super) fn decoder_key(&self, models: &Models) -> Result<Key, EngineError> {
-        self.decoder_by(models, self.engine.ep(), self.plan.compute)
+        decoder_key(self.plan, models, self.engine.ep(), self.plan.compute)
     }
 
     /// The decoder in single precision by the processor, if that is another one.
     pub(super) fn exact_decoder_key(&self, models: &Models) -> Result<Option<Key>, EngineError> {
-        let exact = self.decoder_by(models, Ep::Cpu, Compute::F32)?;
+        let exact = decoder_key(self.plan, models, Ep::Cpu, Compute::F32)?;
         let is_other = self.engine.ep() != Ep::Cpu || self.decoder_key(models)? != exact;
         Ok(is_other.then(|| exact.on_processor()))
     }
 
-    fn decoder_by(&self, models: &Models, ep: Ep, compute: Compute) -> Result<Key, EngineError> {
-        let (folder, _) = models.decoder();
-        let (wish, dims) = ((self.plan.graph, compute), self.latent_dims());
-        let (key, chosen) = folder.key("vae_decoder", &dims, ep, wish)?;
-        if self.plan.tile && !chosen.is_native() {
-            return Err(EngineError::NotInBands {
-                path: key.folder().join(chosen.file),
-                problem: chosen
-                    .reason
-                    .unwrap_or("only the native graph, which processors run, does that"),
-            });
-        }
-        Ok(key.in_bands(self.plan.tile))
-    }
-
     fn latent_dims(&self) -> [(&'static str, usize); 3] {
-        let [_, _, height, width] = self.plan.latent_shape;
-        [("batch", 1), ("height", height), ("width", width)]
+        latent_dims(self.plan)
     }
+}
+
+/// Finds out whether a provider runs graphs of these models as a plan wants them; nothing is loaded for that.
+pub(super) fn check(plan: &Plan, models: &Models, ep: Ep) -> Result<(), EngineError> {
+    let wish = (plan.graph, plan.compute);
+    for model in models.all() {
+        model.key("unet", &[], ep, wish)?;
+        // Of the other networks, too.
+        model.portable(ep, wish)?;
+    }
+    decoder_key(plan, models, ep, plan.compute).map(drop)
+}
+
+/// The decoder that a provider runs.
+fn decoder_key(plan: &Plan, models: &Models, ep: Ep, compute: Compute) -> Result<Key, EngineError> {
+    let (folder, _) = models.decoder();
+    let (key, chosen) = folder.key("vae_decoder", &latent_dims(plan), ep, (plan.graph, compute))?;
+    if plan.tile && !chosen.is_native() {
+        return Err(EngineError::NotInBands {
+            path: key.folder().join(chosen.file),
+            obstacle: match (chosen.reason, plan.graph) {
+                (Some(reason), _) => InBands::NoGraph(reason),
+                (None, Dialect::Portable) => InBands::PortableAsked,
+                (None, _) => InBands::Provider(ep),
+            },
+        });
+    }
+    Ok(key.in_bands(plan.tile))
+}
+
+fn latent_dims(plan: &Plan) -> [(&'static str, usize); 3] {
+    let [_, _, height, width] = plan.latent_shape;
+    [("batch", 1), ("height", height), ("width", width)]
 }
 
 /// Tokens of all conditions, if they are equally long.

@@ -102,7 +102,7 @@ impl Models {
     pub fn decoder_name(&self) -> &'static str {
         match &self.vae_approx {
             Some(_) => vae_approx::NAME,
-            None => "Full",
+            None => vae_approx::FULL,
         }
     }
 
@@ -441,6 +441,13 @@ impl ModelDir {
     pub fn vae(&self) -> Option<&manifest::Source> {
         let mut sources = self.manifest.iter().flat_map(|manifest| &manifest.sources);
         sources.find(|source| source.role == "vae")
+    }
+
+    /// What the UNet's portable graph multiplies, of directories that come in several such forms: those whose weights are whole numbers.
+    /// `f32`, or `int8` with the origin of its ranges (`dynamic`, `norms`, or `runs` and the first digits of the graph's SHA-256).
+    #[must_use]
+    pub fn portable_form(&self) -> Option<String> {
+        self.folder().portable_form()
     }
 
     /// The first digits of a SHA-256 of all its weights, merged, quantized and with LoRAs as they are; graphs do not count.

@@ -101,7 +101,10 @@ impl Destination {
             }
         };
         written.map_err(|source| PipelineError::Write {
-            path: self.path.clone(),
+            path: match self.is_stdout() {
+                true => "standard output".into(),
+                false => self.path.clone(),
+            },
             source,
         })
     }

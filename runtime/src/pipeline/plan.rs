@@ -10,7 +10,7 @@ use sd_models::family::ModelFamily;
 use super::infotext::{self, Infotext};
 use super::prompts::Words;
 use super::request::check_side;
-use super::{Micro, ModelDir, Models, PipelineError, Request, idle};
+use super::{Micro, ModelDir, Models, PipelineError, Request, idle, leases, stages};
 use crate::Remedy;
 use crate::engine::memory::Needs;
 use crate::engine::{Compute, Dialect, Ep};
@@ -298,6 +298,25 @@ impl Plans {
 }
 
 impl Plans {
+    /// Finds out whether a provider runs graphs of these models as the plans want them, and whether files of first noise fit, before
+    /// anything is loaded.
+    ///
+    /// # Errors
+    /// A graph that is asked for, or that numbers or bands of rows need, cannot be run; or a file lacks a plan's noise.
+    pub fn check(&self, models: &Models, ep: Ep) -> Result<(), PipelineError> {
+        // Plans of a request have the same graphs.
+        if let Some(first) = self.plans.first() {
+            leases::check(first, models, ep)?;
+        }
+        for plan in &self.plans {
+            let [_, channels, height, width] = plan.latent_shape;
+            if let Some((path, place)) = &plan.initial_noise {
+                stages::given_noise(path, *place, [channels, height, width])?;
+            }
+        }
+        Ok(())
+    }
+
     /// How much work the pictures are, in latent pixels that denoisers compute; each step counts as one call where the picture
     /// decides how many there are.
     #[must_use]

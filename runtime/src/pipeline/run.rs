@@ -6,10 +6,10 @@ use sd_kernels::{Compute, Isa};
 
 use super::decode::{Decoded, Decoder};
 use super::event::{Event, Listener, Stage};
-use super::leases::Leases;
+use super::leases::{self, Leases};
 use super::preview::{Linear, Previews, Show};
 use super::stages::{self, Inside, Watched};
-use super::{Dump, Models, Picture, PipelineError, Plan, Plans};
+use super::{Dump, ModelDir, Models, Picture, PipelineError, Plan, Plans};
 use crate::denoise::Networks;
 use crate::engine::{Cancel, Chosen, Engine, EngineError, Ep};
 use crate::text::{Condition, Guides, TextEncoder, TextError, Timeline, chunks};
@@ -65,10 +65,15 @@ impl Outcome {
     #[must_use]
     pub fn settings(&self, picture: usize) -> Vec<(&'static str, String)> {
         let mut settings = self.computed.clone();
-        if self.decoded_again.get(picture) == Some(&true) {
-            settings.push(("VAE retry", "f32 on the processor".to_owned()));
-        }
+        settings.extend(self.retry(picture).map(|how| ("VAE retry", how)));
         settings
+    }
+
+    /// How a picture was decoded once more, if it was; see [`Self::decoded_again`].
+    #[must_use]
+    pub fn retry(&self, picture: usize) -> Option<String> {
+        let again = self.decoded_again.get(picture) == Some(&true);
+        again.then(|| "f32 on the processor".to_owned())
     }
 }
 
@@ -107,7 +112,7 @@ pub fn run(
     let wish = (first.graph, first.compute);
     let (unet, graph) = model.key("unet", &[], engine.ep(), wish)?;
     // What cannot be is found out before the work.
-    leases.decoder_key(models)?;
+    leases::check(first, models, engine.ep())?;
     note_portable(first, models, engine.ep(), listener)?;
     let mut timing = Timing::default();
 
@@ -183,7 +188,7 @@ pub fn run(
         graph: graph.dialect(),
         compute: unet.compute,
         decoded_again,
-        computed: computed(&graph, unet.compute, engine.ep()),
+        computed: computed(model, &graph, unet.compute, engine),
     })
 }
 
@@ -205,20 +210,29 @@ fn show<'a>(leases: Leases<'a>, models: &'a Models) -> Result<Box<Show<'a>>, Pip
     Ok(Box::new(move |clean| Ok(linear.picture(clean))))
 }
 
-/// Settings of a run that are known once it is: numbers, and who computed, or the processor's graph, of which there are two, and
-/// instructions where our kernels use them.
-fn computed(graph: &Chosen, compute: Compute, ep: Ep) -> Vec<(&'static str, String)> {
+/// Settings of a run that are known once it is: numbers, and who computed, or the processor's graph, of which there are two;
+/// instructions where our kernels use them, and the form of a portable graph that has several.
+fn computed(
+    model: &ModelDir,
+    graph: &Chosen,
+    compute: Compute,
+    engine: &Engine,
+) -> Vec<(&'static str, String)> {
     let mut pairs = Vec::new();
     if compute != Compute::F32 {
         pairs.push(("Compute", compute.name().to_owned()));
     }
-    if ep != Ep::Cpu {
-        pairs.push(("EP", ep.name().to_owned()));
-        return pairs;
+    match engine.ep() {
+        Ep::Cpu => pairs.push(("Graph", graph.dialect().to_owned())),
+        ep => pairs.push(("EP", ep.name().to_owned())),
     }
-    pairs.push(("Graph", graph.dialect().to_owned()));
+    if let Some(plugin) = engine.plugin() {
+        pairs.push(("Plugin", plugin.to_owned()));
+    }
     if graph.is_native() {
         pairs.push(("Instructions", Isa::detect().name().to_owned()));
+    } else if let Some(form) = model.portable_form() {
+        pairs.push(("Portable graph", form));
     }
     pairs
 }

@@ -73,7 +73,11 @@ pub(super) fn first_noise(
 }
 
 /// Noise number `place` of a file.
-fn given_noise(path: &Path, place: usize, needed: [usize; 3]) -> Result<Latents, PipelineError> {
+pub(super) fn given_noise(
+    path: &Path,
+    place: usize,
+    needed: [usize; 3],
+) -> Result<Latents, PipelineError> {
     let given = super::dump::read_initial_noise(path)?;
     match given.into_dimensionality::<Ix4>() {
         Ok(given) if given.shape()[1..] == needed && given.shape()[0] > place => {

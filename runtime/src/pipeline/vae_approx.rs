@@ -26,6 +26,9 @@ pub struct VaeApprox {
 /// How pictures name it, as A1111 does.
 pub(super) const NAME: &str = "TAESD";
 
+/// How they name a model's own decoder.
+pub(super) const FULL: &str = "Full";
+
 impl VaeApprox {
     /// Opens a directory; weights are not read yet.
     ///

@@ -3,7 +3,6 @@
 //! The reader is written here since places of broken quotes are to be told; those of libraries read on.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Remedy;
@@ -15,14 +14,6 @@ const PLACEHOLDER: &str = "{prompt}";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StyleError {
-    /// It cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// It is no table of styles.
     #[error("{}: line {line}, column {column}: {problem}", path.display())]
     Csv {
@@ -78,15 +69,11 @@ pub struct Style {
 pub struct Styles(BTreeMap<String, Style>);
 
 impl Styles {
-    /// Adds those of a file; of several with one name the last.
+    /// Adds those of a file's text; of several with one name the last. `path` is for messages.
     ///
     /// # Errors
-    /// It cannot be read, or is no table with the columns `name` and `prompt`.
-    pub fn read(&mut self, path: &Path) -> Result<(), StyleError> {
-        let text = fs::read_to_string(path).map_err(|source| StyleError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+    /// It is no table with the columns `name` and `prompt`.
+    pub fn add(&mut self, text: &str, path: &Path) -> Result<(), StyleError> {
         let wrong = |Wrong { at, problem }| {
             let before = &text[..at];
             StyleError::Csv {
@@ -102,7 +89,7 @@ impl Styles {
                 problem,
             }
         };
-        self.0.extend(table(&text).map_err(wrong)?);
+        self.0.extend(table(text).map_err(wrong)?);
         Ok(())
     }
 
@@ -266,11 +253,9 @@ mod tests {
 
     /// Names, prompts and negative prompts, or line, column and problem.
     fn read(text: &str) -> Result<Vec<[String; 3]>, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("styles.csv");
-        fs::write(&path, text).unwrap();
         let mut styles = Styles::default();
-        styles.read(&path).map_err(|e| e.to_string())?;
+        let path = Path::new("styles.csv");
+        styles.add(text, path).map_err(|e| e.to_string())?;
         let row = |(name, style): (String, Style)| [name, style.prompt, style.negative_prompt];
         Ok(styles.0.into_iter().map(row).collect())
     }

@@ -35,6 +35,9 @@ pub(crate) struct CalibrateArgs {
     /// Text file with a prompt a line. Lines that begin with # are remarks
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// Go on without the LoRAs that prompts ask for (`<lora:..>`) and the model does not hold
+    #[arg(long)]
+    ignore_lora_tags: bool,
     /// Steps of the sampler for each
     #[arg(long, value_name = "N", default_value = "8")]
     steps: usize,
@@ -52,7 +55,7 @@ pub(crate) struct CalibrateArgs {
 }
 
 pub(crate) fn run(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<()> {
-    let prompts = prompts(args)?;
+    let prompts = prompts(args, ui)?;
     let models = Models::one(ModelDir::open(&args.model)?);
     let weights = weights(&models.base)?;
     let requests = prompts.into_iter().zip(0..).map(|(prompt, seed)| Request {
@@ -63,6 +66,7 @@ pub(crate) fn run(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<()> {
         height: args.height,
         graph: Dialect::Native,
         compute: Compute::F32,
+        ignore_lora_tags: args.ignore_lora_tags,
         ..Request::default()
     });
     let plans = requests.map(|request| Plans::resolve(&request, &models, memory::limit()));
@@ -113,10 +117,10 @@ fn watch(plans: &[Plans], models: &Models, engine: &Engine, ui: &Ui) -> anyhow::
 }
 
 /// Prompts of the command line and of the file.
-fn prompts(args: &CalibrateArgs) -> anyhow::Result<Vec<String>> {
+fn prompts(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<Vec<String>> {
     let mut prompts = args.prompt.clone();
     if let Some(path) = &args.prompts {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = ui.read_text(path)?;
         let lines = text.lines().map(str::trim);
         let told = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         prompts.extend(told.map(str::to_owned));

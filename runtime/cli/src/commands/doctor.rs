@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sd_runtime::engine::library::{self, Origin, VARIABLE, data_dir};
+use sd_runtime::engine::library::{self, DATA_VARIABLE, Origin, VARIABLE, data_dir};
 use sd_runtime::engine::{Compute, Dialect, Engine, Ep};
 use sd_runtime::pipeline::ModelDir;
 use sd_ui::Ui;
@@ -61,8 +61,12 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> anyhow::Result<()> {
             ui.result(format!("provider {ep}: {state}"))?;
         }
         ui.result(format!("threads: {}", engine.threads()))?;
+        let named = match std::env::var_os(DATA_VARIABLE).is_some_and(|dir| !dir.is_empty()) {
+            true => format!("named by {DATA_VARIABLE}"),
+            false => format!("{DATA_VARIABLE} names another"),
+        };
         ui.result(format!(
-            "data folder: {} (SDRT_DATA_DIR); {VARIABLE} names another library",
+            "data folder: {} ({named}); {VARIABLE} names another library",
             data_dir().display()
         ))?;
     }

@@ -17,7 +17,8 @@ use std::str::FromStr;
 use clap::parser::ValueSource;
 use sd_kernels::Isa;
 use sd_runtime::engine::{
-    Cancel, Engine, EngineOptions, Ep, EpOption, EpOptionError, EpOptions, UnknownEp,
+    Cancel, Compute, Engine, EngineOptions, Ep, EpOption, EpOptionError, EpOptions, UnknownEp,
+    plugin_title,
 };
 use sd_runtime::pipeline::Request;
 use sd_runtime::pipeline::infotext::{NotCarried, Settings};
@@ -111,8 +112,8 @@ pub(crate) struct EngineArgs {
     // Before `ep`, whose value is taken from what was parsed.
     #[command(flatten)]
     ep_given: EpGiven,
-    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, or auto, the fastest one of cpu,
-    /// openvino and cuda by measurement
+    /// Who computes: cpu, openvino, cuda, tensorrt, migraphx, rocm, directml, coreml, xnnpack, webgpu, plugin (that of --ep-library), or
+    /// auto, the fastest one of cpu, openvino and cuda by measurement
     #[arg(
         long,
         default_value = "cpu",
@@ -183,6 +184,14 @@ impl EngineArgs {
         if self.ep != Provider::Named(settings.ep) {
             add("EP", settings.ep.name());
         }
+        let plugin = self.plugin().and_then(|library| plugin_title(library).ok());
+        if let Some(there) = settings
+            .plugin
+            .as_ref()
+            .filter(|_| plugin != settings.plugin)
+        {
+            add("Plugin", there);
+        }
         let here = self.instructions.unwrap_or_else(Isa::detect);
         if let Some(instructions) = settings.instructions.filter(|there| *there != here) {
             add("Instructions", instructions.name());
@@ -222,6 +231,17 @@ impl EngineArgs {
                 let text = "--ep auto measures when a picture is made; this command needs the name of a provider";
                 Err(UsageError(text.to_owned()).into())
             }
+        }
+    }
+
+    /// That the provider computes in such numbers, which is known before anything is opened.
+    pub(crate) fn check_numbers(&self, compute: Compute) -> Result<(), UsageError> {
+        match self.ep {
+            Provider::Named(ep) if !ep.computes_in(compute) => Err(UsageError(format!(
+                "--compute {}: {ep} does not compute in it, but cpu does",
+                compute.name()
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -323,10 +343,11 @@ impl EngineArgs {
         if let Some(asked) = self.threads.map(NonZero::get)
             && asked > engine.threads()
         {
-            ui.note(format!(
-                "--threads {asked}: this process may use {} processors, so there are {0} threads",
-                engine.threads()
-            ));
+            let there = match engine.threads() {
+                1 => "one processor, so there is one thread".to_owned(),
+                threads => format!("{threads} processors, so there are {threads} threads"),
+            };
+            ui.note(format!("--threads {asked}: this process may use {there}"));
         }
         tracing::info!(library = %engine.library().path.display(), ep = engine.ep().name(), threads = engine.threads(), "engine");
         Ok(engine)

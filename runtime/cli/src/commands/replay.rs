@@ -125,6 +125,8 @@ fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<
     } else {
         tiny.retain(|approx| wanted.is_vae_approx(approx));
     }
+    // Directories with the same weights may differ in their portable graphs.
+    there.sort_by_key(|model| !wanted.has_form(model));
     // A model may be its own refiner.
     let found = there.iter().find(|model| wanted.is_refiner(model));
     let refiner = args

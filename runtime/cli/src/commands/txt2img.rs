@@ -263,11 +263,14 @@ fn parse_pair(text: &str, sign: char) -> Option<[usize; 2]> {
 }
 
 pub(crate) fn run(args: &Txt2ImgArgs, ui: &Ui) -> anyhow::Result<()> {
+    if let Some(compute) = args.compute {
+        args.engine.check_numbers(compute)?;
+    }
     let ceiling = args.ceiling.ceiling()?;
     let carried = args.from_png.as_deref();
     let carried = carried.map(|path| carried::of(path, ui)).transpose()?;
     let carried = carried.map(|(_, settings)| settings);
-    let (mut request, mut not_carried) = args.request(carried.as_ref())?;
+    let (mut request, mut not_carried) = args.request(carried.as_ref(), ui)?;
     args.engine.apply(&mut request)?;
     request.check()?;
     // A picture of a batch is made alone again.
@@ -347,7 +350,11 @@ type Solver = (Option<Sampler>, Option<Option<Spread>>);
 
 impl Txt2ImgArgs {
     /// The request of a picture's settings, if there are any, with what the options say instead; and the settings that are left out.
-    fn request(&self, carried: Option<&Settings>) -> anyhow::Result<(Request, Vec<NotCarried>)> {
+    fn request(
+        &self,
+        carried: Option<&Settings>,
+        ui: &Ui,
+    ) -> anyhow::Result<(Request, Vec<NotCarried>)> {
         if self.prompt.is_none() && carried.is_none() {
             let text = "there is no prompt: -p TEXT, --from-png FILE or one in the preset";
             return Err(UsageError(text.to_owned()).into());
@@ -357,7 +364,7 @@ impl Txt2ImgArgs {
         let mut not_carried =
             carried.map_or_else(Vec::new, |settings| settings.not_carried.clone());
         not_carried.retain(|it| !self.says(&it.field));
-        (request.prompt, request.negative_prompt) = self.styled(&request)?;
+        (request.prompt, request.negative_prompt) = self.styled(&request, ui)?;
         let (sampler, spread) = self.solver()?;
         if let Some(sampler) = sampler {
             request.sampler = Some(sampler);
@@ -473,10 +480,10 @@ impl Txt2ImgArgs {
 
 impl Txt2ImgArgs {
     /// Prompt and negative prompt with styles. No negative prompt stays none if no style has one.
-    fn styled(&self, carried: &Request) -> anyhow::Result<(String, Option<String>)> {
+    fn styled(&self, carried: &Request, ui: &Ui) -> anyhow::Result<(String, Option<String>)> {
         let mut styles = Styles::default();
         for file in &self.styles {
-            styles.read(file)?;
+            styles.add(&ui.read_text(file)?, file)?;
         }
         let asked = self.prompt.as_ref().unwrap_or(&carried.prompt);
         let asked_negative = self.negative.as_ref().or(carried.negative_prompt.as_ref());

@@ -46,6 +46,8 @@ pub struct Settings {
     pub instructions: Option<Isa>,
     /// The provider that computed it.
     pub ep: Ep,
+    /// The plugin that this provider was, as [`crate::engine::plugin_title`] names it.
+    pub plugin: Option<String>,
     /// Every setting that is left out.
     pub not_carried: Vec<NotCarried>,
 }
@@ -133,6 +135,7 @@ impl Settings {
                 wanted: Wanted::of(&text, writer == Writer::Sdrt),
                 instructions: None,
                 ep: Ep::Cpu,
+                plugin: None,
                 not_carried: Vec::new(),
             },
         };
@@ -355,6 +358,12 @@ impl Reader<'_> {
                 }
                 Err(_) => false,
             },
+            "Plugin" => {
+                self.settings.plugin = Some(value.to_owned());
+                true
+            }
+            // It is among the files.
+            "Portable graph" => true,
             "Noise" => match value.parse() {
                 Ok(noise @ (Texture::White | Texture::Perlin | Texture::Pink)) => {
                     self.set(|request| request.noise = noise)

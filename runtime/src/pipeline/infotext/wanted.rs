@@ -27,6 +27,8 @@ pub struct Wanted {
     pub embeddings: Vec<(String, String)>,
     /// A file that is or becomes the first noise, by its hash.
     pub noise: Option<String>,
+    /// The form of the portable graph that was run, where there are several over the same weights.
+    pub portable: Option<String>,
     /// Whether hashes are those of whole files: A1111 leaves out the header of LoRAs.
     of_whole_files: bool,
 }
@@ -70,6 +72,7 @@ impl Wanted {
             loras: named_hashes(text.get("Lora hashes")),
             embeddings: named_hashes(text.get("TI hashes")),
             noise: get("Noise hash"),
+            portable: get("Portable graph").filter(|_| of_whole_files),
             of_whole_files,
         }
     }
@@ -159,6 +162,12 @@ impl Wanted {
             .is_some_and(|hash| hash.is_empty() || approx.weights_hash().as_ref() == Some(hash))
     }
 
+    /// Whether a model's portable graph has the form of the one that was run, as far as that is told.
+    #[must_use]
+    pub fn has_form(&self, model: &ModelDir) -> bool {
+        self.portable.is_none() || self.portable == model.portable_form()
+    }
+
     /// Whether a directory is the refiner that is named.
     #[must_use]
     pub fn is_refiner(&self, model: &ModelDir) -> bool {
@@ -198,6 +207,9 @@ impl Wanted {
                 _ => {}
             },
         }
+        if let Some(form) = self.portable.as_ref().filter(|_| !self.has_form(model)) {
+            add("Portable graph", form);
+        }
         if let Some((name, hash)) = &self.vae
             && !has_vae(model, name, hash)
         {
@@ -206,6 +218,9 @@ impl Wanted {
                     add(field, value);
                 }
             }
+        }
+        if self.vae_approx.is_none() && models.vae_approx.is_some() {
+            add("VAE Decoder", vae_approx::FULL);
         }
         if let Some(hash) = self.lacks_vae_approx(models) {
             add("VAE Decoder", vae_approx::NAME);

@@ -5,14 +5,12 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::thread;
 
 use anyhow::Context;
 use sd_runtime::engine::memory;
 use sd_runtime::pipeline::infotext::Settings;
 use sd_runtime::pipeline::{Models, PictureFile, PipelineError, Plans, Request};
-use sd_ui::{Interrupted, Ui, UsageError};
+use sd_ui::{Ui, UsageError};
 
 use super::line::{Line, next_line};
 use super::results::Record;
@@ -25,12 +23,8 @@ const NAMED: usize = 10;
 /// Lines of a file that are not empty, with their numbers. A file may be a pipe, whose writer is waited for until the user wants to
 /// stop.
 pub(super) fn read_all(path: &Path, ui: &Ui) -> anyhow::Result<Vec<NumberedLine>> {
-    let (tell, told) = channel();
-    let (interrupt, path) = (tell.clone(), path.to_owned());
-    // Nobody listens any more once one of them has spoken.
-    thread::spawn(move || drop(tell.send(lines_of(&path))));
-    ui.on_interrupt(move || drop(interrupt.send(Err(Interrupted.into()))));
-    told.recv()?
+    let path = path.to_owned();
+    ui.unless_interrupted(move || lines_of(&path))
 }
 
 /// A line with its number, from 1.
@@ -73,11 +67,13 @@ pub(super) fn refuse_broken(items: &[Item], jobs: &Path) -> Result<(), UsageErro
 
 /// What a line asks for.
 pub(super) enum Item {
-    /// Pictures that have to be made, each of so much work; `there` is what an earlier run made of them.
+    /// Pictures that have to be made, each of so much work; `there` is what an earlier run made of them. A file that is `missing` is one
+    /// only where something has to be made.
     Open {
         line: Box<Line>,
         work: u64,
         there: Option<Box<Record>>,
+        missing: Option<String>,
     },
     /// Those that an earlier run made.
     Done(Box<Record>),
@@ -96,7 +92,9 @@ impl Item {
     /// How many pictures have to be made, and how much work each of them is.
     pub(super) fn open(&self) -> Option<(usize, u64)> {
         match self {
-            Self::Open { line, work, there } => {
+            Self::Open {
+                line, work, there, ..
+            } => {
                 let there = there.as_ref().map_or(0, |there| there.images.len());
                 Some((line.request.batch - there, *work))
             }
@@ -153,10 +151,10 @@ impl Checker {
     fn try_read(&mut self, number: usize, text: Result<String, String>) -> Result<Item, String> {
         let mut line = Line::read(&text?, number)?;
         self.engine.apply(&mut line.request).map_err(|e| said(&e))?;
-        let work = match self.plans(&line.request) {
-            Ok(plans) => plans.work() / plans.plans.len().max(1) as u64,
-            // The line is right; its job fails, or finds the file when its turn comes.
-            Err(e) if is_of_file(&e) => 0,
+        let (work, missing) = match self.plans(&line.request) {
+            Ok(plans) => (plans.work() / plans.plans.len().max(1) as u64, None),
+            // Pictures that were made with it may be there.
+            Err(e) if is_of_file(&e) => (0, Some(said(&e))),
             Err(e) => return Err(not_planned(&e)),
         };
         for file in line.files() {
@@ -168,26 +166,53 @@ impl Checker {
             line: Box::new(line),
             work,
             there: None,
+            missing,
         })
     }
 
     /// What is left of it. The provider is known now, and with it the numbers that are computed with.
     pub(super) fn compare(&self, item: Item) -> Item {
-        let Item::Open { mut line, work, .. } = item else {
+        let Item::Open {
+            mut line,
+            work,
+            missing,
+            ..
+        } = item
+        else {
             return item;
         };
-        match self.made(&mut line) {
-            Ok(Some(record)) if record.is_done() => Item::Done(Box::new(record)),
-            Ok(there) => Item::Open {
-                line,
-                work,
-                there: there.map(Box::new),
-            },
-            Err(problem) => Item::Broken {
+        let there = match self.made(&mut line) {
+            Ok(Some(record)) if record.is_done() => return Item::Done(Box::new(record)),
+            Ok(there) => there.map(Box::new),
+            Err(problem) => {
+                return Item::Broken {
+                    line: line.number,
+                    problem,
+                };
+            }
+        };
+        match missing.or_else(|| self.cannot_run(&line.request)) {
+            Some(problem) => Item::Broken {
                 line: line.number,
                 problem,
             },
+            None => Item::Open {
+                line,
+                work,
+                there,
+                missing: None,
+            },
         }
+    }
+
+    /// Why a request cannot be computed by the provider, or with the files that it names.
+    fn cannot_run(&self, request: &Request) -> Option<String> {
+        let plans = match self.plans(request) {
+            Ok(plans) => plans,
+            Err(e) => return Some(not_planned(&e)),
+        };
+        let checked = plans.check(&self.models, self.engine.least());
+        checked.err().map(|e| said(&e))
     }
 
     /// What an earlier run made of a line.
@@ -204,7 +229,8 @@ impl Checker {
         let known = self.earlier.made.get(&line.name);
         for file in line.files() {
             let path = self.folder.join(&file);
-            let is_known = known.is_some_and(|known| known.has(&file));
+            let is_known =
+                known.is_some_and(|known| known.has(&file) || known.cut_off.contains(&file));
             if !is_known && !may_replace(&path, &line.request) {
                 return Err(format!(
                     "{} is there, and is not this job's; move it away, or give another folder or `id`",
@@ -215,6 +241,12 @@ impl Checker {
         let Some(known) = known else {
             return Ok(None);
         };
+        if known.images.is_empty() {
+            return Ok(Some(Record {
+                cut_off: known.cut_off.clone(),
+                ..Record::open(line, self.hashes.clone())
+            }));
+        }
         if known.request.as_ref() != Some(&line.request) || known.models != self.hashes {
             return Err(format!(
                 "job {} was made from another request or model in an earlier run; give another folder or an `id`",

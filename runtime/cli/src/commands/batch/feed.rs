@@ -127,11 +127,14 @@ impl Feeder {
                 self.say(Message::Broken { line, problem });
                 return self.keep_going.then_some(0);
             }
-            Item::Open { line, work, there } => (line, work, there),
+            Item::Open {
+                line, work, there, ..
+            } => (line, work, there),
         };
         let mut record = Record::open(&line, checker.hashes.clone());
         if let Some(there) = there {
             record.images = there.images;
+            record.cut_off = there.cut_off;
             record.took = there.took;
         }
         let files = line.files().into_iter().enumerate();
@@ -251,10 +254,11 @@ impl Ended {
     /// Writes what was made.
     fn written(which: Which, made: &Made, folder: &Path, file: &str) -> Self {
         let result = write(made, &folder.join(file)).map(|seed| {
-            let computed = made.outcome.computed.iter();
+            let outcome = &made.outcome;
+            let computed = outcome.computed.iter();
             let computed = computed.map(|(key, value)| ((*key).to_owned(), value.clone()));
-            let file = file.to_owned();
-            (Image { file, seed }, computed.collect())
+            let image = Image::written(folder, file, seed, outcome);
+            (image, computed.collect())
         });
         Self {
             which,

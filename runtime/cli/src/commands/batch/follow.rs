@@ -15,10 +15,38 @@ use super::progress::Progress;
 use super::results::{Record, Results, Status};
 
 /// Who computes: provider and instructions, of which the latter count where our own kernels compute.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Computing {
     pub(super) ep: &'static str,
+    /// Which plugin it is, if it is one.
+    pub(super) plugin: Option<String>,
     pub(super) instructions: &'static str,
+}
+
+impl Computing {
+    /// Who computes now and who computed then, by its record, if they round otherwise.
+    fn differs(&self, then: &BTreeMap<String, String>) -> Option<[String; 2]> {
+        let ep = then.get("EP").map_or(Ep::Cpu.name(), String::as_str);
+        let plugin = then.get("Plugin");
+        let instructions = then.get("Instructions").map(String::as_str);
+        let is_same_plugin = plugin.is_none() || plugin == self.plugin.as_ref();
+        let is_same = instructions.is_none_or(|then| then == self.instructions);
+        if ep == self.ep && is_same_plugin && is_same {
+            return None;
+        }
+        let of = |ep: &str, plugin: Option<&String>, instructions: Option<&str>| {
+            let name = plugin.map_or(ep.to_owned(), |plugin| format!("{ep} {plugin}"));
+            match instructions {
+                Some(instructions) => format!("{name} with {instructions}"),
+                None => name,
+            }
+        };
+        let now = instructions.map(|_| self.instructions);
+        Some([
+            of(self.ep, self.plugin.as_ref(), now),
+            of(ep, plugin, instructions),
+        ])
+    }
 }
 
 /// What there is to know of a batch while it is made.
@@ -82,6 +110,12 @@ impl Batch<'_> {
                 self.print(&record)?;
             }
             Message::Begun(record) => {
+                for file in &record.cut_off {
+                    self.ui.warn(format!(
+                        "job {}: the end of {file} is missing; it is made again",
+                        record.job
+                    ));
+                }
                 self.compare(&record);
                 self.jobs.insert(record.line, *record);
             }
@@ -171,20 +205,11 @@ impl Batch<'_> {
         let Some(then) = record.computed.as_ref() else {
             return;
         };
-        let now = &self.computing;
-        let ep = then.get("EP").map_or(Ep::Cpu.name(), String::as_str);
-        let instructions = then.get("Instructions").map(String::as_str);
-        if ep == now.ep && instructions.is_none_or(|then| then == now.instructions) {
+        let Some([now, then]) = self.computing.differs(then) else {
             return;
-        }
-        let of = |ep: &str, instructions: Option<&str>| match instructions {
-            Some(instructions) => format!("{ep} with {instructions}"),
-            None => ep.to_owned(),
         };
         let text = format!(
-            "pictures of an earlier run stay as they are; {} computed them, now it is {}, which rounds otherwise (another folder gets all of them from one)",
-            of(ep, instructions),
-            of(now.ep, instructions.map(|_| now.instructions)),
+            "pictures of an earlier run stay as they are; {then} computed them, now it is {now}, which rounds otherwise (another folder gets all of them from one)",
         );
         if self.noted.insert(text.clone()) {
             self.ui.note(text);
@@ -211,5 +236,28 @@ impl Batch<'_> {
             written => written?,
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_are_told_apart() {
+        let now = Computing {
+            ep: "plugin",
+            plugin: Some("a.so [0123456789]".to_owned()),
+            instructions: "avx2",
+        };
+        let by = |plugin: &str| {
+            let pairs = [("EP", "plugin"), ("Plugin", plugin)];
+            pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        };
+        assert_eq!(now.differs(&by("a.so [0123456789]").into()), None);
+        let said = now.differs(&by("b.so [9876543210]").into());
+        let expected = ["plugin a.so [0123456789]", "plugin b.so [9876543210]"];
+        assert_eq!(said, Some(expected.map(str::to_owned)));
+        assert!(now.differs(&BTreeMap::new()).is_some());
     }
 }

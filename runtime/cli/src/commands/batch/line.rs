@@ -3,6 +3,8 @@
 use std::io::{self, BufRead, Read};
 
 use sd_runtime::pipeline::{Request, RequestError, problem};
+
+use super::once::{Once, TWICE};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -36,11 +38,27 @@ struct Beside {
     request: Map<String, Value>,
 }
 
+/// Names of the fields of [`Beside`].
+const BESIDE: [&str; 3] = ["id", "client", "priority"];
+
+/// A field of a line that is none, and those that there are.
+fn unknown_field(line: &Value) -> Option<String> {
+    let of_requests = serde_json::to_value(Request::default()).ok()?;
+    let of_requests = of_requests.as_object()?.keys().map(String::as_str);
+    let known: Vec<&str> = BESIDE.into_iter().chain(of_requests).collect();
+    let mut fields = line.as_object()?.keys();
+    let unknown = fields.find(|field| !known.contains(&field.as_str()))?;
+    let known = known.join("`, `");
+    Some(format!(
+        "{unknown}: unknown field `{unknown}`, expected one of `{known}`"
+    ))
+}
+
 impl Line {
     /// Reads line `number`. What is missing is as everywhere; the name is the number, the client has no name.
     ///
     /// # Errors
-    /// No JSON object, an unknown field, or a value that is none of its field's.
+    /// No JSON object, an unknown field or one that is given twice, or a value that is none of its field's.
     pub(crate) fn read(text: &str, number: usize) -> Result<Self, String> {
         let no_json = |e: serde_json::Error| {
             let text = e.to_string();
@@ -50,7 +68,21 @@ impl Line {
                 false => format!("no JSON: {problem} (column {})", e.column()),
             }
         };
-        let value: Value = serde_json::from_str(text).map_err(no_json)?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let once = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+            let place = e.path().to_string();
+            let problem = no_json(e.into_inner());
+            match place.as_str() {
+                _ if !problem.ends_with(TWICE) => problem,
+                "." => problem,
+                place => format!("{place}: {problem}"),
+            }
+        });
+        let Once(value) = once?;
+        json.end().map_err(no_json)?;
+        if let Some(unknown) = unknown_field(&value) {
+            return Err(unknown);
+        }
         if !value.is_object() {
             return Err(
                 "a job is a JSON object, such as {\"prompt\": \"a lighthouse\"}".to_owned(),

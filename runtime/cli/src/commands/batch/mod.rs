@@ -7,6 +7,7 @@ mod check;
 mod feed;
 mod follow;
 mod line;
+mod once;
 mod progress;
 mod results;
 mod workers;
@@ -212,6 +213,7 @@ pub(crate) fn run(args: &BatchArgs, ui: &Ui) -> anyhow::Result<()> {
         jobs: BTreeMap::new(),
         computing: Computing {
             ep: engine.ep().name(),
+            plugin: engine.plugin().map(str::to_owned),
             instructions: Isa::detect().name(),
         },
         progress,
@@ -278,6 +280,8 @@ fn look(
             .unwrap_or_default()
     };
     (checker.engine, _) = auto::resolve(&args.engine, &first, &checker.models, ui)?;
+    // Which graphs run depends on them.
+    checker.engine.limit_instructions();
     let items: Vec<Item> = items.into_iter().map(|it| checker.compare(it)).collect();
     if !args.keep_going {
         refuse_broken(&items, jobs)?;

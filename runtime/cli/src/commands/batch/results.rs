@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use sd_runtime::pipeline::Request;
+use sd_runtime::pipeline::{Outcome, Request};
 use serde::{Deserialize, Serialize};
 
 use super::line::Line;
@@ -38,6 +38,57 @@ pub(crate) struct Image {
     /// Its name in the output folder.
     pub(crate) file: String,
     pub(crate) seed: u64,
+    /// Length of the file when it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes: Option<u64>,
+    /// How it was decoded once more, where values of the decoder overflowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vae_retry: Option<String>,
+}
+
+impl Image {
+    /// The only picture of a run, which was written to a file of a folder.
+    pub(super) fn written(folder: &Path, file: &str, seed: u64, outcome: &Outcome) -> Self {
+        let found = folder.join(file).metadata();
+        Self {
+            file: file.to_owned(),
+            seed,
+            bytes: found.ok().map(|found| found.len()),
+            vae_retry: outcome.retry(0),
+        }
+    }
+
+    /// What became of its file.
+    fn found(&self, folder: &Path) -> Found {
+        let path = folder.join(&self.file);
+        match path.metadata() {
+            Ok(found) if !found.is_file() || found.len() == 0 => Found::Gone,
+            // Other programs may have made a whole file shorter.
+            Ok(found) if self.bytes.is_some_and(|bytes| found.len() < bytes) => {
+                match has_end(&path) {
+                    true => Found::There,
+                    false => Found::CutOff,
+                }
+            }
+            Ok(_) => Found::There,
+            Err(_) => Found::Gone,
+        }
+    }
+}
+
+/// What became of a picture that was made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    There,
+    /// It is removed, or empty, as files may be after the power was lost.
+    Gone,
+    CutOff,
+}
+
+/// Whether a PNG file ends with the chunk that ends PNGs.
+fn has_end(path: &Path) -> bool {
+    const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+    fs::read(path).is_ok_and(|bytes| bytes.ends_with(END))
 }
 
 /// What a picture took, or all of a job's.
@@ -84,6 +135,9 @@ pub(crate) struct Record {
     pub(crate) status: Status,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) images: Vec<Image>,
+    /// Pictures that it had, of which an end was missing when the file of results was read.
+    #[serde(skip)]
+    pub(crate) cut_off: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
     #[serde(flatten)]
@@ -109,6 +163,7 @@ impl Record {
             line: line.number,
             status: Status::Failed,
             images: Vec::new(),
+            cut_off: Vec::new(),
             error: None,
             took: Took::default(),
             earlier: false,
@@ -265,21 +320,30 @@ fn parse(
         made.insert(known.job.clone(), known);
     }
     for record in made.values_mut() {
-        record.images.retain(|image| {
-            let found = folder.join(&image.file).metadata();
-            found.is_ok_and(|found| found.is_file() && found.len() > 0)
+        let Record {
+            images, cut_off, ..
+        } = record;
+        images.retain(|image| {
+            let found = image.found(folder);
+            if found == Found::CutOff {
+                cut_off.push(image.file.clone());
+            }
+            found == Found::There
         });
         record.status = match record.is_done() {
             true => Status::Done,
             false => Status::Picture,
         };
     }
-    made.retain(|_, record| !record.images.is_empty());
+    made.retain(|_, record| !record.images.is_empty() || !record.cut_off.is_empty());
     Ok((made, whole))
 }
 
 #[cfg(test)]
 mod tests {
+    use sd_kernels::Compute;
+    use sd_runtime::pipeline::Timing;
+
     use super::*;
 
     fn record(job: &str, status: Status) -> Record {
@@ -290,7 +354,10 @@ mod tests {
             images: vec![Image {
                 file: format!("{job}.png"),
                 seed: u64::MAX,
+                bytes: None,
+                vae_retry: None,
             }],
+            cut_off: Vec::new(),
             error: None,
             took: Took {
                 worker: Some(0),
@@ -360,6 +427,53 @@ mod tests {
         assert!(error.contains("results.jsonl: line 1"), "{error}");
     }
 
+    /// A picture that was decoded again differs from those that were not.
+    #[test]
+    fn a_second_decoding_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.png"), "a picture").unwrap();
+        let outcome = |again| Outcome {
+            pictures: Vec::new(),
+            calls: Vec::new(),
+            timing: Timing::default(),
+            graph: "native",
+            compute: Compute::Int16,
+            decoded_again: vec![again],
+            computed: Vec::new(),
+        };
+        let json = |again| {
+            let image = Image::written(dir.path(), "a.png", 1, &outcome(again));
+            serde_json::to_value(image).unwrap()
+        };
+        let plain = serde_json::json!({"file": "a.png", "seed": 1, "bytes": 9});
+        assert_eq!(json(false), plain);
+        assert_eq!(json(true)["vae_retry"], "f32 on the processor");
+    }
+
+    /// A file that is shorter than it was is there if another program made it so, and not if its end is missing.
+    #[test]
+    fn pictures_that_were_cut_off_are_told_from_smaller_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let results = Results::open(dir.path()).unwrap();
+        let picture = dir.path().join("a.png");
+        let end: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+        let mut made = record("a", Status::Done);
+        made.images[0].bytes = Some(100);
+        results.add(&made).unwrap();
+        for (bytes, is_there) in [
+            (vec![0; 100], true),
+            (vec![0; 101], true),
+            (vec![0; 99], false),
+            ([&[0; 20], end].concat(), true),
+            ([&[0; 20], &end[..11]].concat(), false),
+        ] {
+            fs::write(&picture, &bytes).unwrap();
+            let known = Results::read(dir.path()).unwrap().remove("a").unwrap();
+            assert_eq!(known.is_done(), is_there, "{} bytes", bytes.len());
+            assert_eq!(known.cut_off.is_empty(), is_there);
+        }
+    }
+
     /// Pictures of one request come together, whatever order they are recorded in, and go one by one.
     #[test]
     fn pictures_of_a_job_are_known_one_by_one() {
@@ -371,6 +485,8 @@ mod tests {
                 images: vec![Image {
                     file: file.to_owned(),
                     seed: 1,
+                    bytes: None,
+                    vae_retry: None,
                 }],
                 request: Some(Request {
                     prompt: prompt.to_owned(),

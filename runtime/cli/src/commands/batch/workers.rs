@@ -67,9 +67,11 @@ pub(super) fn workers(
 fn at_most(workers: NonZero<usize>, threads: usize, ui: &Ui) -> NonZero<usize> {
     let most = NonZero::new(threads).map_or(workers, |threads| workers.min(threads));
     if most < workers {
-        ui.note(format!(
-            "--workers {workers}: there are {threads} threads, so there are {threads} workers"
-        ));
+        let there = match threads {
+            1 => "is one thread, so there is one worker".to_owned(),
+            threads => format!("are {threads} threads, so there are {threads} workers"),
+        };
+        ui.note(format!("--workers {workers}: there {there}"));
     }
     most
 }
