@@ -418,7 +418,8 @@ fn pictures_that_were_cut_off_are_made_again() {
 #[test]
 fn files_of_others_are_left_alone() {
     let dir = folder();
-    write_jobs(dir.path(), &[with(small(1), &json!({"id": "a"}))]);
+    let fields = json!({"id": "a", "prompt": "a star # in summer"});
+    write_jobs(dir.path(), &[with(small(1), &fields)]);
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     let picture = out.join("a.png");

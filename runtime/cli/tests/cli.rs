@@ -576,7 +576,7 @@ fn more_threads_than_processors_are_not_started() {
 #[test]
 fn styles_and_embeddings_go_into_the_picture_and_its_settings() {
     let dir = folder();
-    let styles = "name,prompt,negative_prompt\nnight,\"{prompt}, at night\",day\n";
+    let styles = "name,prompt,negative_prompt\nnight,\"{prompt}, at night # or noon\",day\n";
     fs::write(dir.path().join("styles.csv"), styles).unwrap();
     fs::write(dir.path().join("broken.csv"), "name,prompt\na,\"b\"c\n").unwrap();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
@@ -601,10 +601,11 @@ fn styles_and_embeddings_go_into_the_picture_and_its_settings() {
     let (code, _, stderr) =
         told(&[&styled[..], &["--embeddings", "words", "-o", "a.png"]].concat());
     assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("comment left out: # or noon"), "{stderr}");
     let picture = fs::read(dir.path().join("a.png")).unwrap();
     let settings = String::from_utf8_lossy(&picture);
     for part in [
-        "a demo-stripes circle, at night\nNegative prompt: day\nSteps: 1",
+        "a demo-stripes circle, at night \n\nNegative prompt: day\nSteps: 1",
         "TI hashes: \"demo-stripes: d8718ccac584\"",
     ] {
         assert!(settings.contains(part), "{part}");

@@ -23,9 +23,9 @@ use crate::text::{Chunk, Emphasis, Guides, Layer};
 /// One picture, with nothing left open.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What should be seen, without tags of LoRAs.
+    /// What should be seen, without comments and tags of LoRAs.
     pub prompt: String,
-    /// What should not be seen, without tags of LoRAs.
+    /// What should not be seen, without comments and tags of LoRAs.
     pub negative_prompt: String,
     /// The texts that these are over the run.
     pub texts: Arc<Guides<String>>,
@@ -198,8 +198,10 @@ impl Plans {
         let model = &models.base;
         request.check()?;
         check_base(model)?;
+        let (request, comments) = &request.without_comments();
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
+        notes.extend(comments.iter().map(|it| format!("comment left out: {it}")));
         let choice = Choice::of(request, model, &mut notes)?;
         let (size, memory) = size_and_memory(request, models, limit)?;
         if let Some(approx) = &models.vae_approx {

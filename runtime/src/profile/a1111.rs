@@ -44,6 +44,7 @@ pub static A1111: Rules = Rules {
     notes: |_, _| Vec::new(),
     guidance_scale: |asked| asked,
     refiner_is_apart: false,
+    has_comments: true,
     prompts: Prompts::Attention,
     edited_over: |sampler, steps| match IS_SECOND_ORDER.contains(&sampler) {
         true => 2 * steps,

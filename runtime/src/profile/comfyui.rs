@@ -29,6 +29,7 @@ pub static COMFYUI: Rules = Rules {
     },
     notes: |_, _| Vec::new(),
     guidance_scale: |asked| asked,
+    has_comments: false,
     prompts: Prompts::Comfyui,
     edited_over: |_, steps| steps,
     emphasis: Emphasis::Comfyui,

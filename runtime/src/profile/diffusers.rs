@@ -47,6 +47,7 @@ pub static DIFFUSERS: Rules = Rules {
     guidance_scale: |asked| asked.max(1.0),
     // The refiner is a pipeline of its own, with a scheduler of its own.
     refiner_is_apart: true,
+    has_comments: false,
     prompts: Prompts::Plain,
     edited_over: |_, steps| steps,
     emphasis: Emphasis::Ignore,

@@ -53,6 +53,8 @@ pub struct Rules {
     /// Whether a refiner is a pipeline of its own: the solver starts anew there, without memory of the steps before, and the
     /// negative prompt is told of no crop.
     pub refiner_is_apart: bool,
+    /// Whether prompts may have comments, from a `#` to the end of its line.
+    pub has_comments: bool,
     /// How prompts become tokens.
     pub prompts: Prompts,
     /// The steps that edits of a prompt are counted in, for a solver with so many steps.

@@ -2,6 +2,7 @@
 
 pub mod chunks;
 pub mod clean;
+pub mod comments;
 pub mod composition;
 mod condition;
 pub mod editing;
