@@ -131,9 +131,12 @@ pub fn clip_text_encoder(cfg: &ClipTextConfig) -> Result<Graph> {
         Ok((states, normed))
     })?;
 
-    // The first end token counts, since padding may repeat it.
+    // The first end token counts, since padding may repeat it. Ids are whole numbers below 2^24, which single precision holds.
     let end = match cfg.pooled_at {
-        PooledAt::LargestId => g.argmax(ids, 1),
+        PooledAt::LargestId => {
+            let ids = g.cast_to_f32(ids);
+            g.argmax(ids, 1)
+        }
         PooledAt::First(id) => g.first_of(ids, i64::from(id), 1),
     };
     let last = normed[cfg.layers];
@@ -240,7 +243,12 @@ mod tests {
                 pooled_at,
                 ..ClipTextConfig::clip_l().narrowed(64, 1)
             };
-            let graph = clip_text_encoder(&cfg).unwrap().to_string();
+            let graph = clip_text_encoder(&cfg).unwrap();
+            let argmax = graph.nodes.iter().find(|node| node.op.name() == "ArgMax");
+            let compared = argmax.and_then(|node| node.inputs[0]).unwrap();
+            // CUDA's ArgMax takes no whole numbers.
+            assert_eq!(graph.info(compared).dtype, DType::F32);
+            let graph = graph.to_string();
             ["Equal", "ArgMax"].map(|op| graph.contains(op))
         };
         assert_eq!(operators(PooledAt::LargestId), [false, true]);

@@ -329,7 +329,7 @@ impl GraphBuilder {
         )
     }
 
-    /// Position of the first maximum along `axis`, which stays as 1.
+    /// Position of the first maximum along `axis`, which stays as 1. `x` is in single precision: CUDA has no kernel for integers.
     pub fn argmax(&mut self, x: Value, axis: usize) -> Value {
         let mut shape = self.shape(x).to_vec();
         shape[axis] = Dim::Fixed(1);
@@ -344,14 +344,11 @@ impl GraphBuilder {
 
     /// Position of the first `value` in the integers `x` along `axis`, which stays as 1; 0 where there is none.
     pub fn first_of(&mut self, x: Value, value: i64, axis: usize) -> Value {
-        /// The number of `INT64` among ONNX's types.
-        const INT64: i64 = 7;
         let value = self.constant_i64(&[value]);
         let shape = self.shape(x).to_vec();
         let inputs = vec![Some(x), Some(value)];
-        let equal = self.typed_node("Equal", inputs, DType::Bool, shape.clone(), vec![]);
-        let to = vec![("to", Attr::Int(INT64))];
-        let equal = self.typed_node("Cast", vec![Some(equal)], DType::I64, shape, to);
+        let equal = self.typed_node("Equal", inputs, DType::Bool, shape, vec![]);
+        let equal = self.cast_to_f32(equal);
         self.argmax(equal, axis)
     }
 
