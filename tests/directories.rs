@@ -17,6 +17,8 @@ use sd_runtime::pipeline::{Dump, ModelDir, Models, PipelineError, Plans, Request
 use sd_runtime::profile::{DIFFUSERS, PROFILES};
 use sd_runtime::sampler::{DDIM, EULER, PLMS};
 use sdrt_tests::{Made, circle, copy_dir, demo_model, make, psnr, synthetic};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 fn run(request: &Request, dump: Option<&mut Dump>) -> Made {
     make(demo_model(), request, dump).unwrap()
@@ -134,6 +136,91 @@ fn a_link_to_nowhere_is_named_with_where_it_leads() {
         error.contains("unet/model.onnx is a link to ../../blobs/0123"),
         "{error}"
     );
+}
+
+#[test]
+#[cfg(unix)]
+fn files_that_a_directory_names_lie_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    copy_dir(demo_model(), &path);
+    let data = path.join("unet/model.onnx_data");
+    let blob = data.with_file_name("blob");
+    fs::rename(&data, &blob).unwrap();
+    let link = |to: &Path| {
+        let _ = fs::remove_file(&data);
+        std::os::unix::fs::symlink(to, &data).unwrap();
+        make(&path, &portable(), None).map_err(|e| e.to_string())
+    };
+    link(Path::new("blob")).unwrap();
+    let error = link(&blob).err().unwrap();
+    let said = "unet/model.onnx_data: it is a link to the absolute path";
+    assert!(error.contains(said), "{error}");
+    fs::remove_file(&data).unwrap();
+    fs::copy(&blob, &data).unwrap();
+
+    let manifest_path = path.join(manifest::FILE_NAME);
+    let whole: Value = serde_json::from_slice(&fs::read(&manifest_path).unwrap()).unwrap();
+    let write = |json: &Value| fs::write(&manifest_path, json.to_string()).unwrap();
+    for name in ["../x", "/etc/passwd"] {
+        let mut json = whole.clone();
+        json["components"]["unet"]["files"][name] = serde_json::json!({"size": 1, "sha256": ""});
+        write(&json);
+        let error = ModelDir::open(&path).unwrap_err().to_string();
+        let said = format!("sdrt.json: it lists `{name}`");
+        assert!(error.contains(&said), "{error}");
+    }
+
+    // A graph whose weights lie elsewhere is refused, whatever the manifest says of the graph.
+    let graph = path.join("unet/model.onnx");
+    let mut bytes = fs::read(&graph).unwrap();
+    let (name, outside) = (b"model.onnx_data", b"../model.o_data");
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
+    bytes[at..at + name.len()].copy_from_slice(outside);
+    fs::write(&graph, &bytes).unwrap();
+    let mut json = whole;
+    json["components"]["unet"]["files"]["model.onnx"]["sha256"] =
+        manifest::hex(&Sha256::digest(&bytes)).into();
+    write(&json);
+    let error = make(&path, &portable(), None).err().unwrap().to_string();
+    let said = "unet/model.onnx: its weights lie in `../model.o_data`";
+    assert!(error.contains(said), "{error}");
+}
+
+#[test]
+fn what_a_part_of_a_model_lacks_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let without = |networks: &[&str]| {
+        let path = dir.path().join("model");
+        copy_dir(demo_model(), &path);
+        let file = path.join(manifest::FILE_NAME);
+        let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        for network in networks {
+            json["components"].as_object_mut().unwrap().remove(*network);
+            fs::remove_dir_all(path.join(network)).unwrap();
+        }
+        fs::write(file, json.to_string()).unwrap();
+        let error = make(&path, &portable(), None).err().unwrap().to_string();
+        fs::remove_dir_all(path).unwrap();
+        error
+    };
+    for (networks, said) in [
+        (
+            &["text_encoder", "vae_decoder", "vae_encoder"][..],
+            "only unet without text_encoder",
+        ),
+        (
+            &["vae_decoder", "vae_encoder"],
+            "only text_encoder and unet without vae_decoder",
+        ),
+        (
+            &["unet"],
+            "only text_encoder and vae_decoder and vae_encoder",
+        ),
+    ] {
+        let error = without(networks);
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 #[test]

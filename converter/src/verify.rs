@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sd_models::diffusers::COMPONENTS;
 use sd_models::graph::custom;
-use sd_models::manifest::{self, DATA_FILE, Manifest, Variant};
+use sd_models::manifest::{self, Component, DATA_FILE, Manifest, Variant};
 
 use crate::ConvertError;
 use crate::build::hash_file;
-use crate::onnx::proto::{EXTERNAL, GraphProto, ModelProto, TensorProto};
+use crate::onnx::Stored;
+use crate::onnx::proto::{EXTERNAL, GraphProto, ModelProto, TensorProto, data_type};
 use crate::progress::Progress;
 
 /// Largest `model.onnx` that is read: weights belong into external data.
@@ -48,6 +49,10 @@ pub fn read_manifest(dir: &Path) -> Result<Option<Manifest>, ConvertError> {
         );
         return Err(damaged(&path, problem));
     }
+    if let Some(name) = manifest.stray_name() {
+        let problem = format!("it lists `{name}`, which is no file of the directory");
+        return Err(damaged(&path, problem));
+    }
     Ok(Some(manifest))
 }
 
@@ -75,6 +80,14 @@ pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, C
     for (folder, component) in report.manifest.iter().flat_map(|m| &m.components) {
         for (name, expected) in &component.files {
             let path = dir.join(folder).join(name);
+            // Download caches have relative ones.
+            if let Ok(target) = path.read_link()
+                && target.is_absolute()
+            {
+                let target = target.display();
+                let problem = format!("it is a link to the absolute path {target}");
+                return Err(damaged(&path, problem));
+            }
             let size = fs::metadata(&path)
                 .map_err(ConvertError::read(&path))?
                 .len();
@@ -116,6 +129,14 @@ pub fn verify_dir(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport, C
         for (name, variant) in component.iter().flat_map(|c| &c.variants) {
             verify_variant(&dir.join(folder), name, variant, &graphs)?;
         }
+        if let Some(component) = component {
+            verify_types(component, &graphs).map_err(|problem| {
+                damaged(
+                    &dir.join(manifest::FILE_NAME),
+                    format!("{folder}: {problem}"),
+                )
+            })?;
+        }
     }
     if report.graphs.is_empty() {
         return Err(damaged(dir, "it holds no graph".to_owned()));
@@ -130,6 +151,61 @@ struct Boundary {
     outputs: BTreeSet<String>,
     /// Domains of its operators other than ONNX's own, as manifests write them.
     domains: BTreeSet<String>,
+    /// What its weights are stored in.
+    storage: BTreeSet<&'static str>,
+    /// What it computes in, by the numbers that come out.
+    precision: BTreeSet<&'static str>,
+}
+
+/// Checks that a component's graphs have numbers of the types that the manifest says.
+fn verify_types(component: &Component, graphs: &BTreeMap<String, Boundary>) -> Result<(), String> {
+    let listed = graphs
+        .iter()
+        .filter(|(name, _)| component.files.contains_key(*name));
+    let listed: Vec<&Boundary> = listed.map(|(_, graph)| graph).collect();
+    let all = |of: fn(&Boundary) -> &BTreeSet<&'static str>| -> BTreeSet<&str> {
+        listed.iter().flat_map(|graph| of(graph)).copied().collect()
+    };
+    let (storage, precision) = (all(|g| &g.storage), all(|g| &g.precision));
+    let said: BTreeSet<&str> = component.storage.iter().map(String::as_str).collect();
+    if storage != said {
+        return Err(format!(
+            "it says that weights are stored in {said:?}, but those of the graphs are in {storage:?}"
+        ));
+    }
+    let said = BTreeSet::from([&*component.precision]);
+    if precision != said {
+        return Err(format!(
+            "it says that {said:?} is computed in, but the graphs return {precision:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// Names of the types that weights are stored in, as manifests write them. Small weights and constants, which lie in the graph, do
+/// not count, but for whole numbers.
+fn storage(graph: &GraphProto) -> BTreeSet<&'static str> {
+    let tensors = graph.initializer.iter();
+    let weights = tensors.filter(|t| t.data_location == EXTERNAL || t.data_type == data_type::INT8);
+    let stored = weights.filter_map(|tensor| Stored::of_onnx(tensor.data_type));
+    stored.map(Stored::name).collect()
+}
+
+/// Names of the types that a graph returns, as manifests write them.
+fn precision(graph: &GraphProto) -> BTreeSet<&'static str> {
+    let types = graph
+        .output
+        .iter()
+        .filter_map(|output| output.r#type.as_ref());
+    let types = types.filter_map(|it| it.tensor_type.as_ref());
+    types
+        .map(|it| match it.elem_type {
+            data_type::FLOAT => "fp32",
+            data_type::FLOAT16 => "fp16",
+            data_type::BFLOAT16 => "bf16",
+            _ => "another type",
+        })
+        .collect()
 }
 
 /// Checks that a variant needs what the manifest says, and that the graphs that belong to it are there.
@@ -234,6 +310,8 @@ fn verify_graph(path: &Path) -> Result<Boundary, ConvertError> {
             nodes: graph.node.len(),
             inputs: graph.input.iter().map(|v| v.name.clone()).collect(),
             outputs: graph.output.iter().map(|v| v.name.clone()).collect(),
+            storage: storage(&graph),
+            precision: precision(&graph),
             domains,
         }),
     }
@@ -255,7 +333,7 @@ fn verify_external_data(path: &Path, graph: &GraphProto) -> Result<(), ConvertEr
         };
         let number = |key: &str| entry(key).map_or(Some(0), |v| v.parse::<u64>().ok());
         let location = entry("location").unwrap_or(DATA_FILE);
-        if Path::new(location).components().count() != 1 || location == ".." {
+        if !manifest::is_entry(location) {
             return Err(damaged(
                 path,
                 format!(

@@ -24,7 +24,8 @@ fn graph_hash(path: &Path) -> String {
     hex(&Sha256::digest(model.graph.unwrap().encode_to_vec()))
 }
 
-/// Hashes of a conversion made before networks were built of layers.
+/// Hashes of a conversion made before networks were built of layers; the text encoder's is from when it came to look for the end
+/// token in single precision.
 #[test]
 fn portable_graphs_are_the_same_bytes_as_ever() {
     let dir = tempfile::tempdir().unwrap();
@@ -33,7 +34,7 @@ fn portable_graphs_are_the_same_bytes_as_ever() {
     let graphs = [
         (
             "text_encoder/model.onnx",
-            "b04551cb43b7088d528cde086e3762bb8955813208683bfd395ece7d45c2a102",
+            "4ea7da136db4d33c61fcb0fe80c62356f0b3e8f6040b0bd4199be7ed74b26f04",
         ),
         (
             "unet/controlnet.onnx",
@@ -150,10 +151,10 @@ fn native_graphs_read_the_same_bytes_without_widening_them() {
             let graph = model_proto(&folder.join(name)).graph.unwrap();
             let casts = graph.node.iter().filter(|node| node.op_type == "Cast");
             let casts: Vec<&str> = casts.map(|node| &*node.input[0]).collect();
-            // Tokens after they are picked, and positions before.
+            // Tokens after they are picked, positions before, and ids to look for the end token in.
             let expected = usize::from(folder.ends_with("text_encoder"))
                 + usize::from(folder.ends_with("text_encoder_2"));
-            assert_eq!(casts.len(), 2 * expected, "{}: {casts:?}", folder.display());
+            assert_eq!(casts.len(), 3 * expected, "{}: {casts:?}", folder.display());
         }
         assert_eq!(native, portable, "{}", folder.display());
     }
@@ -197,6 +198,67 @@ fn a_directory_without_native_graphs_is_whole_and_one_that_lost_a_part_is_not() 
     write(&manifest);
     let error = text(&verify().stderr);
     assert!(error.contains("does not list `vae_decoder`"), "{error}");
+}
+
+#[test]
+fn a_manifest_that_says_other_types_than_the_graphs_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, whole) = model(dir.path(), "sd15");
+    let said = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = whole.clone();
+        change(&mut manifest);
+        let json = serde_json::to_string(&manifest).unwrap();
+        fs::write(target.join(manifest::FILE_NAME), json).unwrap();
+        let output = sdconvert(&["verify", target.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let unet = |change: &dyn Fn(&mut manifest::Component)| {
+        said(&|manifest| change(manifest.components.get_mut("unet").unwrap()))
+    };
+    for storage in [&["I8"][..], &["F16", "I8"], &[]] {
+        let storage: Vec<String> = storage.iter().map(|&s| s.to_owned()).collect();
+        let error = unet(&|unet| unet.storage.clone_from(&storage));
+        assert!(
+            error.contains("sdrt.json") && error.contains("unet: "),
+            "{error}"
+        );
+    }
+    let error = unet(&|unet| "fp16".clone_into(&mut unet.precision));
+    assert!(error.contains("\"fp32\""), "{error}");
+    // Names that lead out of the directory are not followed.
+    for name in ["../x", "/etc/passwd", "..", "a\\b"] {
+        let file = whole.components["unet"].files["model.onnx"].clone();
+        let error = unet(&|unet| drop(unet.files.insert(name.to_owned(), file.clone())));
+        assert!(error.contains(&format!("it lists `{name}`")), "{error}");
+        let error = said(&|manifest| {
+            let unet = manifest.components.remove("unet").unwrap();
+            manifest.components.insert(name.to_owned(), unet);
+        });
+        assert!(error.contains(&format!("it lists `{name}`")), "{error}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_data_file_may_be_a_link_but_no_absolute_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, _) = model(dir.path(), "sd15");
+    let data = target.join("unet/model.onnx_data");
+    fs::rename(&data, dir.path().join("blob")).unwrap();
+    let verify = |link: &Path| {
+        let _ = fs::remove_file(&data);
+        std::os::unix::fs::symlink(link, &data).unwrap();
+        let output = sdconvert(&["verify", target.to_str().unwrap()]);
+        (output.status.code(), text(&output.stderr))
+    };
+    assert_eq!(verify(Path::new("../../blob")).0, Some(0));
+    let (code, said) = verify(&dir.path().join("blob"));
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("unet/model.onnx_data: it is a link to the absolute path"),
+        "{said}"
+    );
 }
 
 #[test]

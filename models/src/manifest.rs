@@ -60,6 +60,27 @@ pub struct Manifest {
     pub title: String,
 }
 
+impl Manifest {
+    /// The first name of a component or a file that is no name of an entry of a folder: who follows it leaves the directory.
+    #[must_use]
+    pub fn stray_name(&self) -> Option<&str> {
+        let components = self.components.iter();
+        let mut names = components.flat_map(|(folder, component)| {
+            let variants = &component.variants;
+            let needs = variants.values().flat_map(|variant| &variant.needs);
+            let files = component.files.keys().chain(variants.keys()).chain(needs);
+            std::iter::once(folder).chain(files)
+        });
+        names.find(|name| !is_entry(name)).map(String::as_str)
+    }
+}
+
+/// Whether a name is that of an entry of a folder: no path, and nothing that leads out of it.
+#[must_use]
+pub fn is_entry(name: &str) -> bool {
+    !["", ".", ".."].contains(&name) && !name.contains(['/', '\\', '\0'])
+}
+
 /// What a UNet's output is an estimate of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -213,6 +234,17 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_names_without_a_way() {
+        assert!(
+            ["model.onnx", "..data", "a b", ".x"]
+                .into_iter()
+                .all(is_entry)
+        );
+        let ways = ["", ".", "..", "../x", "/x", "a/b", "a\\b", "x/"];
+        assert!(!ways.into_iter().any(is_entry));
+    }
 
     #[test]
     fn a_manifest_survives_json() {

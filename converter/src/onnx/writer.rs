@@ -57,6 +57,12 @@ impl Stored {
         }
     }
 
+    /// That of a number of ONNX's types, if weights are stored in such.
+    pub(crate) fn of_onnx(number: i32) -> Option<Self> {
+        let all = [Self::F16, Self::Bf16, Self::F32, Self::I8];
+        all.into_iter().find(|stored| stored.onnx() == number)
+    }
+
     fn onnx(self) -> i32 {
         match self {
             Self::F16 => data_type::FLOAT16,

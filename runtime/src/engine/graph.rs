@@ -1,5 +1,7 @@
 //! An ONNX graph as its bytes have it, as far as it takes to change one when it is loaded.
 
+use std::collections::BTreeSet;
+
 use super::protobuf::{Field, Fields, NO_GRAPH, bytes, varint};
 
 /// A model whose graph becomes what `change` makes of its bytes, and what else that returns.
@@ -40,6 +42,34 @@ pub(super) fn parts(graph: &[u8]) -> Result<(Vec<Node<'_>>, Vec<&[u8]>), &'stati
         }
     }
     Ok((nodes, tensors))
+}
+
+/// Names of the files beside a model that hold its tensors.
+///
+/// # Errors
+/// It is no ONNX graph.
+pub(super) fn data_files(model: &[u8]) -> Result<BTreeSet<&[u8]>, &'static str> {
+    let mut files = BTreeSet::new();
+    for graph in contents(model, 7) {
+        for tensor in contents(graph?, 5) {
+            for entry in contents(tensor?, 13) {
+                let entry = entry?;
+                if contents(entry, 1).next().transpose()? == Some(b"location") {
+                    files.extend(contents(entry, 2).next().transpose()?);
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What is in those fields of a message that have this number.
+fn contents(message: &[u8], number: u64) -> impl Iterator<Item = Result<&[u8], &'static str>> {
+    Fields(message).filter_map(move |field| match field {
+        Ok(field) if field.number == number => field.bytes.map(Ok),
+        Ok(_) => None,
+        Err(problem) => Some(Err(problem)),
+    })
 }
 
 /// A node of a graph.

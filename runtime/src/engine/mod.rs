@@ -351,7 +351,11 @@ impl Engine {
             let variant = recorded.and_then(|component| component.variants.get(&key.variant));
             if let Some(files) = files {
                 let needs = variant.into_iter().flat_map(|variant| &variant.needs);
-                network::check_listed(&folder, files, needs.chain([&key.variant]))?;
+                let graphs: Vec<&String> = needs.chain([&key.variant]).collect();
+                network::check_listed(&folder, files, graphs.iter().copied())?;
+                for graph in graphs {
+                    network::check_data_files(&folder.join(graph), files)?;
+                }
             }
             Network::load(self, key, variant, cancel)
         })

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::bands::{Planned, in_bands};
 use super::chain::Chain;
+use super::graph::data_files;
 use super::parts::Part;
 use super::placement::Placement;
 use super::profile::{self, Profile};
@@ -569,6 +570,29 @@ pub(super) fn check_listed<'a>(
     }
 }
 
+/// The weights of graphs that are run must lie in files that the manifest lists, for the same reason.
+pub(super) fn check_data_files(
+    graph: &Path,
+    files: &BTreeMap<String, manifest::File>,
+) -> Result<(), EngineError> {
+    let damaged = |problem: String| EngineError::Damaged {
+        path: graph.to_owned(),
+        problem,
+    };
+    let bytes = std::fs::read(graph).map_err(|source| EngineError::Read {
+        path: graph.to_owned(),
+        source,
+    })?;
+    let names = data_files(&bytes).map_err(|problem| damaged(problem.to_owned()))?;
+    let mut names = names.into_iter().map(String::from_utf8_lossy);
+    match names.find(|name| !files.contains_key(&**name)) {
+        None => Ok(()),
+        Some(name) => Err(damaged(format!(
+            "its weights lie in `{name}`, which sdrt.json does not list among the files"
+        ))),
+    }
+}
+
 /// Compares the files beside a graph with the manifest: length first, then content, unless that is known from before.
 pub(super) fn check_files(
     graph: &Path,
@@ -585,6 +609,16 @@ pub(super) fn check_files(
             path: path.clone(),
             problem,
         };
+        // Download caches have relative ones.
+        if let Ok(target) = path.read_link()
+            && target.is_absolute()
+            && path.exists()
+        {
+            let target = target.display();
+            return Err(damaged(format!(
+                "it is a link to the absolute path {target}"
+            )));
+        }
         let size = match path.metadata() {
             Ok(metadata) => metadata.len(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing(&path)),

@@ -260,38 +260,7 @@ impl ModelDir {
     /// # Ok::<_, sd_runtime::pipeline::PipelineError>(())
     /// ```
     pub fn open(path: &Path) -> Result<Self, PipelineError> {
-        let not_a_model = |path: &Path, problem: String, remedy| PipelineError::NotAModel {
-            path: path.to_owned(),
-            problem,
-            remedy,
-        };
-        let convert = || Remedy::Convert { checkpoint: None };
-        if !path.is_dir() {
-            let (problem, remedy) = what_it_is(path);
-            return Err(not_a_model(path, problem, remedy));
-        }
-        let unet = path.join("unet/model.onnx");
-        let manifest_path = path.join(manifest::FILE_NAME);
-        let manifest: Option<Manifest> = if manifest_path.is_file() {
-            let json = read_json(&manifest_path)?;
-            if json["schema"] != manifest::SCHEMA {
-                let problem = format!(
-                    "its schema is {}, this program reads {}",
-                    json["schema"],
-                    manifest::SCHEMA
-                );
-                return Err(not_a_model(&manifest_path, problem, convert()));
-            }
-            Some(
-                serde_json::from_value(json)
-                    .map_err(|e| not_a_model(&manifest_path, e.to_string(), convert()))?,
-            )
-        } else if unet.is_file() {
-            None
-        } else {
-            let (problem, remedy) = what_it_is(path);
-            return Err(not_a_model(path, problem, remedy));
-        };
+        let manifest = read_manifest(path)?;
         let index_path = path.join("model_index.json");
         let index = match index_path.is_file() {
             true => read_json(&index_path)?,
@@ -362,6 +331,14 @@ impl ModelDir {
             family,
             notes: configs.notes,
         })
+    }
+
+    /// A directory that the converter made before, if it is there with all the graphs that are written now.
+    #[must_use]
+    pub fn kept(path: &Path) -> Option<Self> {
+        let model = Self::open(path).ok()?;
+        let unet = model.recorded("unet")?;
+        unet.variants.contains_key("native.onnx").then_some(model)
     }
 
     /// What it says of the noise it was trained on.
@@ -463,6 +440,48 @@ impl ModelDir {
     }
 }
 
+/// The manifest of a directory; folders of other programs have none, but a UNet.
+fn read_manifest(path: &Path) -> Result<Option<Manifest>, PipelineError> {
+    let what_it_is = || {
+        let (problem, remedy) = what_it_is(path);
+        PipelineError::NotAModel {
+            path: path.to_owned(),
+            problem,
+            remedy,
+        }
+    };
+    if !path.is_dir() {
+        return Err(what_it_is());
+    }
+    let file = path.join(manifest::FILE_NAME);
+    if !file.is_file() {
+        return match path.join("unet/model.onnx").is_file() {
+            true => Ok(None),
+            false => Err(what_it_is()),
+        };
+    }
+    let json = read_json(&file)?;
+    let damaged = |problem: String| PipelineError::NotAModel {
+        path: file.clone(),
+        problem,
+        remedy: Remedy::Convert { checkpoint: None },
+    };
+    if json["schema"] != manifest::SCHEMA {
+        return Err(damaged(format!(
+            "its schema is {}, this program reads {}",
+            json["schema"],
+            manifest::SCHEMA
+        )));
+    }
+    let manifest: Manifest = serde_json::from_value(json).map_err(|e| damaged(e.to_string()))?;
+    match manifest.stray_name() {
+        None => Ok(Some(manifest)),
+        Some(name) => Err(damaged(format!(
+            "it lists `{name}`, which is no file of the directory"
+        ))),
+    }
+}
+
 /// A token behind the text encoder's last one would be looked up outside of its table.
 fn check_tokens(
     path: &Path,
@@ -506,12 +525,18 @@ fn check_pipeline(
     if let Some(manifest) = manifest
         && !manifest.components.contains_key("unet")
     {
-        let networks: Vec<&str> = manifest.components.keys().map(String::as_str).collect();
         return Err(unsupported(
-            format!("only {}", networks.join(" and ")),
+            only(manifest),
             Remedy::words("a model with a UNet makes pictures; this goes beside one"),
         ));
     }
+    let needed = manifest.and_then(|manifest| manifest.family).into_iter();
+    let needed = needed.flat_map(|family| family.text_encoders(false));
+    lacks_none(
+        path,
+        manifest,
+        needed.map(|(component, _)| component.name()),
+    )?;
     let class = pipeline_class(index);
     if class.is_empty() || TEXT_TO_IMAGE.contains(&class) {
         return Ok(());
@@ -524,6 +549,35 @@ fn check_pipeline(
         Remedy::words("Stable Diffusion 1, 2 and XL models for text to image can be run")
     };
     Err(unsupported(format!("a {class}"), remedy))
+}
+
+/// What a directory without the networks of a whole model holds.
+fn only(manifest: &Manifest) -> String {
+    let networks: Vec<&str> = manifest.components.keys().map(String::as_str).collect();
+    format!("only {}", networks.join(" and "))
+}
+
+/// Checks that a directory whose networks are listed has some of them.
+pub(super) fn lacks_none(
+    path: &Path,
+    manifest: Option<&Manifest>,
+    needed: impl Iterator<Item = &'static str>,
+) -> Result<(), PipelineError> {
+    let Some(manifest) = manifest else {
+        return Ok(());
+    };
+    let missing: Vec<&str> = needed
+        .filter(|name| !manifest.components.contains_key(*name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" and ");
+    Err(PipelineError::Unsupported {
+        path: path.to_owned(),
+        kind: format!("{} without {missing}", only(manifest)),
+        remedy: Remedy::words("convert the whole model"),
+    })
 }
 
 /// The class that a `model_index.json` names, without the prefixes of ONNX pipelines.

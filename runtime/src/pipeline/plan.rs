@@ -8,6 +8,7 @@ use sd_models::diffusers::prediction_name;
 use sd_models::family::ModelFamily;
 
 use super::infotext::{self, Infotext};
+use super::model::lacks_none;
 use super::prompts::Words;
 use super::request::check_side;
 use super::{Micro, ModelDir, Models, PipelineError, Request, idle, leases, stages};
@@ -197,7 +198,7 @@ impl Plans {
     pub fn resolve(request: &Request, models: &Models, limit: u64) -> Result<Self, PipelineError> {
         let model = &models.base;
         request.check()?;
-        check_base(model)?;
+        check_base(models)?;
         let (request, comments) = &request.without_comments();
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
@@ -331,16 +332,18 @@ impl Plans {
     }
 }
 
-/// That a model makes pictures from noise.
-fn check_base(model: &ModelDir) -> Result<(), PipelineError> {
-    match model.family {
-        ModelFamily::SdxlRefiner => Err(PipelineError::Unsupported {
+/// That a model makes pictures from noise, and that something decodes them.
+fn check_base(models: &Models) -> Result<(), PipelineError> {
+    let model = &models.base;
+    if model.family == ModelFamily::SdxlRefiner {
+        return Err(PipelineError::Unsupported {
             path: model.path.clone(),
             kind: "SDXL's refiner".to_owned(),
             remedy: Remedy::words("it goes on with what an SDXL base model began"),
-        }),
-        _ => Ok(()),
+        });
     }
+    let decoder = models.vae_approx.is_none().then_some("vae_decoder");
+    lacks_none(&model.path, model.manifest.as_ref(), decoder.into_iter())
 }
 
 /// Whether the negative prompt has no effect: one prompt is followed as it is.

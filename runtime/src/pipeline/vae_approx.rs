@@ -73,6 +73,12 @@ impl VaeApprox {
         }
         let manifest: Manifest = serde_json::from_value(json)
             .map_err(|e| wrong(format!("its {}: {e}", manifest::FILE_NAME)))?;
+        if let Some(name) = manifest.stray_name() {
+            let file = manifest::FILE_NAME;
+            return Err(wrong(format!(
+                "its {file} lists `{name}`, which is no file of the directory"
+            )));
+        }
         let config = path.join("vae_decoder/config.json");
         if !manifest.components.contains_key("vae_decoder") || !config.is_file() {
             return Err(wrong("it has no decoder".to_owned()));
