@@ -19,8 +19,8 @@ use crate::calibrated::Calibrated;
 use crate::checkpoint::{CheckpointError, Dtype, TensorSource, count_non_finite, narrow, to_f32};
 use crate::design::{Design, GraphFile, Network};
 use crate::error::some_of;
-use crate::lora;
-use crate::model::{Model, Residue, without_trailing_ones};
+use crate::lora::{self, LoraError};
+use crate::model::{Entry, Model, Name, Residue, without_trailing_ones};
 use crate::onnx::{Stored, Weight, WeightReader, WriteError, Written, transpose, write_model};
 use crate::output::StagedDir;
 pub use crate::passes::Rounded;
@@ -84,6 +84,15 @@ pub struct BuildOptions {
     pub precision: Precision,
     /// Ranges of activations that runs of the model had, for [`Ranges::Static`].
     pub calibrated: Option<Calibrated>,
+    /// Components to convert; all of them if there are none.
+    pub only: Vec<Component>,
+}
+
+impl BuildOptions {
+    /// Whether a component is to be converted.
+    pub(crate) fn wants(&self, component: Component) -> bool {
+        self.only.is_empty() || self.only.contains(&component)
+    }
 }
 
 /// A conversion that is known to be possible: everything is checked but the values.
@@ -179,11 +188,23 @@ impl BuildPlan {
         }
         let mut warnings = model.hints().notes.clone();
         for adapter in model.adapters() {
+            let mut changed = adapter.weights().map(|(component, _)| component).peekable();
+            if changed.peek().is_some() && !changed.any(|component| options.wants(component)) {
+                return Err(ConvertError::Lora {
+                    path: adapter.source().path().to_owned(),
+                    source: LoraError::NoEffect("it changes no network that is converted"),
+                });
+            }
             let notes = adapter.notes().iter();
             warnings.extend(notes.map(|note| format!("{}: {note}", adapter.name())));
         }
         let mut residue = model.residue().clone();
-        residue.unknown.extend(match_graphs(&*model, &design)?);
+        for (component, key) in match_graphs(&*model, &design)? {
+            match options.wants(component) {
+                true => residue.unknown.push(key),
+                false => residue.other.push(key),
+            }
+        }
         if let Some(error) = ConvertError::leftover(model.path(), &residue.unknown) {
             if !options.allow_partial {
                 return Err(error);
@@ -434,9 +455,12 @@ struct Networks {
     rounding: BTreeMap<String, BTreeMap<&'static str, Rounded>>,
 }
 
-/// Checks that every parameter of the networks is there with the right shape; returns the keys of
+/// Checks that every parameter of the networks is there with the right shape; returns the components and keys of
 /// weights that no network has.
-fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, ConvertError> {
+fn match_graphs(
+    model: &dyn Model,
+    design: &Design,
+) -> Result<Vec<(Component, String)>, ConvertError> {
     let entries = model.entries();
     let mut used = BTreeSet::new();
     let mut missing: BTreeMap<Component, Vec<String>> = BTreeMap::new();
@@ -469,7 +493,8 @@ fn match_graphs(model: &dyn Model, design: &Design) -> Result<Vec<String>, Conve
         });
     }
     let left = entries.iter().filter(|(name, _)| !used.contains(name));
-    Ok(left.map(|(_, entry)| entry.key.clone()).collect())
+    let key = |((component, _), entry): (&Name, &Entry)| (*component, entry.key.clone());
+    Ok(left.map(key).collect())
 }
 
 /// A component's weights for the graph writer.

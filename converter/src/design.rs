@@ -246,12 +246,15 @@ impl Design {
         options: &BuildOptions,
     ) -> Result<Self, ConvertError> {
         let storage = &Storage::of(model, options)?;
+        let has = |component| model.has(component) && options.wants(component);
         if model.has(Component::UNet) {
-            pipeline(model, prediction, storage)
-        } else if model.has(Component::ControlNet) {
+            pipeline(model, prediction, storage, options)
+        } else if has(Component::ControlNet) {
             control(model, storage)
-        } else if model.has(Component::Taesd) {
+        } else if has(Component::Taesd) {
             tiny_autoencoder(model, storage)
+        } else if has(Component::Vae) && !options.wants(Component::UNet) {
+            autoencoder(model, storage)
         } else {
             let mut components = model.entries().keys().map(|(component, _)| *component);
             let remedy = if components.all(|component| component == Component::Vae) {
@@ -268,24 +271,47 @@ impl Design {
     }
 }
 
+/// The parts of a `model_index.json` that come with a component.
+const INDEXED: [(Component, &[&str]); 4] = [
+    (Component::UNet, &["unet", "scheduler"]),
+    (Component::Vae, &["vae"]),
+    (Component::TextEncoder, &["text_encoder", "tokenizer"]),
+    (Component::TextEncoder2, &["text_encoder_2", "tokenizer_2"]),
+];
+
+/// The family, latent space and scheduler are those of the model's UNet, whether that is converted or not.
 fn pipeline(
     model: &dyn Model,
     prediction: &Prediction,
     storage: &Storage<'_>,
+    options: &BuildOptions,
 ) -> Result<Design, ConvertError> {
     let config = Config::of(model, Component::UNet)?;
     let unet_cfg = unet_config(model, &config)?;
     let family = ModelFamily::of(&unet_cfg);
-    let encoders = text_encoders(model, family)?;
-    let vae_cfg = vae(model, family)?;
-    let purpose = Purpose::of(unet_cfg.in_channels, vae_cfg.latent_channels).ok_or_else(|| {
+    let encoders = match options.wants(Component::TextEncoder) {
+        true => text_encoders(model, family)?,
+        false => Vec::new(),
+    };
+    let vae_cfg = match options.wants(Component::Vae) {
+        true => Some(vae(model, family)?),
+        false => None,
+    };
+    // Without a VAE, that of the family.
+    let (latent_channels, levels) = match &vae_cfg {
+        Some(cfg) => (cfg.latent_channels, cfg.channels.len()),
+        None => (unet_cfg.out_channels, 4),
+    };
+    let purpose = Purpose::of(unet_cfg.in_channels, latent_channels).ok_or_else(|| {
         ConvertError::UnsupportedFamily {
             path: model.path().to_owned(),
             kind: structure::purpose_of_input_channels(unet_cfg.in_channels).to_owned(),
             evidence: format!("a UNet with {} input channels", unet_cfg.in_channels),
         }
     })?;
-    check_text_width(model, &unet_cfg, &encoders)?;
+    if !encoders.is_empty() {
+        check_text_width(model, &unet_cfg, &encoders)?;
+    }
 
     let hints = model.hints();
     let described = Pipeline {
@@ -296,8 +322,8 @@ fn pipeline(
         zero_snr: hints.zero_snr,
     };
     let latent = Latent {
-        channels: vae_cfg.latent_channels,
-        downscale: 1 << (vae_cfg.channels.len() - 1),
+        channels: latent_channels,
+        downscale: 1 << (levels - 1),
         scaling_factor: Config::of(model, Component::Vae)?
             .scaling_factor()?
             .unwrap_or(family.scaling_factor()),
@@ -308,52 +334,46 @@ fn pipeline(
     let trunk = Trunk::of(&unet_cfg, family);
     let (evidence, kind) = describe(&unet_cfg, trunk, purpose, family);
 
-    let mut networks = networks(&encoders, &unet_cfg, &vae_cfg, storage).map_err(unfit(model))?;
-    let vae_config = diffusers::vae(&vae_cfg, latent.scaling_factor, resolution);
-    let mut configs = vec![
-        ("vae_encoder/config.json".to_owned(), vae_config.clone()),
-        ("vae_decoder/config.json".to_owned(), vae_config),
-    ];
-    let mut tokenizers = Vec::new();
-    let mut warnings = Vec::new();
+    let unet = Some(&unet_cfg).filter(|_| options.wants(Component::UNet));
+    let mut networks =
+        networks(&encoders, unet, vae_cfg.as_ref(), storage).map_err(unfit(model))?;
+    let mut configs = Vec::new();
+    if let Some(cfg) = &vae_cfg {
+        let config = diffusers::vae(cfg, latent.scaling_factor, resolution);
+        configs.push(("vae_encoder/config.json".to_owned(), config.clone()));
+        configs.push(("vae_decoder/config.json".to_owned(), config));
+    }
+    let (mut tokenizers, mut warnings) = (Vec::new(), Vec::new());
     for (component, cfg) in &encoders {
         let (folder, tokenizer) = text_folders(*component);
         let (files, parts) = tokenizer_of(model, family, *component, cfg)?;
         let config = diffusers::text_encoder(cfg, parts.start, parts.pad);
         configs.push((format!("{folder}/config.json"), config));
         tokenizers.push((tokenizer, files));
-        let unreachable = cfg.vocab_size - (parts.last().1 as usize + 1).min(cfg.vocab_size);
-        if unreachable > 0 {
-            warnings.push(format!(
-                "{unreachable} tokens of the {component} are not in its tokenizer, so that no prompt reaches them"
-            ));
-        }
+        warnings.extend(out_of_reach(*component, cfg, &parts));
     }
     let mut evidence = format!("{evidence}; {}", prediction.evidence);
-    if model.has(Component::ControlNet) {
+    if model.has(Component::ControlNet) && options.wants(Component::ControlNet) {
         let control = control(model, storage)?;
         networks.extend(control.networks);
         configs.extend(control.configs);
         evidence = format!("{evidence}; with a ControlNet");
     }
+    let kind = described_part(kind, &networks, options);
     let scheduler = hints
         .scheduler
         .clone()
         .unwrap_or_else(|| diffusers::scheduler(described));
     let class = scheduler["_class_name"].as_str().unwrap_or_default();
-    let mut index = diffusers::model_index(described, class);
-    let given = hints.index.as_ref();
-    for flag in ["force_zeros_for_empty_prompt", "requires_aesthetics_score"] {
-        if let Some(value) = given.and_then(|index| index[flag].as_bool()) {
-            index[flag] = value.into();
-        }
-    }
+    let index = model_index(model, described, class, options);
     configs.push(("model_index.json".to_owned(), index));
-    configs.push(("scheduler/scheduler_config.json".to_owned(), scheduler));
-    configs.push((
-        "unet/config.json".to_owned(),
-        diffusers::unet(&unet_cfg, resolution / latent.downscale),
-    ));
+    if let Some(cfg) = unet {
+        configs.push(("scheduler/scheduler_config.json".to_owned(), scheduler));
+        configs.push((
+            "unet/config.json".to_owned(),
+            diffusers::unet(cfg, resolution / latent.downscale),
+        ));
+    }
     Ok(Design {
         kind,
         evidence,
@@ -369,6 +389,29 @@ fn pipeline(
         tokenizers,
         warnings,
     })
+}
+
+/// Which class runs each folder that is written, and the flags of the model's own `model_index.json`.
+fn model_index(
+    model: &dyn Model,
+    described: Pipeline,
+    scheduler: &str,
+    options: &BuildOptions,
+) -> Value {
+    let mut index = diffusers::model_index(described, scheduler);
+    let given = model.hints().index.as_ref();
+    for flag in ["force_zeros_for_empty_prompt", "requires_aesthetics_score"] {
+        if let Some(value) = given.and_then(|index| index[flag].as_bool()) {
+            index[flag] = value.into();
+        }
+    }
+    let gone = INDEXED.iter().filter(|(it, _)| !options.wants(*it));
+    for part in gone.flat_map(|(_, parts)| *parts) {
+        if let Some(part) = index.get_mut(part) {
+            *part = serde_json::json!([null, null]);
+        }
+    }
+    index
 }
 
 /// The UNet that the shapes show, with what only its configuration says.
@@ -395,33 +438,46 @@ fn text_folders(component: Component) -> (&'static str, &'static str) {
 /// checkpoint.
 fn networks(
     encoders: &[(Component, ClipTextConfig)],
-    unet_cfg: &UNetConfig,
-    vae_cfg: &VaeConfig,
+    unet_cfg: Option<&UNetConfig>,
+    vae_cfg: Option<&VaeConfig>,
     storage: &Storage<'_>,
 ) -> Result<Vec<Network>, GraphError> {
-    let (encoder, decoder) = (vae_encoder(vae_cfg)?, vae_decoder(vae_cfg)?);
-    let mut networks = vec![
-        Network::new("vae_encoder", Component::Vae, encoder, storage)?,
-        Network::new("vae_decoder", Component::Vae, decoder, storage)?,
-    ];
+    let mut networks = Vec::new();
+    if let Some(cfg) = vae_cfg {
+        let (encoder, decoder) = (vae_encoder(cfg)?, vae_decoder(cfg)?);
+        networks.push(Network::new(
+            "vae_encoder",
+            Component::Vae,
+            encoder,
+            storage,
+        )?);
+        networks.push(Network::new(
+            "vae_decoder",
+            Component::Vae,
+            decoder,
+            storage,
+        )?);
+    }
     for (component, cfg) in encoders {
         let (folder, _) = text_folders(*component);
         let graph = clip_text_encoder(cfg)?;
         networks.push(Network::new(folder, *component, graph, storage)?);
     }
-    let graphs = [
-        Dialects {
-            portable: PORTABLE,
-            native: "native.onnx",
-            graph: unet(unet_cfg)?,
-        },
-        Dialects {
-            portable: "controlnet.onnx",
-            native: "native.controlnet.onnx",
-            graph: controlled_unet(unet_cfg)?,
-        },
-    ];
-    networks.push(Network::of("unet", Component::UNet, &graphs, storage)?);
+    if let Some(cfg) = unet_cfg {
+        let graphs = [
+            Dialects {
+                portable: PORTABLE,
+                native: "native.onnx",
+                graph: unet(cfg)?,
+            },
+            Dialects {
+                portable: "controlnet.onnx",
+                native: "native.controlnet.onnx",
+                graph: controlled_unet(cfg)?,
+            },
+        ];
+        networks.push(Network::of("unet", Component::UNet, &graphs, storage)?);
+    }
     Ok(networks)
 }
 
@@ -460,6 +516,15 @@ fn describe(
         kind = format!("{kind}, for {purpose}");
     }
     (evidence, kind)
+}
+
+/// What a model is for people, and which networks of it are converted if not all are.
+fn described_part(kind: String, networks: &[Network], options: &BuildOptions) -> String {
+    if options.only.is_empty() {
+        return kind;
+    }
+    let folders: Vec<&str> = networks.iter().map(|network| network.folder).collect();
+    format!("{kind}, only {}", folders.join(" and "))
 }
 
 fn control(model: &dyn Model, storage: &Storage<'_>) -> Result<Design, ConvertError> {
@@ -519,33 +584,81 @@ fn tiny_autoencoder(model: &dyn Model, storage: &Storage<'_>) -> Result<Design, 
     let shapes = model.shapes(Component::Taesd);
     let cfg: TaesdConfig = structure::taesd_config(&shapes).map_err(in_file(model))?;
     Config::of(model, Component::Taesd)?;
-    let mut networks = Vec::new();
-    let mut configs = Vec::new();
-    for (half, folder, graph) in [
-        ("encoder.", "vae_encoder", taesd_encoder(cfg)),
-        ("decoder.", "vae_decoder", taesd_decoder(cfg)),
-    ] {
-        if shapes.keys().any(|name| name.starts_with(half)) {
-            let network = graph.and_then(|g| Network::new(folder, Component::Taesd, g, storage));
-            networks.push(network.map_err(unfit(model))?);
-            configs.push((format!("{folder}/config.json"), diffusers::taesd(cfg)));
-        }
-    }
+    let latent = Latent {
+        channels: cfg.latent_channels,
+        downscale: 8,
+        scaling_factor: 1.0,
+    };
+    let graphs = [taesd_encoder(cfg), taesd_decoder(cfg)];
+    let config = diffusers::taesd(cfg);
     Ok(Design {
         kind: "TAESD, a tiny autoencoder".to_owned(),
         evidence: format!(
             "{} channels, {} latent channels; whether it is for SD 1/2 or SDXL cannot be told",
             cfg.channels, cfg.latent_channels
         ),
+        ..halves(model, Component::Taesd, graphs, &config, latent, storage)?
+    })
+}
+
+/// A VAE without the model that it is for.
+fn autoencoder(model: &dyn Model, storage: &Storage<'_>) -> Result<Design, ConvertError> {
+    const RESOLUTION: usize = 512;
+    let cfg = vae_config(model)?;
+    let told = Config::of(model, Component::Vae)?.scaling_factor()?;
+    let latent = Latent {
+        channels: cfg.latent_channels,
+        downscale: 1 << (cfg.channels.len() - 1),
+        scaling_factor: told.unwrap_or(ModelFamily::Sd15.scaling_factor()),
+    };
+    let graphs = [vae_encoder(&cfg), vae_decoder(&cfg)];
+    let config = diffusers::vae(&cfg, latent.scaling_factor, RESOLUTION);
+    let unknown = || {
+        format!(
+            "what its latents are scaled by cannot be told: {}, that of Stable Diffusion 1 and 2, is written",
+            latent.scaling_factor
+        )
+    };
+    Ok(Design {
+        kind: "VAE".to_owned(),
+        evidence: format!(
+            "{} levels, {} latent channels",
+            cfg.channels.len(),
+            cfg.latent_channels
+        ),
+        warnings: told.is_none().then(unknown).into_iter().collect(),
+        ..halves(model, Component::Vae, graphs, &config, latent, storage)?
+    })
+}
+
+/// Those halves of an autoencoder that a model has; `graphs` are the encoder's and the decoder's.
+fn halves(
+    model: &dyn Model,
+    component: Component,
+    graphs: [Result<Graph, GraphError>; 2],
+    config: &Value,
+    latent: Latent,
+    storage: &Storage<'_>,
+) -> Result<Design, ConvertError> {
+    let shapes = model.shapes(component);
+    let mut networks = Vec::new();
+    let mut configs = Vec::new();
+    let names = [("encoder.", "vae_encoder"), ("decoder.", "vae_decoder")];
+    for ((half, folder), graph) in names.into_iter().zip(graphs) {
+        if shapes.keys().any(|name| name.starts_with(half)) {
+            let network = graph.and_then(|g| Network::new(folder, component, g, storage));
+            networks.push(network.map_err(unfit(model))?);
+            configs.push((format!("{folder}/config.json"), config.clone()));
+        }
+    }
+    Ok(Design {
+        kind: String::new(),
+        evidence: String::new(),
         family: None,
         architecture: None,
         purpose: Purpose::TextToImage,
         prediction: PredictionType::Epsilon,
-        latent: Latent {
-            channels: cfg.latent_channels,
-            downscale: 8,
-            scaling_factor: 1.0,
-        },
+        latent,
         resolution: 512,
         embeds_guidance: false,
         networks,
@@ -623,7 +736,12 @@ fn vae(model: &dyn Model, family: ModelFamily) -> Result<VaeConfig, ConvertError
             }),
         });
     }
-    let cfg = structure::vae_config(&shapes).map_err(in_file(model))?;
+    vae_config(model)
+}
+
+/// The VAE that the shapes show.
+fn vae_config(model: &dyn Model) -> Result<VaeConfig, ConvertError> {
+    let cfg = structure::vae_config(&model.shapes(Component::Vae)).map_err(in_file(model))?;
     let config = Config::of(model, Component::Vae)?;
     config.agrees("latent_channels", cfg.latent_channels)?;
     config.agrees("layers_per_block", cfg.layers_per_block)?;
@@ -655,6 +773,16 @@ fn tokenizer_of(
         });
     }
     Ok((files, parts))
+}
+
+/// Tokens of a text encoder that its tokenizer does not have.
+fn out_of_reach(component: Component, cfg: &ClipTextConfig, parts: &Parts) -> Option<String> {
+    let known = (parts.last().1 as usize + 1).min(cfg.vocab_size);
+    let count = cfg.vocab_size - known;
+    let text = format!(
+        "{count} tokens of the {component} are not in its tokenizer, so that no prompt reaches them"
+    );
+    (count > 0).then_some(text)
 }
 
 /// Channels of each level.

@@ -31,7 +31,7 @@ pub enum Remedy {
         /// Why, or which.
         why: &'static str,
     },
-    /// Give the file as the VAE beside a checkpoint.
+    /// Give the file as the VAE beside a checkpoint, or convert nothing else.
     AsVae,
     /// Take the text encoders of a whole model in a merge.
     TextEncodersOfOther {
@@ -107,7 +107,9 @@ impl fmt::Display for Remedy {
                 "it is converted already, and makes pictures with the folder of such a model; to convert again, give the checkpoint that it was made from"
             }
             Self::GiveVae { why } => return write!(f, "{why}; give one beside the model"),
-            Self::AsVae => "this looks like a VAE; give it as that, beside a checkpoint",
+            Self::AsVae => {
+                "this looks like a VAE; give it as that, beside a checkpoint, or ask for nothing else"
+            },
             Self::TextEncodersOfOther { family, .. } => {
                 return write!(
                     f,

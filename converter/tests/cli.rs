@@ -429,6 +429,92 @@ fn a_missing_vae_is_taken_from_another_file() {
 }
 
 #[test]
+fn only_the_networks_that_are_asked_for_are_converted() {
+    let (_dir, checkpoint) = workplace();
+    let (_, whole) = build(&checkpoint, &[]);
+    let target = checkpoint.with_file_name("part");
+    let part = |input: &Path, only: &[&str]| {
+        let mut args = vec!["build", input.to_str().unwrap(), "--force", "-o"];
+        args.push(target.to_str().unwrap());
+        args.extend(only.iter().flat_map(|name| ["--only", name]));
+        let output = sdconvert(&args);
+        (output.status.code(), text(&output.stderr))
+    };
+    let entries = || {
+        let entries = fs::read_dir(&target).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let check = |networks: &[&str]| {
+        for network in networks {
+            let data = |dir: &Path| fs::read(dir.join(network).join("model.onnx_data")).unwrap();
+            assert!(data(&target) == data(&whole), "{network}");
+        }
+        let path = target.to_str().unwrap();
+        let verified = sdconvert(&["verify", path]);
+        assert!(verified.status.success(), "{}", text(&verified.stderr));
+        let inspected = text(&sdconvert(&["inspect", path]).stdout);
+        for network in ["text_encoder", "unet", "vae_decoder", "vae_encoder"] {
+            let is_there = inspected.contains(&format!("  {network}: "));
+            assert_eq!(is_there, networks.contains(&network), "{inspected}");
+        }
+    };
+    let index = || -> serde_json::Value {
+        let json = fs::read_to_string(target.join("model_index.json")).unwrap();
+        serde_json::from_str(&json).unwrap()
+    };
+    let nothing = serde_json::json!([null, null]);
+
+    let (code, said) = part(&checkpoint, &["unet"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("are of networks that were not asked for"),
+        "{said}"
+    );
+    assert!(!said.contains("next: sdrun"), "{said}");
+    let files = ["model_index.json", "scheduler", "sdrt.json", "unet"];
+    assert_eq!(entries(), files);
+    check(&["unet"]);
+    for gone in ["vae", "text_encoder", "tokenizer"] {
+        assert_eq!(index()[gone], nothing, "{gone}");
+    }
+    assert_eq!(index()["unet"][1], "UNet2DConditionModel");
+
+    assert_eq!(part(&checkpoint, &["te", "vae"]).0, Some(0));
+    check(&["text_encoder", "vae_decoder", "vae_encoder"]);
+    assert!(target.join("tokenizer").exists());
+    assert_eq!([&index()["unet"], &index()["scheduler"]], [&nothing; 2]);
+
+    // What is not converted may be missing or broken.
+    let mut tensors = read(&checkpoint);
+    tensors.retain(|key, _| key.starts_with("model.diffusion_model."));
+    let alone = checkpoint.with_file_name("alone.safetensors");
+    write(&alone, &tensors);
+    assert_eq!(part(&alone, &["unet"]).0, Some(0));
+    check(&["unet"]);
+    let (code, said) = part(&alone, &["unet", "vae"]);
+    assert!(code == Some(1) && said.contains("it has no VAE"), "{said}");
+
+    let mut tensors = read(&checkpoint);
+    tensors.retain(|key, _| key.starts_with("first_stage_model."));
+    let vae = checkpoint.with_file_name("vae.safetensors");
+    write(&vae, &tensors);
+    assert_refused(&vae, &[], &["no UNet", "--only vae"]);
+    let (code, said) = part(&vae, &["vae"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("what its latents are scaled by cannot be told"),
+        "{said}"
+    );
+    check(&["vae_decoder", "vae_encoder"]);
+    assert_eq!(entries(), ["sdrt.json", "vae_decoder", "vae_encoder"]);
+    assert_eq!(part(&vae, &["te"]).0, Some(1));
+    assert_eq!(part(&vae, &["vea"]).0, Some(2));
+}
+
+#[test]
 fn tensors_that_do_not_fit_are_named() {
     let (_dir, checkpoint) = workplace();
     let tensors = read(&checkpoint);

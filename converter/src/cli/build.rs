@@ -84,6 +84,10 @@ pub(crate) struct BuildArgs {
     /// then, too
     #[arg(long, value_name = "JSON", requires = "portable")]
     ranges: Option<PathBuf>,
+    /// Convert only these networks: `unet`, `te` for the text encoders with their tokenizers, or `vae`; repeat for several.
+    /// The model may be without the others, and a VAE may be a file of its own
+    #[arg(long, value_name = "unet|te|vae", value_parser = networks)]
+    only: Vec<Networks>,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
     /// every module
     #[arg(long)]
@@ -113,6 +117,18 @@ fn precision(name: &str) -> Result<Precision, String> {
         "fp16" => Ok(Precision::Fp16),
         "int8" => Ok(Precision::Int8),
         _ => Err("published, fp32, fp16 or int8 expected".to_owned()),
+    }
+}
+
+/// Components that are asked for by one name.
+type Networks = &'static [Component];
+
+fn networks(name: &str) -> Result<Networks, String> {
+    match name {
+        "unet" => Ok(&[Component::UNet]),
+        "te" => Ok(&[Component::TextEncoder, Component::TextEncoder2]),
+        "vae" => Ok(&[Component::Vae, Component::Taesd]),
+        _ => Err("unet, te or vae expected".to_owned()),
     }
 }
 
@@ -267,6 +283,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         prediction: args.prediction_type,
         precision: chosen_precision(args)?,
         calibrated: calibrated(args, ui)?,
+        only: args.only.concat(),
     };
     let precision = options.precision;
     let plan = BuildPlan::new(model, options)?;
@@ -315,7 +332,8 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
     }
     let manifest = &report.manifest;
     let has = |name| manifest.components.contains_key(name);
-    if has("unet") && has("text_encoder") && manifest.purpose == Purpose::TextToImage {
+    let is_whole = ["unet", "text_encoder", "vae_decoder"].into_iter().all(has);
+    if is_whole && manifest.purpose == Purpose::TextToImage {
         ui.note(format!(
             "next: sdrun txt2img -m {output} -p \"a photo of a cat\""
         ));

@@ -23,7 +23,9 @@ pub(crate) fn words(remedy: &Remedy) -> String {
             "it is converted already: `sdrun txt2img -m FOLDER` makes pictures with the folder of such a model; to convert again, give the checkpoint that it was made from"
         }
         Remedy::GiveVae { why } => return format!("{why}; give one with `--vae FILE`"),
-        Remedy::AsVae => "this looks like a VAE; give it with `--vae` beside a checkpoint",
+        Remedy::AsVae => {
+            "this looks like a VAE; give it with `--vae` beside a checkpoint, or convert it alone with `--only vae`"
+        }
         Remedy::TextEncodersOfOther { family, path, vae } => {
             return format!(
                 "{family} needs one; `sdconvert merge {} MODEL --alpha 0 --te-from b{} -o whole.safetensors` takes it from a whole model",
