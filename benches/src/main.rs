@@ -1,6 +1,5 @@
 //! Measures conversion and inference, end to end; results go to stdout.
 
-mod child;
 mod classify;
 mod compare;
 mod convert;
@@ -23,6 +22,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use sd_runtime::engine::{Ep, EpOptionError};
 use sd_runtime::pipeline::RequestError;
+use sd_ui::child::Failed;
 use sd_ui::{Ui, UiArgs, UsageError};
 
 /// How fast, and with how much memory?
@@ -84,7 +84,7 @@ fn marked(error: anyhow::Error) -> anyhow::Error {
 /// What can be done about an error, in the words of this command line.
 fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     use sd_runtime::Remedy;
-    if let Some(failed) = error.downcast_ref::<child::Failed>() {
+    if let Some(failed) = error.downcast_ref::<Failed>() {
         return failed.hint.clone();
     }
     let Some(remedy) = Remedy::of(error) else {

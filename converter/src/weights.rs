@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sd_models::demo;
 use sd_models::family::{self, ADAPTER};
 use sd_models::keys::layout::Layout;
 use sd_models::keys::{Component, Key, Part};
 
 use crate::ConvertError;
 use crate::checkpoint::folder::open_folder;
-use crate::checkpoint::{CheckpointError, TensorInfo, TensorSource, open, to_f32};
+use crate::checkpoint::{CheckpointError, SafetensorsFile, TensorInfo, TensorSource, open, to_f32};
 use crate::control::needs_base;
 use crate::error::some_of;
 use crate::lora;
@@ -65,6 +66,15 @@ impl Weights {
             weights.hints.velocity = velocity_by_sibling(path);
         }
         Ok(weights)
+    }
+
+    /// Those of the model that ships with the programs.
+    ///
+    /// # Errors
+    /// None, unless the programs were built with another file.
+    pub fn demo() -> Result<Self, ConvertError> {
+        let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT)?;
+        Self::from_source(Box::new(file))
     }
 
     /// Names the tensors of a single file.

@@ -1,16 +1,15 @@
 //! Recordings made in processes of their own: a process has one ONNX Runtime and one thread pool.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::Context;
 use sd_runtime::engine::Cancel;
 use sd_ui::Ui;
+use sd_ui::child::output;
 
 use super::record::Order;
 use super::recording::Recording;
-use crate::child::{Failed, finish};
 
 /// The subcommand that such a process is started with; not for people.
 pub(crate) const COMMAND: &str = "determinism-record";
@@ -38,20 +37,13 @@ pub(crate) fn run(args: &RecordArgs, ui: &Ui) -> anyhow::Result<()> {
 
 /// Has an order fulfilled; `scratch` is a folder for its files.
 pub(crate) fn record(order: &Order, scratch: &Path, cancel: &Cancel) -> anyhow::Result<Recording> {
-    let [json, stderr] = ["order.json", "stderr"].map(|name| scratch.join(name));
+    let json = scratch.join("order.json");
     std::fs::write(&json, serde_json::to_vec(order)?)?;
     let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
     command
         .args([COMMAND, "-q"])
         .arg(&json)
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&stderr)?);
-    let status = finish(&mut command, || cancel.is_cancelled())?;
-    if !status.success() {
-        let said = std::fs::read(&stderr).unwrap_or_default();
-        return Err(Failed::read(&String::from_utf8_lossy(&said), status).into());
-    }
+        .env("NO_COLOR", "1");
+    output(&mut command, || cancel.is_cancelled())??;
     Recording::read(&order.output)
 }

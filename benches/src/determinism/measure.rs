@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use ndarray::{Array3, Array4, ArrayView, Axis, Dimension};
 use sd_runtime::pipeline::Picture;
+use sd_runtime::pipeline::image_io::psnr;
 use serde::{Deserialize, Serialize};
 
 use super::phash::phash;
@@ -220,7 +221,7 @@ impl Rounding {
             hidden += usize::from(a != b && c == d);
             shown += usize::from(c != d);
         }
-        let psnr = 10.0 * (255.0f64.powi(2) * variant.picture.len() as f64 / squares).log10();
+        let psnr = psnr(squares / variant.picture.len() as f64);
         Self {
             before: Distance::arrays(&variant.decoded.view(), &reference.decoded.view()),
             psnr_db: (squares > 0.0).then_some(psnr),

@@ -1,15 +1,13 @@
 //! A process of its own for each measurement.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::Context;
 use sd_ui::Ui;
+use sd_ui::child::{Failed, output};
 use serde::de::DeserializeOwned;
-
-use crate::child::{Failed, finish};
 
 /// Options of a command line.
 #[derive(Clone, Debug, Default)]
@@ -38,24 +36,15 @@ pub(crate) fn measure<T: DeserializeOwned>(
         Some(other) => other.to_owned(),
         None => std::env::current_exe().context("where is this program?")?,
     };
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let [stdout, stderr] = ["stdout", "stderr"].map(|name| scratch.path().join(name));
     let mut command = Command::new(&program);
     command
         .args(["measure", "--quiet"])
-        .args(words.iter().flat_map(|words| &words.0))
-        .stdin(Stdio::null())
-        .stdout(File::create(&stdout)?)
-        .stderr(File::create(&stderr)?);
-    let status = finish(&mut command, || ui.interrupted())?;
-    let text = |path: &Path| {
-        let bytes = fs::read(path).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        .args(words.iter().flat_map(|words| &words.0));
+    let written = match output(&mut command, || ui.interrupted())? {
+        Ok(written) => written,
+        Err(failed) => return Ok(Err(failed)),
     };
-    if !status.success() {
-        return Ok(Err(Failed::read(&text(&stderr), status)));
-    }
-    let result = serde_json::from_str(&text(&stdout));
+    let result = serde_json::from_str(&written);
     Ok(Ok(result.with_context(|| {
         format!("what {} wrote", program.display())
     })?))

@@ -21,6 +21,7 @@ use sd_runtime::engine::{Compute, Dialect, Ep, EpOption, memory};
 use sd_runtime::pipeline::{Destination, Dump, ModelDir, Models, Plans, RequestError};
 use sd_runtime::sampler;
 use sd_runtime::sensors::{Energy, Sensors};
+use sd_ui::child::Failed;
 use sd_ui::{Ui, UsageError};
 
 pub(crate) use case::{AXES, Case, Wish, common, names};
@@ -34,7 +35,6 @@ use measure::wanted;
 use models::ModelsArgs;
 use report::{Operations, Round};
 
-use crate::child::Failed;
 use crate::machine::{Machine, Ticks};
 use crate::networks::request;
 use crate::peak;

@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sd_converter::build::{BuildOptions, BuildPlan};
-use sd_converter::checkpoint::SafetensorsFile;
 use sd_converter::synth::{Kind, Synth};
 use sd_converter::weights::Weights;
-use sd_models::demo;
 use sd_runtime::engine::library::data_dir;
 use sd_runtime::pipeline::ModelDir;
 use sd_ui::Ui;
@@ -77,8 +75,7 @@ impl ModelsArgs {
         let place = |name: &str| folder.join(format!("{name}-{}", env!("CARGO_PKG_VERSION")));
         if self.demo {
             let model = kept(&place("tiny-shapes"), ui, |path| {
-                let file = SafetensorsFile::from_static(demo::FILE_NAME, demo::CHECKPOINT)?;
-                convert(file, path, ui)
+                convert(Weights::demo()?, path, ui)
             })?;
             models.push(("demo".to_owned(), model));
         }
@@ -95,7 +92,7 @@ impl ModelsArgs {
                 let bar = ui.bytes("writing random weights", synth.size_bytes()?);
                 synth.write(&file, false, &bar)?;
                 drop(bar);
-                convert(SafetensorsFile::open(&file)?, path, ui)
+                convert(Weights::open(&file, None)?, path, ui)
             })?;
             models.push((name, model));
         }
@@ -129,12 +126,7 @@ fn kept(
     ui: &Ui,
     make: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<ModelDir> {
-    let open = || {
-        let model = ModelDir::open(path).ok()?;
-        let unet = model.recorded("unet")?;
-        unet.variants.contains_key("native.onnx").then_some(model)
-    };
-    if let Some(model) = open() {
+    if let Some(model) = ModelDir::kept(path) {
         return Ok(model);
     }
     ui.note(format!("making {} ..", path.display()));
@@ -146,12 +138,12 @@ fn kept(
     Ok(ModelDir::open(path)?)
 }
 
-fn convert(file: SafetensorsFile, to: &Path, ui: &Ui) -> anyhow::Result<()> {
+fn convert(weights: Weights, to: &Path, ui: &Ui) -> anyhow::Result<()> {
     let options = BuildOptions {
         force: true,
         ..BuildOptions::default()
     };
-    let plan = BuildPlan::new(Box::new(Weights::from_source(Box::new(file))?), options)?;
+    let plan = BuildPlan::new(Box::new(weights), options)?;
     let bar = ui.bytes("converting", plan.work_bytes());
     plan.write(to, &bar)?;
     Ok(())

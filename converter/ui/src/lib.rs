@@ -1,5 +1,6 @@
 //! How the programs talk to people: results on stdout, everything else on stderr, exit codes.
 
+pub mod child;
 mod times;
 mod waiting;
 

@@ -4,7 +4,7 @@
 //! process of its own, `sdrun txt2img`; what that took is remembered.
 
 use std::fs::{File, TryLockError};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,9 +12,9 @@ use sd_kernels::Isa;
 use sd_runtime::engine::measured::{Case, Measured, Record, Seconds, processor};
 use sd_runtime::engine::{Cancel, EngineError, Ep, library, memory};
 use sd_runtime::pipeline::{ModelDir, Models, Plans, Request};
+use sd_ui::child::output;
 use sd_ui::{Ui, UsageError};
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use crate::commands::{EngineArgs, Provider, cancel_with};
 
@@ -244,53 +244,13 @@ fn measure(
     if let Some(scale) = request.guidance_scale {
         command.args(["--cfg", &scale.to_string()]);
     }
-    let (status, stdout, stderr) = finish(command, &scratch, cancel)?;
-    let said = serde_json::from_str::<Said>(&stdout);
-    Ok(match said {
-        Ok(said) if status.success() => Measured::Took(said.seconds),
-        _ => {
-            let lines = stderr.lines().map(str::trim);
-            let told = lines.filter(|line| line.starts_with("error"));
-            let told: Vec<&str> = told.collect();
-            Measured::Failed(match told.is_empty() {
-                true => format!("it ended with {status}"),
-                false => told.join("; "),
-            })
-        }
+    Ok(match output(&mut command, || cancel.is_cancelled())? {
+        Ok(written) => match serde_json::from_str::<Said>(&written) {
+            Ok(said) => Measured::Took(said.seconds),
+            Err(error) => Measured::Failed(format!("what it wrote: {error}")),
+        },
+        Err(failed) => Measured::Failed(failed.problem),
     })
-}
-
-/// Waits for a process, or ends it if the user wants to stop: how it ended, and what it wrote.
-fn finish(
-    mut command: Command,
-    scratch: &TempDir,
-    cancel: &Cancel,
-) -> anyhow::Result<(ExitStatus, String, String)> {
-    let files = ["stdout", "stderr"].map(|name| scratch.path().join(name));
-    let [stdout, stderr] = &files;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(File::create(stdout)?)
-        .stderr(File::create(stderr)?)
-        .spawn()
-        .context("cannot start this program once more")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if cancel.is_cancelled() {
-            child.kill().and_then(|()| child.wait()).ok();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    if cancel.is_cancelled() {
-        return Err(EngineError::Interrupted.into());
-    }
-    let text = |path| {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    Ok((status, text(stdout), text(stderr)))
 }
 
 #[cfg(test)]

@@ -68,6 +68,12 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
+/// Peak signal-to-noise ratio in dB for a mean square of differences, in levels of 255; infinite without a difference.
+#[must_use]
+pub fn psnr(mean_square: f64) -> f64 {
+    10.0 * (255.0 * 255.0 / mean_square).log10()
+}
+
 impl Picture {
     /// Takes the decoder's output for one picture, [3, height, width] with values in -1..=1; others are clamped.
     ///
@@ -168,10 +174,9 @@ impl Picture {
         }
         let differences = || self.rgb.iter().zip(&other.rgb).map(|(a, b)| a.abs_diff(*b));
         let squares: f64 = differences().map(|d| f64::from(d).powi(2)).sum();
-        let mean = squares / self.rgb.len() as f64;
         Some((
             differences().max().unwrap_or(0),
-            10.0 * (255.0 * 255.0 / mean).log10(),
+            psnr(squares / self.rgb.len() as f64),
         ))
     }
 
