@@ -66,33 +66,33 @@ fn every_sampler_of_every_profile_draws_the_prompt() {
 
 #[test]
 fn comments_are_left_out_where_the_program_has_them() {
-    let models = Models::one(ModelDir::open(demo_model()).unwrap());
-    let of = |profile, prompt: &str, negative: &str| {
-        let request = Request {
-            prompt: prompt.to_owned(),
-            negative_prompt: Some(negative.to_owned()),
+    let stripped = |profile| {
+        let mut request = Request {
+            prompt: "a red circle # or <lora:none:1>\n# at night\non blue".to_owned(),
+            negative_prompt: Some("#x".to_owned()),
             profile,
             ..circle()
         };
-        let plans = Plans::resolve(&request, &models, u64::MAX).unwrap();
-        (plans.plans[0].clone(), plans.notes)
+        let comments = request.strip_comments();
+        (request, comments)
     };
-    // A tag in a comment asks for nothing.
-    let prompt = "a red circle # or <lora:none:1>\n# at night\non blue";
-    let (plan, notes) = of(&A1111, prompt, "#x");
-    let without = "a red circle \non blue";
-    assert_eq!((&*plan.prompt, &*plan.negative_prompt), (without, "\n"));
-    assert_eq!(plan.infotext.prompt, without);
-    let said = ["# or <lora:none:1>", "# at night", "#x"];
-    assert_eq!(notes, said.map(|it| format!("comment left out: {it}")));
-    assert_eq!(plan.tokens, of(&A1111, without, "\n").0.tokens);
+    let (request, comments) = stripped(&A1111);
+    assert_eq!(request.prompt, "a red circle \non blue");
+    assert_eq!(request.negative_prompt.as_deref(), Some("\n"));
+    assert_eq!(comments, ["# or <lora:none:1>", "# at night", "#x"]);
+    // What a picture's text has is a part of the prompt.
+    let models = Models::one(ModelDir::open(demo_model()).unwrap());
+    let request = Request {
+        prompt: "a #ff0000 circle".to_owned(),
+        ..circle()
+    };
+    let plans = Plans::resolve(&request, &models, u64::MAX).unwrap();
+    assert_eq!(plans.plans[0].infotext.prompt, request.prompt);
     for profile in [&COMFYUI, &DIFFUSERS] {
-        let (plan, notes) = of(profile, "a #red circle", "#x");
-        assert_eq!(
-            (&*plan.prompt, &*plan.negative_prompt),
-            ("a #red circle", "#x")
-        );
-        assert_eq!(notes, [""; 0]);
+        let (request, comments) = stripped(profile);
+        assert!(request.prompt.contains("# at night"));
+        assert_eq!(request.negative_prompt.as_deref(), Some("#x"));
+        assert_eq!(comments, [""; 0]);
     }
 }
 

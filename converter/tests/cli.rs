@@ -512,6 +512,18 @@ fn only_the_networks_that_are_asked_for_are_converted() {
     assert_eq!(entries(), ["sdrt.json", "vae_decoder", "vae_encoder"]);
     assert_eq!(part(&vae, &["te"]).0, Some(1));
     assert_eq!(part(&vae, &["vea"]).0, Some(2));
+
+    // Options about what is left out.
+    let (checkpoint, target) = (checkpoint.to_str().unwrap(), target.to_str().unwrap());
+    for (only, more) in [
+        ("te", &["--precision", "int8", "--portable"][..]),
+        ("unet", &["--vae", vae.to_str().unwrap()]),
+    ] {
+        let args = ["build", checkpoint, "--force", "-o", target, "--only", only];
+        let output = sdconvert(&[&args[..], more].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("--only leaves out"));
+    }
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn a_manifest_that_says_other_types_than_the_graphs_is_damaged() {
 
 #[test]
 #[cfg(unix)]
-fn a_data_file_may_be_a_link_but_no_absolute_one() {
+fn a_data_file_may_be_a_link() {
     let dir = tempfile::tempdir().unwrap();
     let (target, _) = model(dir.path(), "sd15");
     let data = target.join("unet/model.onnx_data");
@@ -252,13 +252,10 @@ fn a_data_file_may_be_a_link_but_no_absolute_one() {
         let output = sdconvert(&["verify", target.to_str().unwrap()]);
         (output.status.code(), text(&output.stderr))
     };
-    assert_eq!(verify(Path::new("../../blob")).0, Some(0));
-    let (code, said) = verify(&dir.path().join("blob"));
-    assert_eq!(code, Some(1));
-    assert!(
-        said.contains("unet/model.onnx_data: it is a link to the absolute path"),
-        "{said}"
-    );
+    for link in [Path::new("../../blob"), &dir.path().join("blob")] {
+        let (code, said) = verify(link);
+        assert_eq!(code, Some(0), "{said}");
+    }
 }
 
 #[test]

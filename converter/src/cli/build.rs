@@ -85,7 +85,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "JSON", requires = "portable")]
     ranges: Option<PathBuf>,
     /// Convert only these networks: `unet`, `te` for the text encoders with their tokenizers, or `vae`; repeat for several.
-    /// The model may be without the others, and a VAE may be a file of its own
+    /// A UNet or a VAE may be a file of its own; text encoders need the UNet beside them, which tells the family
     #[arg(long, value_name = "unet|te|vae", value_parser = networks)]
     only: Vec<Networks>,
     /// Convert even if some tensors belong to nothing that is converted, and add what fits of LoRAs that do not fit in
@@ -152,6 +152,23 @@ fn chosen_precision(args: &BuildArgs) -> Result<Precision, UsageError> {
                 .to_owned(),
         )),
     }
+}
+
+/// That options about networks are not given where `--only` leaves these out.
+fn check_only(args: &BuildArgs) -> Result<(), UsageError> {
+    let only = args.only.concat();
+    let leaves_out = |component| !only.is_empty() && !only.contains(&component);
+    if args.portable.is_some() && leaves_out(Component::UNet) {
+        return Err(UsageError(
+            "--portable is for the UNet, which --only leaves out".to_owned(),
+        ));
+    }
+    if args.vae.is_some() && leaves_out(Component::Vae) {
+        return Err(UsageError(
+            "--vae brings a VAE, which --only leaves out".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Ranges of activations, for graphs that need them when they are written.
@@ -256,6 +273,7 @@ pub(crate) fn run(args: &BuildArgs, ui: &Ui) -> anyhow::Result<()> {
         args.variant.is_none() || !given.clone().all(|path| path.is_file()),
         UsageError("--variant chooses from a folder's weights, and no folder is given".to_owned())
     );
+    check_only(args)?;
     let report_file = match &args.report {
         Some(path) => Some(StagedFile::create(path, true)?),
         None => None,

@@ -26,7 +26,7 @@ pub(crate) fn hint_in_json(error: &(dyn Error + 'static)) -> Option<String> {
             "the model's weights may be damaged (`sdconvert build --strict` tells), or too large for other numbers than those of `\"compute\": \"f32\"`"
         }
         Some(Remedy::TileNatively) => {
-            "leave `\"graph\": \"portable\"` out, or `\"tile\": true`, without which any graph decodes, with more memory"
+            "`\"graph\": \"auto\"` takes the native graph; without `\"tile\": true` any graph decodes, with more memory"
         }
         Some(Remedy::TileOnProcessor) => {
             "`--ep cpu` does; without `\"tile\": true` any provider decodes, with more memory"
@@ -110,7 +110,7 @@ pub(crate) fn words(remedy: &Remedy) -> String {
             "`sdconvert build` makes directories that have it; without `--tile` any graph decodes, with more memory"
         }
         Remedy::TileNatively => {
-            "leave `--graph portable` out, or `--tile`, without which any graph decodes, with more memory"
+            "`--graph auto` takes the native graph; without `--tile` any graph decodes, with more memory"
         }
         Remedy::TileOnProcessor => {
             "`--ep cpu` does; without `--tile` any provider decodes, with more memory"

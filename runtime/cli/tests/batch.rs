@@ -249,7 +249,7 @@ fn jobs_that_cannot_be_computed_are_named_before_anything_is_made() {
     assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
     for said in [
         "line 2: ",
-        "the portable one was asked for; leave `\"graph\": \"portable\"` out",
+        "the portable one was asked for; `\"graph\": \"auto\"` takes the native graph",
         "line 3: absent.safetensors: ",
         "line 4: broken.safetensors: not a safetensors file",
         "line 5: noise.safetensors: `initial_noise` has shape [1, 4, 8, 8]",
@@ -410,8 +410,11 @@ fn pictures_that_were_cut_off_are_made_again() {
         "{stderr}"
     );
     assert!(fs::read(&cut).unwrap() == whole);
+    // What took a picture's place is no picture that was cut off.
+    fs::write(&cut, "a pointer to it").unwrap();
     let (_, stdout, _) = run(&mut batch(dir.path()));
     assert!(lines(&stdout)[0]["earlier"] == true, "{stdout}");
+    assert_eq!(fs::read(&cut).unwrap(), b"a pointer to it");
 }
 
 /// What no job made is not written over; what a killed run made and did not record is.

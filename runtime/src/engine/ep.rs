@@ -196,10 +196,10 @@ fn cuda(options: &[EpOption]) -> ExecutionProviderDispatch {
         key: key.to_owned(),
         value: value.to_owned(),
     };
-    let tf32 = option("use_tf32", "1");
-    let defaults = match options.contains(&tf32) {
-        true => vec![],
-        false => vec![
+    let tf32 = options.iter().find(|option| option.key == "use_tf32");
+    let defaults = match tf32 {
+        Some(tf32) if tf32.value != "0" => vec![],
+        _ => vec![
             option("use_tf32", "0"),
             option("cudnn_conv_algo_search", "DEFAULT"),
         ],

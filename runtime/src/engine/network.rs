@@ -609,16 +609,6 @@ pub(super) fn check_files(
             path: path.clone(),
             problem,
         };
-        // Download caches have relative ones.
-        if let Ok(target) = path.read_link()
-            && target.is_absolute()
-            && path.exists()
-        {
-            let target = target.display();
-            return Err(damaged(format!(
-                "it is a link to the absolute path {target}"
-            )));
-        }
         let size = match path.metadata() {
             Ok(metadata) => metadata.len(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing(&path)),

@@ -89,6 +89,9 @@ fn decoder_key(plan: &Plan, models: &Models, ep: Ep, compute: Compute) -> Result
             obstacle: match (chosen.reason, plan.graph) {
                 (Some(reason), _) => InBands::NoGraph(reason),
                 (None, Dialect::Portable) => InBands::PortableAsked,
+                (None, _) if ep == Ep::Cpu => {
+                    InBands::NoGraph("only native graphs do that, and the directory has none")
+                }
                 (None, _) => InBands::Provider(ep),
             },
         });

@@ -24,9 +24,9 @@ use crate::text::{Chunk, Emphasis, Guides, Layer};
 /// One picture, with nothing left open.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What should be seen, without comments and tags of LoRAs.
+    /// What should be seen, without tags of LoRAs.
     pub prompt: String,
-    /// What should not be seen, without comments and tags of LoRAs.
+    /// What should not be seen, without tags of LoRAs.
     pub negative_prompt: String,
     /// The texts that these are over the run.
     pub texts: Arc<Guides<String>>,
@@ -199,10 +199,8 @@ impl Plans {
         let model = &models.base;
         request.check()?;
         check_base(models)?;
-        let (request, comments) = &request.without_comments();
         let profile = request.profile;
         let (mut notes, mut warnings) = (model.notes.clone(), Vec::new());
-        notes.extend(comments.iter().map(|it| format!("comment left out: {it}")));
         let choice = Choice::of(request, model, &mut notes)?;
         let (size, memory) = size_and_memory(request, models, limit)?;
         if let Some(approx) = &models.vae_approx {
@@ -311,9 +309,10 @@ impl Plans {
         if let Some(first) = self.plans.first() {
             leases::check(first, models, ep)?;
         }
-        for plan in &self.plans {
-            let [_, channels, height, width] = plan.latent_shape;
-            if let Some((path, place)) = &plan.initial_noise {
+        // A request's plans have theirs one after the other in one file.
+        if let Some(last) = self.plans.last() {
+            let [_, channels, height, width] = last.latent_shape;
+            if let Some((path, place)) = &last.initial_noise {
                 stages::given_noise(path, *place, [channels, height, width])?;
             }
         }

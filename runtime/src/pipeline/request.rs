@@ -1,6 +1,6 @@
 //! What is asked for. Nothing is opened here.
 
-use std::borrow::Cow;
+use std::iter;
 use std::path::PathBuf;
 
 use sd_kernels::Isa;
@@ -15,7 +15,7 @@ use crate::profile::{A1111, PROFILES, Profile, Prompts};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
 use crate::text::Emphasis;
-use crate::text::comments::{comments, strip};
+use crate::text::comments::strip_comments;
 
 /// A wish for pictures. In JSON it is an object with the fields' names; see [`Request::from_json`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,21 +189,14 @@ impl Default for Request {
 }
 
 impl Request {
-    /// The request with the prompts that its profile's program reads: without comments, if it has those; and these.
-    #[must_use]
-    pub fn without_comments(&self) -> (Cow<'_, Self>, Vec<String>) {
-        let prompts = [Some(&self.prompt), self.negative_prompt.as_ref()];
-        let found = prompts.into_iter().flatten().flat_map(|p| comments(p));
-        let found: Vec<String> = found.map(str::to_owned).collect();
-        if found.is_empty() || !self.profile.has_comments {
-            return (Cow::Borrowed(self), Vec::new());
+    /// Leaves out the comments of what somebody wrote, if the profile's program has comments, and returns them. The texts of
+    /// pictures have none: what looks like one was a part of the prompt.
+    pub fn strip_comments(&mut self) -> Vec<String> {
+        if !self.profile.has_comments {
+            return Vec::new();
         }
-        let without = Self {
-            prompt: strip(&self.prompt),
-            negative_prompt: self.negative_prompt.as_deref().map(strip),
-            ..self.clone()
-        };
-        (Cow::Owned(without), found)
+        let prompts = iter::once(&mut self.prompt).chain(&mut self.negative_prompt);
+        prompts.flat_map(strip_comments).collect()
     }
 
     /// Checks what can be checked before anything is opened.

@@ -184,12 +184,11 @@ impl EngineArgs {
         if self.ep != Provider::Named(settings.ep) {
             add("EP", settings.ep.name());
         }
-        let plugin = self.plugin().and_then(|library| plugin_title(library).ok());
-        if let Some(there) = settings
-            .plugin
-            .as_ref()
-            .filter(|_| plugin != settings.plugin)
-        {
+        let is_here = |there: &&String| {
+            let here = self.plugin().and_then(|library| plugin_title(library).ok());
+            here.as_ref() == Some(there)
+        };
+        if let Some(there) = settings.plugin.as_ref().filter(|there| !is_here(there)) {
             add("Plugin", there);
         }
         let here = self.instructions.unwrap_or_else(Isa::detect);
@@ -387,6 +386,11 @@ fn positive(text: &str) -> Result<f64, String> {
         Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
         _ => Err("expected a number above 0".to_owned()),
     }
+}
+
+/// What is said of a comment in a prompt.
+pub(crate) fn left_out(comment: &str) -> String {
+    format!("comment left out: {comment}")
 }
 
 /// A job that ends when the user wants to stop.

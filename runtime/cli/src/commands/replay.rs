@@ -125,8 +125,12 @@ fn models(args: &ReplayArgs, wanted: &Wanted, ui: &Ui) -> anyhow::Result<Result<
     } else {
         tiny.retain(|approx| wanted.is_vae_approx(approx));
     }
-    // Directories with the same weights may differ in their portable graphs.
-    there.sort_by_key(|model| !wanted.has_form(model));
+    // Directories with the same weights may lack networks, and differ in their portable graphs.
+    let decodes = |model: &ModelDir| {
+        let manifest = model.manifest.as_ref();
+        manifest.is_none_or(|manifest| manifest.components.contains_key("vae_decoder"))
+    };
+    there.sort_by_key(|model| (!decodes(model), !wanted.has_form(model)));
     // A model may be its own refiner.
     let found = there.iter().find(|model| wanted.is_refiner(model));
     let refiner = args

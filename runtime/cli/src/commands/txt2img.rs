@@ -14,11 +14,12 @@ use sd_runtime::sampler::{self, Sampler};
 use sd_runtime::sensors::Ceiling;
 use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
+use sd_runtime::text::comments::strip_comments;
 use sd_runtime::text::styles::Styles;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
 
-use super::{CeilingArgs, EngineArgs, cancel_with};
+use super::{CeilingArgs, EngineArgs, cancel_with, left_out};
 use crate::auto::{self, Choice};
 use crate::carried;
 use crate::demo_model;
@@ -419,7 +420,22 @@ impl Txt2ImgArgs {
         if let Some(name) = &self.rng {
             request.rng = name.parse()?;
         }
+        self.strip_comments(&mut request, ui);
         Ok((request, not_carried))
+    }
+
+    /// Leaves out comments of prompts that options and styles made. A picture's have none: what looks like one is text.
+    fn strip_comments(&self, request: &mut Request, ui: &Ui) {
+        if !request.profile.has_comments {
+            return;
+        }
+        let is_styled = !self.style_names.is_empty();
+        let prompt = (is_styled || self.prompt.is_some()).then_some(&mut request.prompt);
+        let negative = request.negative_prompt.as_mut();
+        let negative = negative.filter(|_| is_styled || self.negative.is_some());
+        for comment in prompt.into_iter().chain(negative).flat_map(strip_comments) {
+            ui.note(left_out(&comment));
+        }
     }
 
     /// The sampler, and what the options say of its spread, where they do: a new sampler has its own.

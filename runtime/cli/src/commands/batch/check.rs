@@ -274,7 +274,6 @@ fn may_replace(path: &Path, request: &Request) -> bool {
     let is_of_request = || {
         let picture = PictureFile::open(path).ok()?;
         let settings = Settings::read(&picture.parameters).ok()?;
-        let (request, _) = request.without_comments();
         Some(settings.request.prompt == request.prompt)
     };
     found.is_file() && (found.len() == 0 || is_of_request() == Some(true))

@@ -16,6 +16,7 @@ use sd_runtime::sensors::{Share, Shares};
 use super::check::{Checker, Item, not_planned, said};
 use super::line::next_line;
 use super::results::{Image, Record, Took};
+use crate::commands::left_out;
 
 /// A picture, by the number of its job's line and its place in that job, from 0.
 pub(super) type Which = (usize, usize);
@@ -149,6 +150,8 @@ impl Feeder {
                 return self.keep_going.then_some(1);
             }
         };
+        rest.notes
+            .extend(line.comments.iter().map(|comment| left_out(comment)));
         let pictures = std::mem::take(&mut rest.plans);
         // A job of the scheduler for each picture, so that each is written when it is finished.
         for (place, file) in left {

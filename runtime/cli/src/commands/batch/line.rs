@@ -25,7 +25,10 @@ pub(crate) struct Line {
     pub(crate) client: String,
     /// Which jobs of a client are first.
     pub(crate) priority: i32,
+    /// Without comments.
     pub(crate) request: Request,
+    /// Comments that its prompts had.
+    pub(crate) comments: Vec<String>,
 }
 
 /// The fields beside those of a request.
@@ -101,12 +104,14 @@ impl Line {
             None => format!("{number:06}"),
         };
         let wrong = |e: RequestError| e.to_string();
+        let mut request = Request::from_value(Value::Object(beside.request)).map_err(wrong)?;
         Ok(Self {
             number,
             name,
             client: beside.client.unwrap_or_default(),
             priority: beside.priority.unwrap_or(0),
-            request: Request::from_value(Value::Object(beside.request)).map_err(wrong)?,
+            comments: request.strip_comments(),
+            request,
         })
     }
 

@@ -282,7 +282,11 @@ fn look(
     (checker.engine, _) = auto::resolve(&args.engine, &first, &checker.models, ui)?;
     // Which graphs run depends on them.
     checker.engine.limit_instructions();
-    let items: Vec<Item> = items.into_iter().map(|it| checker.compare(it)).collect();
+    let items = items.into_iter().map(|it| match ui.interrupted() {
+        true => Err(Interrupted),
+        false => Ok(checker.compare(it)),
+    });
+    let items: Vec<Item> = items.collect::<Result<_, _>>()?;
     if !args.keep_going {
         refuse_broken(&items, jobs)?;
     }

@@ -63,11 +63,11 @@ impl Image {
         let path = folder.join(&self.file);
         match path.metadata() {
             Ok(found) if !found.is_file() || found.len() == 0 => Found::Gone,
-            // Other programs may have made a whole file shorter.
+            // Other programs may have made a whole file shorter, or another one of it.
             Ok(found) if self.bytes.is_some_and(|bytes| found.len() < bytes) => {
-                match has_end(&path) {
-                    true => Found::There,
-                    false => Found::CutOff,
+                match is_cut_off(&path) {
+                    true => Found::CutOff,
+                    false => Found::There,
                 }
             }
             Ok(_) => Found::There,
@@ -85,10 +85,14 @@ enum Found {
     CutOff,
 }
 
-/// Whether a PNG file ends with the chunk that ends PNGs.
-fn has_end(path: &Path) -> bool {
+/// Whether a file is the beginning of a PNG without the chunk that ends PNGs.
+fn is_cut_off(path: &Path) -> bool {
+    const BEGIN: &[u8] = b"\x89PNG\r\n\x1a\n";
     const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
-    fs::read(path).is_ok_and(|bytes| bytes.ends_with(END))
+    fs::read(path).is_ok_and(|bytes| {
+        let begins = bytes.iter().zip(BEGIN).all(|(a, b)| a == b);
+        begins && !bytes.windows(END.len()).any(|place| place == END)
+    })
 }
 
 /// What a picture took, or all of a job's.
