@@ -6,7 +6,7 @@
 
 use sd_ui::{STDOUT, is_stdout};
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use sd_models::diffusers::COMPONENTS;
 use sd_models::manifest;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -139,12 +140,12 @@ impl StagedDir {
         Ok(())
     }
 
-    /// Moves what the target holds out of it, and what was made in. The manifest is the last to come, and takes the old one's
-    /// place: whatever happens before, there is one, and its hashes are not those of parts that are missing or new.
+    /// Moves a model that the target holds out of it, and what was made in; what else lies there stays. The manifest is the last to
+    /// come, and takes the old one's place: whatever happens before, there is one, and its hashes are not those of parts that are missing or new.
     fn fill(&self) -> io::Result<()> {
         let (staging, retired) = (self.path(), self.path().join(RETIRED));
         let (new, mut old) = (contents(staging)?, contents(&self.target)?);
-        old.retain(|name| name != manifest::FILE_NAME);
+        old.retain(|name| is_of_models(name));
         fs::create_dir(&retired)?;
         move_all(&old, &self.target, &retired)?;
         move_all(&new, staging, &self.target).inspect_err(|_| {
@@ -327,6 +328,19 @@ fn check_replaceable(target: &Path, end: &Path, replace: bool) -> Result<(), Con
     }
 }
 
+/// Whether model directories have an entry of this name, beside the manifest.
+fn is_of_models(name: &OsStr) -> bool {
+    const BESIDE_NETWORKS: [&str; 5] = [
+        "embeddings",
+        "model_index.json",
+        "scheduler",
+        "tokenizer",
+        "tokenizer_2",
+    ];
+    let mut own = COMPONENTS.iter().chain(&BESIDE_NETWORKS);
+    own.any(|own| name == *own)
+}
+
 /// What a directory holds but for what is unfinished in it, the manifest last.
 fn contents(folder: &Path) -> io::Result<Vec<OsString>> {
     let names = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name()));
@@ -494,10 +508,12 @@ mod tests {
             Err(ConvertError::OutputForeign { .. })
         ));
         fs::write(target.join(sd_models::manifest::FILE_NAME), "{}").unwrap();
+        fs::write(target.join("model_index.json"), "").unwrap();
         let staged = StagedDir::create(&target, true).unwrap();
         staged.write("new", "").unwrap();
         staged.commit().unwrap();
-        assert!(target.join("new").exists() && !target.join("thesis.txt").exists());
+        assert!(target.join("new").exists() && !target.join("model_index.json").exists());
+        assert!(target.join("thesis.txt").exists());
         assert_eq!(entries(parent.path()), 1);
     }
 
@@ -512,7 +528,7 @@ mod tests {
         let inode = fs::metadata(&target).unwrap().ino();
         let link = parent.path().join("link");
         std::os::unix::fs::symlink("out", &link).unwrap();
-        for (name, replace) in [("first", false), ("second", true)] {
+        for (name, replace) in [("scheduler", false), ("tokenizer", true)] {
             let staged = StagedDir::create(&link, replace).unwrap();
             staged.write(name, "").unwrap();
             staged.write("unet/config.json", name).unwrap();
@@ -526,7 +542,7 @@ mod tests {
         let again = StagedDir::create(&target, false);
         assert!(matches!(again, Err(ConvertError::OutputExists { .. })));
         drop(StagedDir::create(&target, true).unwrap());
-        assert!(target.join("second").exists());
+        assert!(target.join("tokenizer").exists());
     }
 
     #[test]

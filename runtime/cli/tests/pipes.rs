@@ -124,3 +124,28 @@ fn wait_until_it_catches_signals(pid: &str) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Where a folder or a regular file is needed, a pipe is an error.
+#[test]
+fn pipes_in_place_of_folders_and_results_are_refused() {
+    let dir = folder();
+    fs::write(dir.path().join("jobs.jsonl"), JOB).unwrap();
+    fs::create_dir(dir.path().join("out")).unwrap();
+    for pipe in ["pipe", "out/results.jsonl"] {
+        let made = Command::new("mkfifo").arg(dir.path().join(pipe)).status();
+        assert!(made.unwrap().success());
+    }
+    for (args, said) in [
+        (
+            &["txt2img", "-p", "a star", "-m", "pipe", "-o", "a.png"][..],
+            "pipe: it is no folder",
+        ),
+        (
+            &["batch", "jobs.jsonl", "-o", "out"],
+            "results.jsonl: it is no file",
+        ),
+    ] {
+        let (code, _, stderr) = run(sdrun(dir.path()).args(args));
+        assert!(code == Some(1) && stderr.contains(said), "{stderr}");
+    }
+}

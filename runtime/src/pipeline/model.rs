@@ -19,6 +19,7 @@ use crate::Remedy;
 use crate::engine::memory::Needs;
 use crate::engine::{Chosen, Compute, Dialect, EngineError, Ep, Key, choose};
 use crate::profile::{ConfigError, Trained};
+use crate::regular;
 use crate::text::{ClipTokenizer, Embeddings};
 
 /// A text encoder and its tokenizer.
@@ -696,7 +697,7 @@ fn what_it_is(path: &Path) -> (String, Remedy) {
         } else {
             ("it has no unet/model.onnx", any())
         }
-    } else if let Ok(mut file) = fs::File::open(path) {
+    } else if let Ok(mut file) = regular::open(path) {
         let mut start = [0; 24];
         let length = file.read(&mut start).unwrap_or(0);
         let extension = path.extension().unwrap_or_default().to_string_lossy();
@@ -711,6 +712,8 @@ fn what_it_is(path: &Path) -> (String, Remedy) {
         } else {
             ("it is a file, not a folder", any())
         }
+    } else if path.exists() {
+        ("it is no folder", any())
     } else {
         ("there is no such folder", any())
     };

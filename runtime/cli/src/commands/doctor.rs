@@ -99,6 +99,12 @@ fn loads(args: &DoctorArgs, engine: &mut Engine, ui: &Ui) -> anyhow::Result<Opti
     let texts = model.texts.iter().map(|text| text.component);
     let mut left = serde_json::Map::new();
     for component in texts.chain(["unet", "vae_decoder"]) {
+        if model.manifest.is_some() && model.recorded(component).is_none() {
+            if !args.json {
+                ui.result(format!("{component}: not in the directory"))?;
+            }
+            continue;
+        }
         let wish = (Dialect::Auto, Compute::F32);
         let (key, _) = model.key(component, &dims, ep, wish)?;
         let network = engine.lease(&key, model.manifest.as_ref(), &cancel)?;

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use sd_runtime::pipeline::{Outcome, Request};
 use serde::{Deserialize, Serialize};
 
@@ -222,10 +222,22 @@ pub(crate) struct Results {
     made: BTreeMap<String, Record>,
 }
 
+/// That results are no pipe or device, which need not end.
+fn check_kind(path: &Path) -> anyhow::Result<()> {
+    let is_other = path.metadata().is_ok_and(|found| !found.is_file());
+    ensure!(
+        !is_other,
+        "{}: it is no file; give another folder",
+        path.display()
+    );
+    Ok(())
+}
+
 impl Results {
     /// What a folder has of jobs whose pictures are there, all or some; the folder need not be.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Record>> {
         let path = folder.join(NAME);
+        check_kind(&path)?;
         match fs::read(&path) {
             Ok(bytes) => Ok(parse(&path, &bytes, folder)?.0),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
@@ -238,6 +250,7 @@ impl Results {
         let path = folder.join(NAME);
         let failed = || format!("cannot write {}", path.display());
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        check_kind(&path)?;
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path).with_context(failed)?;
@@ -304,7 +317,9 @@ fn parse(
             path.display()
         )
     };
-    if !rest.starts_with(BEGINNING) && !BEGINNING.starts_with(rest) {
+    // A file's end may be zeros after the power was lost.
+    let is_lost = rest.iter().all(|&byte| byte == 0);
+    if !is_lost && !rest.starts_with(BEGINNING) && !BEGINNING.starts_with(rest) {
         let number = bytes.split(|&byte| byte == b'\n').count();
         return Err(foreign(number, &"expected a field `job`"));
     }
@@ -409,7 +424,11 @@ mod tests {
         drop(results);
         let file = folder.join(NAME);
         let whole = fs::read(&file).unwrap();
-        fs::write(&file, [&whole[..], b"{\"job\":\"c"].concat()).unwrap();
+        for end in [&[0; 4096][..], b"{\"job\":\"c"] {
+            fs::write(&file, [&whole[..], end].concat()).unwrap();
+            drop(Results::open(&folder).unwrap());
+            assert_eq!(fs::read(&file).unwrap(), whole);
+        }
         let results = Results::open(&folder).unwrap();
         assert!(
             results
@@ -460,16 +479,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let results = Results::open(dir.path()).unwrap();
         let picture = dir.path().join("a.png");
-        let end: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+        let (begin, end): (&[u8], &[u8]) = (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xae\x42\x60\x82");
         let mut made = record("a", Status::Done);
         made.images[0].bytes = Some(100);
         results.add(&made).unwrap();
         for (bytes, is_there) in [
             (vec![0; 100], true),
             (vec![0; 101], true),
-            (vec![0; 99], false),
-            ([&[0; 20], end].concat(), true),
-            ([&[0; 20], &end[..11]].concat(), false),
+            (b"a pointer to it".to_vec(), true),
+            (begin[..5].to_vec(), false),
+            ([begin, &[0; 91]].concat(), false),
+            ([begin, &[0; 20], end].concat(), true),
+            ([begin, &[0; 20], end, b"more"].concat(), true),
+            ([begin, &[0; 20], &end[..11]].concat(), false),
         ] {
             fs::write(&picture, &bytes).unwrap();
             let known = Results::read(dir.path()).unwrap().remove("a").unwrap();
