@@ -21,6 +21,12 @@ const MOST_PIXELS: u64 = 1 << 27;
 /// The marker in front of a JPEG's pixels.
 const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
 
+/// What PNG files begin with.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// The chunk that ends PNGs.
+const END_OF_PNG: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+
 /// What is wrong with a file that is not [`is_whole`].
 const CUT_OFF: &str = "the end of the file is missing";
 
@@ -95,11 +101,22 @@ impl PictureFile {
     }
 }
 
-/// Whether a file's end is there, without which decoders of JPEG and WebP may make up pixels. PNG's say it themselves.
+/// Whether these are the first bytes of a PNG, of which the end is missing.
+#[must_use]
+pub fn is_cut_off_png(bytes: &[u8]) -> bool {
+    let begins = bytes.iter().zip(PNG).all(|(a, b)| a == b);
+    begins && !is_whole(Format::Png, bytes)
+}
+
+/// Whether a file's end is there, without which decoders may make up pixels.
 fn is_whole(format: Format, bytes: &[u8]) -> bool {
     const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
     match format {
-        Format::Png => true,
+        // Other programs may have added bytes.
+        Format::Png => {
+            let mut places = bytes.windows(END_OF_PNG.len()).rev();
+            places.any(|place| place == END_OF_PNG)
+        }
         // A thumbnail in the metadata has an end of its own, and so do few other bytes behind the last picture's.
         Format::Jpeg { .. } => {
             let scan = bytes.windows(2).rposition(|pair| pair == START_OF_SCAN);

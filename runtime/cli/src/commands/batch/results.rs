@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use sd_runtime::pipeline::image_io::is_cut_off_png;
 use sd_runtime::pipeline::{Outcome, Request};
 use serde::{Deserialize, Serialize};
 
@@ -65,9 +66,9 @@ impl Image {
             Ok(found) if !found.is_file() || found.len() == 0 => Found::Gone,
             // Other programs may have made a whole file shorter, or another one of it.
             Ok(found) if self.bytes.is_some_and(|bytes| found.len() < bytes) => {
-                match is_cut_off(&path) {
-                    true => Found::CutOff,
-                    false => Found::There,
+                match fs::read(&path) {
+                    Ok(bytes) if is_cut_off_png(&bytes) => Found::CutOff,
+                    _ => Found::There,
                 }
             }
             Ok(_) => Found::There,
@@ -83,16 +84,6 @@ enum Found {
     /// It is removed, or empty, as files may be after the power was lost.
     Gone,
     CutOff,
-}
-
-/// Whether a file is the beginning of a PNG without the chunk that ends PNGs.
-fn is_cut_off(path: &Path) -> bool {
-    const BEGIN: &[u8] = b"\x89PNG\r\n\x1a\n";
-    const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
-    fs::read(path).is_ok_and(|bytes| {
-        let begins = bytes.iter().zip(BEGIN).all(|(a, b)| a == b);
-        begins && !bytes.windows(END.len()).any(|place| place == END)
-    })
 }
 
 /// What a picture took, or all of a job's.
