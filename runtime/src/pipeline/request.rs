@@ -15,7 +15,6 @@ use crate::profile::{A1111, PROFILES, Profile, Prompts};
 use crate::sampler::{Knob, Options, Sampler};
 use crate::sigmas::Spread;
 use crate::text::Emphasis;
-use crate::text::comments::strip_comments;
 
 /// A wish for pictures. In JSON it is an object with the fields' names; see [`Request::from_json`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -192,11 +191,9 @@ impl Request {
     /// Leaves out the comments of what somebody wrote, if the profile's program has comments, and returns them. The texts of
     /// pictures have none: what looks like one was a part of the prompt.
     pub fn strip_comments(&mut self) -> Vec<String> {
-        if !self.profile.has_comments {
-            return Vec::new();
-        }
         let prompts = iter::once(&mut self.prompt).chain(&mut self.negative_prompt);
-        prompts.flat_map(strip_comments).collect()
+        let stripped = prompts.flat_map(|prompt| self.profile.strip_comments(prompt));
+        stripped.collect()
     }
 
     /// Checks what can be checked before anything is opened.

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::sampler::{Options, Sampler, Schedule};
 use crate::sigmas::Spread;
 use crate::text::Emphasis;
+use crate::text::comments::{comments, strip};
 
 /// Every profile.
 pub static PROFILES: [Profile; 3] = [&A1111, &COMFYUI, &DIFFUSERS];
@@ -72,6 +73,19 @@ pub struct Rules {
     pub clip_skip_open_clip: bool,
     /// A decoded value in 0..=255 to a pixel's.
     pub pixel: fn(f32) -> u8,
+}
+
+impl Rules {
+    /// Leaves out the comments of a prompt that somebody wrote, if the program has comments, and returns them.
+    #[must_use]
+    pub fn strip_comments(&self, prompt: &mut String) -> Vec<String> {
+        if !self.has_comments {
+            return Vec::new();
+        }
+        let found = comments(prompt).map(str::to_owned).collect();
+        *prompt = strip(prompt);
+        found
+    }
 }
 
 /// What a model says of the noise it was trained on.

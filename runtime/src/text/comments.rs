@@ -26,13 +26,6 @@ pub fn comments(prompt: &str) -> impl Iterator<Item = &str> {
     lines.filter_map(|line| Some(line[line.find('#')?..].trim_end()))
 }
 
-/// Leaves out the comments of a prompt, and returns them.
-pub fn strip_comments(prompt: &mut String) -> Vec<String> {
-    let found: Vec<String> = comments(prompt).map(str::to_owned).collect();
-    *prompt = strip(prompt);
-    found
-}
-
 /// Replaces comments by an end of a line each. `start` finds the next one in the rest of a text, which may be the whole text.
 fn replace(text: &str, start: impl Fn(&str, bool) -> Option<usize>) -> String {
     let (mut left, mut rest) = (String::new(), text);

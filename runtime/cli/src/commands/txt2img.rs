@@ -14,7 +14,6 @@ use sd_runtime::sampler::{self, Sampler};
 use sd_runtime::sensors::Ceiling;
 use sd_runtime::sigmas::Spread;
 use sd_runtime::text::Emphasis;
-use sd_runtime::text::comments::strip_comments;
 use sd_runtime::text::styles::Styles;
 use sd_ui::{Ui, UsageError};
 use serde_json::json;
@@ -426,14 +425,13 @@ impl Txt2ImgArgs {
 
     /// Leaves out comments of prompts that options and styles made. A picture's have none: what looks like one is text.
     fn strip_comments(&self, request: &mut Request, ui: &Ui) {
-        if !request.profile.has_comments {
-            return;
-        }
+        let profile = request.profile;
         let is_styled = !self.style_names.is_empty();
         let prompt = (is_styled || self.prompt.is_some()).then_some(&mut request.prompt);
         let negative = request.negative_prompt.as_mut();
         let negative = negative.filter(|_| is_styled || self.negative.is_some());
-        for comment in prompt.into_iter().chain(negative).flat_map(strip_comments) {
+        let prompts = prompt.into_iter().chain(negative);
+        for comment in prompts.flat_map(|prompt| profile.strip_comments(prompt)) {
             ui.note(left_out(&comment));
         }
     }
